@@ -1,0 +1,274 @@
+"""One frozen node per Dockerfile instruction; text is unexpanded.
+
+Every node carries the Span it was read from. Nodes are values: they hold what the file
+says and nothing of what it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from grammar.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Heredoc:
+    """One ``<<NAME`` with its body.
+
+    ``expand`` is false when the name was quoted; ``chomp`` is true for ``<<-`` (leading
+    tabs are already removed from ``body``); ``fd`` is the number before ``<<`` or -1;
+    ``raw`` is the word as written, ``<<-"EOF"``.
+    """
+
+    name: str
+    body: str
+    expand: bool = True
+    chomp: bool = False
+    fd: int = -1
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShellForm:
+    """A command line for the SHELL, as written, continuations joined."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecForm:
+    """A JSON array of arguments, run without a shell."""
+
+    argv: tuple[str, ...]
+
+
+Command = ShellForm | ExecForm
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """``--name`` or ``--name=value``; ``value`` is None for the bare form."""
+
+    name: str
+    value: str | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One ``key=value`` of ENV, LABEL or ARG; ``value`` is None for a bare ``ARG key``."""
+
+    key: str
+    value: str | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class From:
+    """FROM: ``base`` unexpanded, ``name`` lower-cased or ""."""
+
+    span: Span
+    base: str
+    name: str = ""
+    platform: str = ""
+    base_span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """RUN; ``mounts`` are the unparsed values of its ``--mount`` flags."""
+
+    span: Span
+    command: Command
+    heredocs: tuple[Heredoc, ...] = ()
+    mounts: tuple[Flag, ...] = ()
+    network: str = ""
+    security: str = ""
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """COPY; a heredoc source appears in ``heredocs``, not in ``sources``."""
+
+    span: Span
+    sources: tuple[str, ...]
+    dest: str
+    heredocs: tuple[Heredoc, ...] = ()
+    from_: str = ""
+    chown: str = ""
+    chmod: str = ""
+    link: bool = False
+    parents: bool = False
+    exclude: tuple[str, ...] = ()
+    source_spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """ADD; ``unpack`` is None when the flag was not given."""
+
+    span: Span
+    sources: tuple[str, ...]
+    dest: str
+    heredocs: tuple[Heredoc, ...] = ()
+    chown: str = ""
+    chmod: str = ""
+    link: bool = False
+    exclude: tuple[str, ...] = ()
+    checksum: str = ""
+    keep_git_dir: bool | None = None
+    unpack: bool | None = None
+    source_spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Env:
+    span: Span
+    pairs: tuple[Pair, ...]
+    legacy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    span: Span
+    pairs: tuple[Pair, ...]
+    legacy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    span: Span
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Workdir:
+    span: Span
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    span: Span
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cmd:
+    span: Span
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Entrypoint:
+    span: Span
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    span: Span
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expose:
+    """EXPOSE; the port words, unexpanded."""
+
+    span: Span
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    span: Span
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopSignal:
+    span: Span
+    signal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Healthcheck:
+    """HEALTHCHECK; ``command`` is None for NONE. Durations are the texts written, "" when absent."""
+
+    span: Span
+    command: Command | None
+    interval: str = ""
+    timeout: str = ""
+    start_period: str = ""
+    start_interval: str = ""
+    retries: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Onbuild:
+    """ONBUILD; ``text`` is the trigger as the image config stores it."""
+
+    span: Span
+    text: str
+    trigger: Instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Maintainer:
+    span: Span
+    text: str
+
+
+Instruction = (
+    From
+    | Run
+    | Copy
+    | Add
+    | Env
+    | Label
+    | Arg
+    | Workdir
+    | User
+    | Cmd
+    | Entrypoint
+    | Shell
+    | Expose
+    | Volume
+    | StopSignal
+    | Healthcheck
+    | Onbuild
+    | Maintainer
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """Parser directives at the top of the file; ``check`` and ``syntax`` unparsed."""
+
+    syntax: str = ""
+    escape: str = "\\"
+    check: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A FROM and what follows it. ``source`` is the text as written, for display."""
+
+    start: From
+    instructions: tuple[Instruction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dockerfile:
+    """A parsed file: the ARGs before the first FROM, then its stages in order.
+
+    ``text`` is the file's text; ``sources`` maps an instruction's first line to the
+    instruction as one line (continuations joined by single spaces), for progress display.
+    """
+
+    text: str
+    directives: Directives
+    global_args: tuple[Arg, ...]
+    stages: tuple[Stage, ...]
+    sources: dict[int, str] = field(default_factory=dict)

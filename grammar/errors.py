@@ -1,0 +1,61 @@
+"""Errors about Dockerfile text.
+
+DockerfileError         something in the file is wrong; carries a Span and renders an excerpt
+ExpansionError          a ``${...}`` could not be expanded (no position: the caller knows it)
+ReferenceError_         an image reference does not follow the reference grammar
+IgnoreError             a .dockerignore pattern is malformed
+"""
+
+from __future__ import annotations
+
+from grammar.span import Span
+
+
+class DockerfileError(Exception):
+    """A Dockerfile that cannot be built, with the place that makes it so.
+
+    ``message`` says what is wrong, ``hint`` what to do about it ("" when there is nothing
+    useful to say).
+    """
+
+    def __init__(self, message: str, span: Span | None = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.span = span
+        self.hint = hint
+
+
+class ExpansionError(Exception):
+    """A word whose quoting or ``${...}`` is malformed, or whose ``${x:?}`` has no value."""
+
+
+class ReferenceError_(ValueError):
+    """A text that is not an image reference (distribution/reference grammar)."""
+
+
+class IgnoreError(ValueError):
+    """A malformed pattern in an ignore file; ``line`` counts from 1."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
+    """The lines around *span* with line numbers, ``>>>`` marks and a caret line.
+
+    *source* is the name to print ("Dockerfile"), *text* the whole file.
+    """
+    lines = text.splitlines()
+    first = max(1, span.first - context)
+    last = min(len(lines), span.last + context)
+    width = len(str(last))
+    out = [f"{source}:{span.first}"]
+    for number in range(first, last + 1):
+        inside = span.first <= number <= span.last
+        mark = ">>>" if inside else "   "
+        out.append(f" {number:>{width}} | {mark} {lines[number - 1]}".rstrip())
+        if inside and number == span.first and span.column:
+            lead = "".join(c if c == "\t" else " " for c in lines[number - 1][: span.column - 1])
+            out.append(f" {'':>{width}} |     {lead}{'^' * max(1, span.width)}")
+    return "\n".join(out)
