@@ -1,0 +1,422 @@
+"""The child of a step: from the first instruction after clone3 to execve, read top to bottom.
+
+It runs in its own user, mount, pid, uts, ipc, cgroup and (unless the host's is asked for)
+net namespace. All mounts are made in the step's own mount namespace, so the kernel removes
+them when the last process of the step ends. Nothing is imported, looked up by name service
+or executed between entering the image's root and execve (security.md D2): every module used
+here was loaded by the launcher, paths and texts are bytes, and passwd is parsed by hand.
+"""
+
+import errno
+import os
+import signal
+import socket
+import stat
+
+from builder.runtime import syscalls as sc
+from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec
+from cache.openat2 import open_in_root
+
+# Where the store and then the image are attached before pivot_root; /proc exists wherever
+# a user namespace can be set up, and the host's is not needed again.
+_STAGING = b"/proc"
+_STATUS_FD = 3
+
+_DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
+_DEVICES[b"tty"] = (5, 0)
+_DEV_LINKS = {
+    b"fd": b"/proc/self/fd",
+    b"stdin": b"/proc/self/fd/0",
+    b"stdout": b"/proc/self/fd/1",
+    b"stderr": b"/proc/self/fd/2",
+    b"core": b"/proc/kcore",
+    b"ptmx": b"pts/ptmx",
+}
+_MASKED = (
+    b"proc/acpi",
+    b"proc/asound",
+    b"proc/interrupts",
+    b"proc/kcore",
+    b"proc/keys",
+    b"proc/latency_stats",
+    b"proc/sched_debug",
+    b"proc/scsi",
+    b"proc/timer_list",
+    b"proc/timer_stats",
+    b"sys/devices/virtual/powercap",
+    b"sys/firmware",
+    b"sys/fs/selinux",
+)
+_READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
+_PASSWD_LIMIT = 10 << 20
+_ID_LIMIT = (1 << 31) - 1
+
+_NO_EXEC = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
+
+
+class StepError(Exception):
+    """The step could not be started; the message is for the user."""
+
+
+def run(spec: ContainerSpec, store: int, channel: socket.socket, mapped: int, stdio: list[int]) -> None:
+    """Become the step. Returns never: it execs, or reports on *channel* and exits with 125.
+
+    *store* is a detached mount of the store, *mapped* a pipe that closes once the id map
+    is written, *stdio* the descriptors for 0, 1 and 2.
+    """
+    try:
+        os.read(mapped, 1)
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        os.setsid()
+        os.umask(0o022)
+        root = _mount_root(spec, store)
+        _mount_kernel_files(spec, root)
+        uid, gid, groups, home = _find_user(root, spec["user"])
+        if spec["network"] == "default" and channel.recv(1) != b"G":
+            os._exit(125)  # the builder went away
+        socket.sethostname(spec["hostname"])
+        _enter(root)
+        _keep_only(channel.fileno(), stdio)
+        _change_directory(spec["cwd"], uid, gid)
+        _become(uid, gid, groups)
+        env = dict(spec["env"])
+        env.setdefault(b"HOME", home)
+        env.setdefault(b"PATH", DEFAULT_PATH)
+        _exec(spec["argv"], env)
+    except StepError as error:
+        _report(str(error))
+    except OSError as error:
+        _report(f"preparing the container: {error.strerror or error}")
+    except BaseException as error:  # a bug; it must not unwind into the launcher's loop
+        _report(f"preparing the container: {type(error).__name__}: {error}")
+    os._exit(125)
+
+
+def _report(message: str) -> None:
+    """Tell the builder why the step did not start; the status channel may already be fd 3."""
+    data = b"E" + message.encode("utf-8", "replace")[:4000]
+    for fd in (_status, _STATUS_FD):
+        try:
+            os.write(fd, data)
+            return
+        except OSError:
+            continue
+
+
+_status = _STATUS_FD
+
+
+def report_on(fd: int) -> None:
+    """Set the descriptor that ``_report`` writes to until descriptors are renumbered."""
+    global _status
+    _status = fd
+
+
+# -- the root file system ------------------------------------------------------------------
+
+
+def _mount_root(spec: ContainerSpec, store: int) -> int:
+    """Mount the overlay and return a descriptor of its root, attached at the staging place.
+
+    The store is attached, entered and its layers named by short relative paths, so that
+    no host path shows in the step's mountinfo. ``volatile`` spares the sync of an upper
+    that is never used as an upper again (performance.md section 2).
+    """
+    sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+    sc.move_mount(store, sc.AT_FDCWD, _STAGING)
+    os.fchdir(store)
+    options = b"userxattr,volatile,xino=off,lowerdir=%s,upperdir=%s,workdir=%s" % (
+        b":".join(spec["lowers"]),
+        spec["upper"],
+        spec["work"],
+    )
+    if len(options) >= os.sysconf("SC_PAGE_SIZE"):
+        raise StepError(f"too many layers ({len(spec['lowers'])}) for one overlay mount")
+    sc.mount(b"overlay", _STAGING, b"overlay", 0, options)
+    root = os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(root)
+    os.close(store)
+    return root
+
+
+def _place(root: int, path: bytes, kind: int) -> int:
+    """Open the mount point *path* of the image, which must really be there and be of *kind*.
+
+    An image whose /proc or /dev is a link or a file is refused (security.md RT-05, RT-06).
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    except OSError as error:
+        raise StepError(f"/{os.fsdecode(path)} in the image: {error.strerror}") from None
+    if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
+        raise StepError(f"/{os.fsdecode(path)} in the image is not a directory, so nothing can run in it")
+    return fd
+
+
+def _mount_at(root: int, path: bytes, tree: int) -> int:
+    """Attach *tree* at the directory *path*; returns a descriptor of the mounted root."""
+    place = _place(root, path, stat.S_IFDIR)
+    sc.move_mount(tree, place, b"")
+    os.close(place)
+    return tree
+
+
+def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
+    """/proc, /sys, /dev and the private files, then what is masked or read-only in them."""
+    devices = {name: _host_device(name) for name in _DEVICES}
+    masked = _MASKED
+    if spec["network"] == "host":
+        # A sysfs of one's own needs a net namespace of one's own; take the host's, read-only.
+        sysfs = sc.open_tree(sc.AT_FDCWD, b"/sys", recursive=True)
+        sc.mount_setattr(sysfs, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, recursive=True)
+        masked = (*_MASKED, b"sys/fs/cgroup")
+    else:
+        sysfs = sc.new_mount(b"sysfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {})
+    _bind_files(root, spec["files"])
+    os.close(_mount_at(root, b"proc", sc.new_mount(b"proc", _NO_EXEC, {})))
+    os.close(_mount_at(root, b"sys", sysfs))
+    _fill_dev(root, devices)
+    null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
+    for path in masked:
+        _mask(root, path, null)
+    os.close(null)
+    for path in _READ_ONLY:
+        _make_read_only(root, path)
+
+
+def _host_device(name: bytes) -> int:
+    """A detached mount of one host device node, checked to be the device it is named for."""
+    tree = sc.open_tree(sc.AT_FDCWD, b"/dev/" + name)
+    found = os.fstat(tree)
+    device = (os.major(found.st_rdev), os.minor(found.st_rdev))
+    if not stat.S_ISCHR(found.st_mode) or device != _DEVICES[name]:
+        raise StepError(f"/dev/{os.fsdecode(name)} of this machine is not the device of that name")
+    return tree
+
+
+def _fill_dev(root: int, devices: dict[bytes, int]) -> None:
+    options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"64m"}
+    dev = _mount_at(root, b"dev", sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options))
+    for name, tree in devices.items():
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dev))
+        sc.move_mount(tree, dev, name)
+        os.close(tree)
+    for name, target in _DEV_LINKS.items():
+        os.symlink(target, name, dir_fd=dev)
+    plain: dict[bytes, bytes | None] = {}
+    pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}
+    pts[b"gid"] = b"5"
+    shm: dict[bytes, bytes | None] = {b"mode": b"1777", b"size": b"64m"}
+    for name, kind, attributes, mount_options in (
+        (b"pts", b"devpts", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, pts),
+        (b"shm", b"tmpfs", _NO_EXEC, shm),
+        (b"mqueue", b"mqueue", _NO_EXEC, plain),
+    ):
+        os.mkdir(name, 0o755, dir_fd=dev)
+        tree = sc.new_mount(kind, attributes, mount_options)
+        sc.move_mount(tree, dev, name)
+        os.close(tree)
+    os.close(dev)
+
+
+def _bind_files(root: int, files: dict[bytes, bytes]) -> None:
+    """Bind private read-only files over paths of the image, links resolved inside it.
+
+    They are made on a tmpfs that is attached where /proc goes next, then detached.
+    """
+    options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"1m"}
+    shelf = _mount_at(root, b"proc", sc.new_mount(b"tmpfs", _NO_EXEC, options))
+    for number, (path, content) in enumerate(files.items()):
+        name = b"%d" % number
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=shelf)
+        os.write(fd, content)
+        os.close(fd)
+        tree = sc.open_tree(shelf, name)
+        sc.mount_setattr(tree, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY)
+        try:
+            place = open_in_root(root, path, os.O_PATH)
+        except FileNotFoundError:  # a dangling link: cover the link itself
+            place = open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+        if stat.S_ISDIR(os.fstat(place).st_mode):
+            raise StepError(f"{os.fsdecode(path)} in the image is a directory")
+        sc.move_mount(tree, place, b"")
+        os.close(place)
+        os.close(tree)
+    os.close(shelf)
+    sc.umount2(b"proc", sc.MNT_DETACH)  # relative: the working directory is the image's root
+
+
+def _mask(root: int, path: bytes, null: int) -> None:
+    """Hide *path*: an empty read-only tmpfs over a directory, /dev/null over a file."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    except OSError:
+        return  # this kernel does not have it
+    if stat.S_ISDIR(os.fstat(place).st_mode):
+        tree = sc.new_mount(b"tmpfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {b"mode": b"0555"})
+    else:
+        tree = sc.open_tree(null, b"")
+    sc.move_mount(tree, place, b"")
+    os.close(tree)
+    os.close(place)
+
+
+def _make_read_only(root: int, path: bytes) -> None:
+    try:
+        tree = sc.open_tree(root, path)
+    except FileNotFoundError:
+        return
+    sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_RDONLY)
+    sc.move_mount(tree, root, path)
+    os.close(tree)
+
+
+# -- who the step is -----------------------------------------------------------------------
+
+
+def _find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
+    """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
+
+    ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
+    no entry. What looks like a number never falls back to a name (security.md RT-17).
+    """
+    user, colon, group = (text or b"0").partition(b":")
+    passwd = [line.split(b":") for line in _read_database(root, b"etc/passwd")]
+    entry: list[bytes] | None = None
+    for fields in passwd:
+        wanted = fields[2:3] if _is_number(user) else fields[0:1]
+        if len(fields) >= 4 and wanted == [user or b"0"]:
+            entry = fields
+            break
+    if entry is None and user and not _is_number(user):
+        name = os.fsdecode(user)
+        raise StepError(f"unable to find user {name}: no matching entries in passwd file")
+    uid = _number(entry[2] if entry else user or b"0")
+    gid = _number(entry[3]) if entry else 0
+    home = entry[5] if entry and len(entry) > 5 and entry[5] else b"/"
+    if colon:
+        gid = _find_group(root, group)
+        return uid, gid, [gid], home
+    groups = [gid]
+    if entry is not None:
+        for fields in (line.split(b":") for line in _read_database(root, b"etc/group")):
+            if len(fields) >= 4 and entry[0] in fields[3].split(b",") and _is_number(fields[2]):
+                groups.append(_number(fields[2]))
+    return uid, gid, list(dict.fromkeys(groups)), home
+
+
+def _find_group(root: int, group: bytes) -> int:
+    if _is_number(group):
+        return _number(group)
+    for line in _read_database(root, b"etc/group"):
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[0] == group and _is_number(fields[2]):
+            return _number(fields[2])
+    raise StepError(f"unable to find group {os.fsdecode(group)}: no matching entries in group file")
+
+
+def _is_number(text: bytes) -> bool:
+    """Whether *text* is meant as a number; signs and blanks count, so that they are refused as one."""
+    return bool(text) and text.strip().lstrip(b"+-").isdigit()
+
+
+def _number(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 10 or int(text) >= _ID_LIMIT:
+        raise StepError(f"user or group id {os.fsdecode(text)} is not between 0 and {_ID_LIMIT - 1}")
+    return int(text)
+
+
+def _read_database(root: int, path: bytes) -> list[bytes]:
+    """Lines of the image's passwd or group file; missing is empty, anything odd an error."""
+    try:
+        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise StepError(f"reading /{os.fsdecode(path)} of the image: {error.strerror}") from None
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _PASSWD_LIMIT:
+        raise StepError(f"/{os.fsdecode(path)} of the image is not a regular file of at most 10 MiB")
+    data = os.read(fd, found.st_size + 1)
+    os.close(fd)
+    return [line for line in data.split(b"\n") if line and not line.startswith(b"#")]
+
+
+# -- entering ------------------------------------------------------------------------------
+
+
+def _enter(root: int) -> None:
+    os.fchdir(root)
+    sc.pivot_root(b".", b".")
+    sc.umount2(b".", sc.MNT_DETACH)
+    os.chdir(b"/")
+
+
+def _keep_only(channel: int, stdio: list[int]) -> None:
+    """Renumber to 0, 1, 2 and the status channel, and close the rest before any chdir.
+
+    A WORKDIR of /proc/self/fd/N must not find a directory of the host (RT-01).
+    """
+    high = [os.dup(fd) for fd in (*stdio, channel)]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=number < _STATUS_FD)
+    report_on(_STATUS_FD)
+    sc.close_range(_STATUS_FD + 1)
+
+
+def _change_directory(path: bytes, uid: int, gid: int) -> None:
+    """Enter WORKDIR, made with the step's owner where an image names one it does not have."""
+    try:
+        os.chdir(path)
+    except FileNotFoundError:
+        built = b""
+        for part in path.split(b"/"):
+            built += part + b"/"
+            try:
+                os.mkdir(built, 0o755)
+            except FileExistsError:
+                continue
+            os.chown(built, uid, gid)
+        os.chdir(path)
+    except OSError as error:
+        raise StepError(f"WORKDIR {os.fsdecode(path)}: {error.strerror}") from None
+    if not os.getcwdb().startswith(b"/"):
+        raise StepError(f"WORKDIR {os.fsdecode(path)} is outside the image")
+
+
+def _become(uid: int, gid: int, groups: list[int]) -> None:
+    """Take the step's identity; root keeps the 14 capabilities, others none."""
+    sc.drop_bounding(CAPABILITIES)
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    sc.capset(CAPABILITIES if uid == 0 else 0)
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    """Replace the process; PATH is searched here because execvpe imports as it goes."""
+    name = argv[0]
+    if b"/" in name:
+        candidates = [name]
+    else:
+        candidates = [(folder or b".") + b"/" + name for folder in env[b"PATH"].split(b":")]
+    failure = errno.ENOENT
+    for candidate in candidates:
+        try:
+            os.execve(candidate, argv, env)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                failure = error.errno or failure
+    shown = os.fsdecode(name)
+    if failure == errno.ENOENT and b"/" not in name:
+        raise StepError(f'exec: "{shown}": executable file not found in $PATH')
+    hint = ""
+    if failure == errno.ENOENT and any(os.path.lexists(candidate) for candidate in candidates):
+        hint = " (it exists: is its interpreter, the loader or the #! program, in the image?)"
+    elif failure == errno.ENOEXEC:
+        hint = " (no #! line, or a program for another architecture)"
+    raise StepError(f'exec: "{shown}": {os.strerror(failure)}{hint}')

@@ -1,0 +1,258 @@
+"""The default network of steps: a bridge, a veth pair per step, NAT to the outside.
+
+pyroute2 takes 100 ms to import, so it lives in a process of its own that is forked early,
+imports while the builder plans, and then wires each step in a few milliseconds. One process
+serves one build: it owns one bridge, one subnet and one nftables table, and removes them
+when the builder closes the socket or dies.
+
+Names are numbered. A number belongs to whoever holds the flock on its file under
+/run/pybuild, so two builds never share one, and what a killed build left behind is removed
+by the next that takes its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from builder.runtime import syscalls as sc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOCKS = "/run/pybuild"
+_SLOTS = 64
+_ADDRESSES = 1 << 10  # per slot: 10.213.0.0/16 is cut into 64 subnets of /22
+_PREFIX = 22
+_POOL = (10 << 24) | (213 << 16)
+_IPV4 = 2  # nfgen_family NFPROTO_IPV4
+_SRCNAT = 100  # priority of source NAT in postrouting
+
+
+class NetworkError(Exception):
+    """The step's network could not be made; the message says which part and why."""
+
+
+class Network:
+    """The wiring process of one build, seen from the builder. A context manager.
+
+    Nothing on the host changes before the first ``wire``.
+    """
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._ours.close()
+            try:
+                os.setsid()
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                _serve(theirs)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def wire(self, namespace: int) -> str:
+        """Connect a net namespace to the outside; returns its IPv4 address.
+
+        Raises NetworkError.
+        """
+        with self._lock:
+            try:
+                socket.send_fds(self._ours, [b"W"], [namespace])
+                answer = self._ours.recv(4096)
+            except OSError as error:
+                raise NetworkError(f"the network helper is gone: {error.strerror}") from None
+        if answer[:1] != b"A":
+            raise NetworkError(answer[1:].decode("utf-8", "replace") or "the network helper ended")
+        return answer[1:].decode()
+
+    def close(self) -> None:
+        """Remove the bridge and the NAT rules and end the process."""
+        self._ours.close()
+        os.waitpid(self._pid, 0)
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _serve(requests: socket.socket) -> None:
+    """Answer wiring requests until the builder hangs up. Ends the process."""
+    bridge: _Bridge | None = None
+    with contextlib.suppress(Exception):
+        import pyroute2  # noqa: F401 (while the builder is still planning)
+    while True:
+        message, fds, _flags, _address = socket.recv_fds(requests, 1, 1)
+        if not message:
+            break
+        try:
+            if bridge is None:
+                bridge = _Bridge()
+            answer = b"A" + bridge.connect(fds[0]).encode()
+        except Exception as error:  # whatever pyroute2 raises must reach the user as words
+            answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
+        for fd in fds:
+            os.close(fd)
+        requests.send(answer)
+    if bridge is not None:
+        bridge.remove()
+    os._exit(0)
+
+
+class _Bridge:
+    """One numbered bridge with its subnet and NAT table."""
+
+    def __init__(self) -> None:
+        from pyroute2 import IPRoute
+
+        self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._route: Any = IPRoute()
+        self._sweep()
+        self._slot, self._lock = self._take_slot()
+        self.name = f"pybuild{self._slot}"
+        self._next = 0
+        self._clear(self.name)
+        try:
+            self._route.link("add", ifname=self.name, kind="bridge", state="up")
+            self._index: int = self._route.link_lookup(ifname=self.name)[0]
+            self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
+            self._add_nat()
+            _enable_forwarding()
+        except Exception:
+            self.remove()
+            raise
+
+    def _address(self, host: int) -> str:
+        return socket.inet_ntoa((_POOL + self._slot * _ADDRESSES + host).to_bytes(4, "big"))
+
+    def _take_slot(self) -> tuple[int, int]:
+        """The first free number whose subnet no route of this host uses, and its lock."""
+        used = list(self._routed())
+        for slot in range(_SLOTS):
+            base = _POOL + slot * _ADDRESSES
+            if any(low < base + _ADDRESSES and base <= high for low, high in used):
+                continue
+            lock = _lock_slot(slot)
+            if lock is not None:
+                return slot, lock
+        raise NetworkError(f"all {_SLOTS} build networks of this host are taken")
+
+    def _routed(self) -> Iterator[tuple[int, int]]:
+        """Ranges of the routes of other interfaces that lie inside our pool."""
+        ours = set(self._route.link_lookup(kind="bridge"))
+        names = {i: self._route.get_links(i)[0].get_attr("IFLA_IFNAME") for i in ours}
+        for route in self._route.get_routes(family=socket.AF_INET):
+            if str(names.get(route.get_attr("RTA_OIF"), "")).startswith("pybuild"):
+                continue
+            target, length = route.get_attr("RTA_DST"), route["dst_len"]
+            if target and length >= 16:
+                low = int.from_bytes(socket.inet_aton(target), "big")
+                yield low, low + (1 << (32 - length)) - 1
+
+    def _sweep(self) -> None:
+        """Remove bridges whose builds were killed: those whose lock can be had."""
+        for index in self._route.link_lookup(kind="bridge"):
+            name = str(self._route.get_links(index)[0].get_attr("IFLA_IFNAME"))
+            number = name.removeprefix("pybuild")
+            if number == name or not number.isdigit():
+                continue
+            lock = _lock_slot(int(number))
+            if lock is not None:
+                self._clear(name)
+                os.close(lock)
+
+    def _clear(self, name: str) -> None:
+        from pyroute2.nftables.main import NFTables
+
+        for index in self._route.link_lookup(ifname=name):
+            self._route.link("del", index=index)
+        nft: Any = NFTables(nfgen_family=_IPV4)
+        with contextlib.suppress(Exception):  # there is none: the usual case
+            nft.table("del", name=name)
+        nft.close()
+
+    def _add_nat(self) -> None:
+        from pyroute2.nftables.expressions import ipv4addr, masq
+        from pyroute2.nftables.main import NFTables
+
+        nft: Any = NFTables(nfgen_family=_IPV4)
+        nft.table("add", name=self.name)
+        nft.chain(
+            "add",
+            table=self.name,
+            name="postrouting",
+            hook="postrouting",
+            type="nat",
+            policy=1,
+            priority=_SRCNAT,
+        )
+        source = ipv4addr(src=f"{self._address(0)}/{_PREFIX}")
+        nft.rule("add", table=self.name, chain="postrouting", expressions=(source, masq()))
+        nft.close()
+
+    def connect(self, namespace: int) -> str:
+        """A veth pair from the bridge into *namespace*, addressed and up; its address."""
+        from pyroute2 import IPRoute
+
+        number = self._next
+        self._next += 1
+        address = self._address(2 + number % (_ADDRESSES - 3))
+        host_end = f"pyb{self._slot}v{number % 100000}"
+        peer = {"ifname": "eth0", "net_ns_fd": namespace}
+        self._route.link(
+            "add", ifname=host_end, kind="veth", master=self._index, state="up", peer=peer
+        )
+        sc.setns(namespace, sc.CLONE_NEWNET)
+        try:
+            inner: Any = IPRoute()
+        finally:
+            sc.setns(self._host, sc.CLONE_NEWNET)
+        try:
+            index: int = inner.link_lookup(ifname="eth0")[0]
+            inner.link("set", index=1, state="up")
+            inner.addr("add", index=index, address=address, prefixlen=_PREFIX)
+            inner.link("set", index=index, state="up")
+            inner.route("add", dst="default", gateway=self._address(1))
+        finally:
+            inner.close()
+        return address
+
+    def remove(self) -> None:
+        try:
+            self._clear(self.name)
+        except Exception as error:
+            print(f"warning: network {self.name} could not be removed: {error}", file=sys.stderr)  # noqa: T201
+        self._route.close()
+        os.close(self._lock)
+
+
+def _lock_slot(slot: int) -> int | None:
+    """The exclusive lock of a slot as a descriptor, or None when another process has it."""
+    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
+    fd = os.open(f"{_LOCKS}/net{slot}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _enable_forwarding() -> None:
+    path = "/proc/sys/net/ipv4/ip_forward"
+    with open(path, encoding="ascii") as file:
+        if file.read().strip() == "1":
+            return
+    with open(path, "w", encoding="ascii") as file:
+        file.write("1")

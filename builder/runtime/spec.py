@@ -1,0 +1,39 @@
+"""What a container is made of, as plain values that travel to the launcher by ``marshal``."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class ContainerSpec(TypedDict):
+        """All that the child needs to know; nothing is looked up later.
+
+        Layer paths are relative to the store, which the launcher holds open. ``lowers``
+        run from the top layer down. ``files`` are made on a tmpfs and bound read-only
+        over the paths they name, so they never reach a layer.
+        """
+
+        lowers: list[bytes]
+        upper: bytes
+        work: bytes
+        argv: list[bytes]
+        env: dict[bytes, bytes]
+        cwd: bytes
+        user: bytes
+        network: str
+        hostname: bytes
+        files: dict[bytes, bytes]
+
+else:
+    ContainerSpec = dict
+
+# Ids of a step are shifted by this much on the host, so that nothing in a step owns a file
+# or process outside. One extent covers every id an image may use (0 to 2^31 - 2).
+ID_SHIFT = 1 << 31
+ID_COUNT = (1 << 31) - 1
+
+# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw
+# sys_chroot mknod audit_write setfcap: what BuildKit and Docker grant, here inside a user
+# namespace and so worthless outside it.
+CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
