@@ -111,7 +111,9 @@ class Launcher:
         self.close()
 
 
-def run_output(running: Running, output: int, sink: Callable[[bytes], None], wire: Callable[[int], None]) -> Outcome:
+def run_output(
+    running: Running, output: int, sink: Callable[[bytes], None], wire: Callable[[int], None]
+) -> Outcome:
     """Wire the network, hand everything written to the pipe *output* to *sink*, wait for the end.
 
     The container's end closes the pipe, because no process of it survives.

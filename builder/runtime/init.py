@@ -15,7 +15,7 @@ import stat
 
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec
-from cache.openat2 import open_in_root
+from cache.kernel import open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
 # a user namespace can be set up, and the host's is not needed again.
@@ -77,7 +77,7 @@ def run(spec: ContainerSpec, store: int, channel: socket.socket, mapped: int, st
         uid, gid, groups, home = _find_user(root, spec["user"])
         if spec["network"] == "default" and channel.recv(1) != b"G":
             os._exit(125)  # the builder went away
-        socket.sethostname(spec["hostname"])
+        socket.sethostname(spec["hostname"].decode("ascii"))
         _enter(root)
         _keep_only(channel.fileno(), stdio)
         _change_directory(spec["cwd"], uid, gid)
@@ -96,23 +96,17 @@ def run(spec: ContainerSpec, store: int, channel: socket.socket, mapped: int, st
 
 
 def _report(message: str) -> None:
-    """Tell the builder why the step did not start; the status channel may already be fd 3."""
+    """Tell the builder why the step did not start."""
     data = b"E" + message.encode("utf-8", "replace")[:4000]
-    for fd in (_status, _STATUS_FD):
-        try:
-            os.write(fd, data)
-            return
-        except OSError:
-            continue
+    os.write(_status[0], data)
 
 
-_status = _STATUS_FD
+_status = [_STATUS_FD]
 
 
 def report_on(fd: int) -> None:
     """Set the descriptor that ``_report`` writes to until descriptors are renumbered."""
-    global _status
-    _status = fd
+    _status[0] = fd
 
 
 # -- the root file system ------------------------------------------------------------------
@@ -167,7 +161,7 @@ def _mount_at(root: int, path: bytes, tree: int) -> int:
 def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
     """/proc, /sys, /dev and the private files, then what is masked or read-only in them."""
     devices = {name: _host_device(name) for name in _DEVICES}
-    masked = _MASKED
+    masked: tuple[bytes, ...] = _MASKED
     if spec["network"] == "host":
         # A sysfs of one's own needs a net namespace of one's own; take the host's, read-only.
         sysfs = sc.open_tree(sc.AT_FDCWD, b"/sys", recursive=True)

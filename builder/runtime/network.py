@@ -210,9 +210,7 @@ class _Bridge:
         address = self._address(2 + number % (_ADDRESSES - 3))
         host_end = f"pyb{self._slot}v{number % 100000}"
         peer = {"ifname": "eth0", "net_ns_fd": namespace}
-        self._route.link(
-            "add", ifname=host_end, kind="veth", master=self._index, state="up", peer=peer
-        )
+        self._route.link("add", ifname=host_end, kind="veth", master=self._index, state="up", peer=peer)
         sc.setns(namespace, sc.CLONE_NEWNET)
         try:
             inner: Any = IPRoute()

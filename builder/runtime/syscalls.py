@@ -134,9 +134,7 @@ def mount_setattr(fd: int, path: bytes, attributes: int, userns: int = 0, recurs
     """Add *attributes* to a mount; *userns* is the descriptor for MOUNT_ATTR_IDMAP."""
     value = struct.pack("=QQQQ", attributes, 0, 0, userns)
     flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
-    result = _libc.syscall(
-        _MOUNT_SETATTR, fd, path, ctypes.c_uint(flags), value, ctypes.c_size_t(len(value))
-    )
+    result = _libc.syscall(_MOUNT_SETATTR, fd, path, ctypes.c_uint(flags), value, ctypes.c_size_t(len(value)))
     _check(result, "mount_setattr")
 
 

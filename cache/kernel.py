@@ -1,4 +1,4 @@
-"""Open a path as if its root were ``/``: openat2 with RESOLVE_IN_ROOT, and a walker without it.
+"""The two calls of the kernel that the store needs and the os module lacks: openat2, syncfs.
 
 Every path that an image, an archive or a Dockerfile chose is opened through ``open_in_root``.
 Symlinks, absolute ones too, resolve inside the root as they would after chroot; ``..`` stops
@@ -20,7 +20,8 @@ _RESOLVE_IN_ROOT = 0x10
 _TRIES = 128
 _MAX_LINKS = 40
 
-_usable = True
+# Whether this kernel has openat2 and no seccomp filter hides it; found by the first call.
+_usable = [True]
 
 
 def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, one_mount: bool = False) -> int:
@@ -29,9 +30,8 @@ def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, one_mount: b
     O_CLOEXEC is always added. With *one_mount*, crossing a mount point is EXDEV. Raises
     OSError as open(2) does; ELOOP after 40 links.
     """
-    global _usable
     flags |= os.O_CLOEXEC
-    if _usable:
+    if _usable[0]:
         resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (_RESOLVE_NO_XDEV if one_mount else 0)
         how = struct.pack("=QQQ", flags, mode, resolve)
         for _ in range(_TRIES):
@@ -42,7 +42,7 @@ def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, one_mount: b
             if code == errno.EAGAIN:
                 continue
             if code == errno.ENOSYS:
-                _usable = False
+                _usable[0] = False
                 break
             raise OSError(code, os.strerror(code), os.fsdecode(path))
     return walk_in_root(root, path, flags, mode)
@@ -83,3 +83,14 @@ def walk_in_root(root: int, path: bytes, flags: int, mode: int = 0) -> int:
     finally:
         for fd in trail:
             os.close(fd)
+
+
+def sync_file_system(path: str) -> None:
+    """syncfs on the file system that holds the directory *path*. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)

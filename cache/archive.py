@@ -1,0 +1,251 @@
+"""Read tar headers from a stream: v7, ustar, PAX and GNU long names, nothing trusted.
+
+Sparse files, multi-volume archives and unknown member types are refused by name. Limits are
+per member, so no header can make the reader hold more than a mebibyte.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cache.errors import ArchiveError
+
+_BLOCK = 512
+_HEADER_LIMIT = 1 << 20
+_RECORD_LIMIT = 10_000
+_PATH_LIMIT = 4096
+_SIZE_LIMIT = 1 << 50
+_ID_LIMIT = 1 << 32
+_TIME_LIMIT = 1 << 40
+
+Read = Callable[[int], bytes]
+
+_KINDS = {b"0": "f", b"\0": "f", b"7": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d", b"6": "p"}
+
+
+@dataclass(slots=True)
+class Member:
+    """One member as the archive states it; ``name`` and ``link`` are unchecked bytes."""
+
+    name: bytes
+    kind: str
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime: int = 0
+    link: bytes = b""
+    rdev: int = 0
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+
+
+class TarReader:
+    """Members of the tar that *read* delivers; ``read(n)`` returns up to n bytes, b"" at the end.
+
+    Iterate over members; call ``chunks`` for a file's content before the next member, or it
+    is skipped. Raises ArchiveError for anything malformed.
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._left = 0
+        self._pad = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        zero_blocks = 0
+        pax: dict[bytes, bytes] = {}
+        long_name = long_link = b""
+        while True:
+            self._skip()
+            block = self._exactly(_BLOCK, "a header", end_ok=True)
+            if not block:
+                if pax or long_name or long_link:
+                    raise ArchiveError("the archive ends inside an extended header")
+                return
+            if not block.strip(b"\0"):
+                zero_blocks += 1
+                if zero_blocks == 2:
+                    return
+                continue
+            zero_blocks = 0
+            member, kind = _parse(block)
+            if kind in b"xgLKXN":
+                data = self._special(member.size)
+                if kind in (b"x", b"X"):
+                    pax = _pax_records(data)
+                elif kind == b"L":
+                    long_name = data.rstrip(b"\0")
+                elif kind == b"K":
+                    long_link = data.rstrip(b"\0")
+                continue  # global headers ("g") carry nothing a layer needs
+            member.name = long_name or member.name
+            member.link = long_link or member.link
+            _apply_pax(member, pax)
+            pax, long_name, long_link = {}, b"", b""
+            _check(member, kind)
+            if member.kind != "f":
+                member.size = 0  # only files have content, whatever the header says
+            self._left = member.size
+            self._pad = -member.size % _BLOCK
+            yield member
+
+    def chunks(self) -> Iterator[bytes]:
+        """The content of the member just yielded."""
+        while self._left:
+            data = self._read(min(self._left, 1 << 20))
+            if not data:
+                raise ArchiveError("the archive ends inside a file")
+            self._left -= len(data)
+            yield data
+
+    def drain(self) -> None:
+        """Read whatever follows the end marker, so that a digest covers the whole stream."""
+        while self._read(1 << 20):
+            pass
+
+    def _skip(self) -> None:
+        for _ in self.chunks():
+            pass
+        while self._pad:
+            data = self._read(self._pad)
+            if not data:
+                raise ArchiveError("the archive ends inside a file")
+            self._pad -= len(data)
+
+    def _exactly(self, count: int, what: str, end_ok: bool = False) -> bytes:
+        data = self._read(count)
+        while len(data) < count:
+            more = self._read(count - len(data))
+            if not more:
+                if not data and end_ok:
+                    return b""
+                raise ArchiveError(f"the archive ends inside {what}")
+            data += more
+        return data
+
+    def _special(self, size: int) -> bytes:
+        if size > _HEADER_LIMIT:
+            raise ArchiveError(f"an extended header of {size} bytes (the limit is {_HEADER_LIMIT})")
+        data = self._exactly(size, "an extended header") if size else b""
+        if size % _BLOCK:
+            self._exactly(-size % _BLOCK, "an extended header")
+        return data
+
+
+def _parse(block: bytes) -> tuple[Member, bytes]:
+    stated = _number(block[148:156], "checksum")
+    plain = block[:148] + b"        " + block[156:]
+    signed = sum(b - 256 if b > 127 else b for b in plain) if stated != sum(plain) else stated
+    if stated != signed:
+        raise ArchiveError("a header's checksum is wrong: this is not a tar archive, or it is damaged")
+    name = block[0:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
+        name = prefix + b"/" + name
+    kind = block[156:157]
+    member = Member(
+        name,
+        _KINDS.get(kind, ""),
+        _number(block[100:108], "mode"),
+        _number(block[108:116], "uid"),
+        _number(block[116:124], "gid"),
+        _number(block[124:136], "size"),
+        _number(block[136:148], "mtime"),
+        block[157:257].split(b"\0", 1)[0],
+    )
+    if member.kind in ("c", "b"):
+        member.rdev = _device(_number(block[329:337], "devmajor"), _number(block[337:345], "devminor"))
+    if kind in (b"0", b"\0") and name.endswith(b"/"):
+        member.kind = "d"  # v7 archives mark directories so
+    if member.kind != "f" and not 0 <= member.size <= _SIZE_LIMIT:
+        raise ArchiveError("a header's size is out of range")
+    return member, kind
+
+
+def _device(major: int, minor: int) -> int:
+    if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
+        raise ArchiveError(f"device number {major}:{minor} is out of range")
+    return os.makedev(major, minor)
+
+
+def _number(text: bytes, what: str) -> int:
+    """An octal field, or base-256 when its first bit is set."""
+    if text[:1] >= b"\x80":
+        value = int.from_bytes(text, "big", signed=False) & ((1 << (8 * len(text) - 1)) - 1)
+        if text[:1] == b"\xff":
+            value = int.from_bytes(text, "big", signed=True)
+        return value
+    digits = text.strip(b" \0").split(b"\0", 1)[0].strip()
+    if digits and (len(digits) > 12 or not all(48 <= d <= 55 for d in digits)):
+        raise ArchiveError(f"a header's {what} is not a number: {text!r}")
+    return int(digits, 8) if digits else 0
+
+
+def _pax_records(data: bytes) -> dict[bytes, bytes]:
+    """``<length> <key>=<value>\\n`` records; any length that lies is an error (UNP-15)."""
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(data):
+        space = data.find(b" ", position, position + 12)
+        digits = data[position:space] if space > 0 else b""
+        if not digits.isdigit():
+            if not data[position:].strip(b"\0"):
+                break
+            raise ArchiveError("a PAX record has no length")
+        length = int(digits)
+        record = data[space + 1 : position + length]
+        key, equals, value = record.partition(b"=")
+        if position + length > len(data) or not equals or not value.endswith(b"\n") or not key:
+            raise ArchiveError("a PAX record's length is wrong")
+        records[key] = value[:-1]
+        position += length
+        if len(records) > _RECORD_LIMIT:
+            raise ArchiveError("a PAX header has too many records")
+    return records
+
+
+def _apply_pax(member: Member, pax: dict[bytes, bytes]) -> None:
+    for key, value in pax.items():
+        if key == b"path":
+            member.name = value
+        elif key == b"linkpath":
+            member.link = value
+        elif key in (b"uid", b"gid", b"size"):
+            if not value.isdigit() or len(value) > 19:
+                raise ArchiveError(f"a PAX header's {key.decode()} is not a number")
+            setattr(member, key.decode(), int(value))
+        elif key == b"mtime":
+            member.mtime = _pax_time(value)
+        elif key.startswith(b"SCHILY.xattr."):
+            member.xattrs[os.fsdecode(key[13:])] = value
+        elif key.startswith(b"GNU.sparse."):
+            raise ArchiveError("sparse files are not supported in layers (image-spec layer.md)")
+
+
+def _pax_time(value: bytes) -> int:
+    whole, _, _fraction = value.partition(b".")
+    sign = -1 if whole.startswith(b"-") else 1
+    digits = whole.lstrip(b"-")
+    if not digits.isdigit() or len(digits) > 19:
+        raise ArchiveError("a PAX header's mtime is not a number")
+    return sign * int(digits)
+
+
+def _check(member: Member, kind: bytes) -> None:
+    """Everything that must hold after overrides: a kind we know, sane numbers, sane names."""
+    shown = os.fsdecode(member.name[:200])
+    if not member.kind:
+        what = "sparse files" if kind == b"S" else f"members of type {kind!r}"
+        raise ArchiveError(f"{shown!r}: {what} are not supported in layers")
+    if b"\0" in member.name or b"\0" in member.link:
+        raise ArchiveError(f"{shown!r}: a name holds a NUL byte")
+    if len(member.name) > _PATH_LIMIT or len(member.link) > _PATH_LIMIT:
+        raise ArchiveError(f"{shown!r}: a name longer than {_PATH_LIMIT} bytes")
+    if not 0 <= member.size <= _SIZE_LIMIT:
+        raise ArchiveError(f"{shown!r}: a size of {member.size} bytes")
+    if not (0 <= member.uid < _ID_LIMIT - 1 and 0 <= member.gid < _ID_LIMIT - 1):
+        raise ArchiveError(f"{shown!r}: owner {member.uid}:{member.gid} is out of range")
+    if abs(member.mtime) > _TIME_LIMIT:
+        raise ArchiveError(f"{shown!r}: a modification time out of range")
+    member.mode &= 0o7777

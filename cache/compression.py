@@ -1,0 +1,192 @@
+"""gzip, zstd, xz and bzip2: streams in, streams out, bounded memory."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from cache.errors import ArchiveError
+
+GZIP = "gzip"
+ZSTD = "zstd"
+NONE = "uncompressed"
+
+_MEDIA_TYPES = {
+    GZIP: "application/vnd.oci.image.layer.v1.tar+gzip",
+    ZSTD: "application/vnd.oci.image.layer.v1.tar+zstd",
+    NONE: "application/vnd.oci.image.layer.v1.tar",
+}
+_BY_MEDIA_TYPE = {media: kind for kind, media in _MEDIA_TYPES.items()} | {
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": GZIP,
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": ZSTD,
+    "application/vnd.docker.image.rootfs.diff.tar": NONE,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar": NONE,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": GZIP,
+}
+_MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD, b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
+_GZIP_WBITS = 31
+_XZ_MEMORY = 256 << 20
+_ZSTD_WINDOW = 128 << 20
+_CHUNK = 1 << 18
+
+Read = Callable[[int], bytes]
+Write = Callable[[bytes], object]
+
+
+def media_type(compression: str) -> str:
+    """The OCI media type of a layer with this compression."""
+    return _MEDIA_TYPES[compression]
+
+
+def compression_of(media: str) -> str:
+    """The compression a layer's media type promises. Raises ArchiveError for unknown types."""
+    try:
+        return _BY_MEDIA_TYPE[media]
+    except KeyError:
+        raise ArchiveError(f"layers of type {media!r} are not supported") from None
+
+
+def detect(start: bytes) -> str:
+    """The compression that the first bytes of a stream show."""
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    return NONE
+
+
+def decompressing(read: Read, compression: str) -> Read:
+    """A read function over the decompressed stream. Damaged input raises ArchiveError."""
+    if compression == NONE:
+        return read
+    if compression == ZSTD:
+        return _zstd_reader(read)
+    return _Members(read, compression).read
+
+
+class _Members:
+    """A stream of one or more gzip, xz or bzip2 members, decompressed as it is read.
+
+    Zero bytes after the last member are padding; anything else there is damage.
+    """
+
+    def __init__(self, read: Read, kind: str) -> None:
+        self._source = read
+        self._kind = kind
+        self._engine = self._fresh()
+        self._input = b""
+        self._buffer = b""
+        self._done = False
+
+    def _fresh(self) -> Any:
+        """A new decompressor; zlib's, lzma's and bz2's objects share what is used here."""
+        if self._kind == GZIP:
+            return zlib.decompressobj(_GZIP_WBITS)
+        if self._kind == "xz":
+            return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+        return bz2.BZ2Decompressor()
+
+    def read(self, count: int) -> bytes:
+        while not self._buffer and not self._done:
+            try:
+                self._buffer = self._step()
+            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                raise ArchiveError(f"damaged {self._kind} data: {error}") from None
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def _step(self) -> bytes:
+        """Decompress a little more; may return b"" without being at the end."""
+        if self._engine.eof:
+            rest: bytes = self._engine.unused_data or self._source(_CHUNK)
+            while rest and not rest.strip(b"\0"):
+                rest = self._source(_CHUNK)
+            if not rest:
+                self._done = True
+                return b""
+            self._engine = self._fresh()
+            self._input = rest
+        if not self._input and getattr(self._engine, "needs_input", True):
+            self._input = self._source(_CHUNK)
+            if not self._input:
+                raise EOFError("the stream ends early")
+        data: bytes = self._engine.decompress(self._input, 1 << 20)
+        self._input = self._engine.unconsumed_tail if self._kind == GZIP else b""
+        return data
+
+
+def _zstd_reader(read: Read) -> Read:
+    import zstandard
+
+    class Source:
+        def read(self, size: int = -1) -> bytes:
+            return read(_CHUNK if size < 0 else size)
+
+    engine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    stream: Any = engine.stream_reader(cast(Any, Source()), read_across_frames=True)
+
+    def pull(count: int) -> bytes:
+        try:
+            data: bytes = stream.read(count)
+            return data
+        except zstandard.ZstdError as error:
+            raise ArchiveError(f"damaged zstd data: {error}") from None
+
+    return pull
+
+
+class Compressor(Protocol):
+    """Turns a stream into compressed bytes handed to a writer."""
+
+    def write(self, data: bytes) -> object: ...
+    def close(self) -> None: ...
+
+
+class _Gzip:
+    """One gzip member with a fixed header (no name, no time), so equal input gives equal bytes."""
+
+    def __init__(self, write: Write, level: int) -> None:
+        self._write = write
+        self._engine = zlib.compressobj(level, zlib.DEFLATED, _GZIP_WBITS)
+
+    def write(self, data: bytes) -> None:
+        if packed := self._engine.compress(data):
+            self._write(packed)
+
+    def close(self) -> None:
+        self._write(self._engine.flush())
+
+
+class _Zstd:
+    def __init__(self, write: Write, level: int) -> None:
+        import zstandard
+
+        self._write = write
+        # Fixed thread count: the frame's bytes depend on whether jobs are used at all.
+        self._engine = zstandard.ZstdCompressor(level=level, threads=2).compressobj()
+
+    def write(self, data: bytes) -> None:
+        if packed := self._engine.compress(data):
+            self._write(packed)
+
+    def close(self) -> None:
+        self._write(self._engine.flush())
+
+
+class _Plain:
+    def __init__(self, write: Write) -> None:
+        self.write = write
+
+    def close(self) -> None:
+        pass
+
+
+def compressor(write: Write, compression: str) -> Compressor:
+    """A compressor into *write*; gzip at zlib's default level, zstd at level 3."""
+    if compression == GZIP:
+        return _Gzip(write, 6)
+    if compression == ZSTD:
+        return _Zstd(write, 3)
+    return _Plain(write)

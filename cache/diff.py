@@ -1,0 +1,121 @@
+"""Turn an upper directory that a step wrote into a layer that stands on its own.
+
+What overlayfs leaves is reduced to what really changed, as BuildKit's differ does
+(dockerfile.md T77, T79, T80): whiteouts of nothing go, copied-up files and directories that
+are as they were go, and opaque directories become explicit whiteouts. What remains is
+immutable and can be packed without looking at any other layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from cache.tree import Node, Tree, merged_names
+from cache.trees import OPAQUE, image_xattrs, is_opaque, is_whiteout
+
+
+def normalise(upper: str, lower: Tree) -> None:
+    """Reduce the directory *upper* in place to its difference from *lower*."""
+    if lower.root is not None:
+        _directory(upper, lower.root, lower)
+
+
+def _directory(upper: str, below: Node, lower: Tree) -> bool:
+    """Reduce one directory that exists on both sides; whether anything in it is left.
+
+    Recursion is as deep as the tree a step built; the kernel caps that at PATH_MAX.
+    """
+    before = os.lstat(upper)
+    if is_opaque(upper):
+        _expand_opaque(upper, below, lower)
+    changed = False
+    for name in os.listdir(upper):
+        path = f"{upper}/{name}"
+        found = os.lstat(path)
+        under = lower.child(below, name)
+        if is_whiteout(found):
+            if under is None:
+                os.unlink(path)
+                continue
+        elif under is None:
+            if stat.S_ISDIR(found.st_mode):
+                _strip(path)
+        elif stat.S_ISDIR(found.st_mode):
+            if under.is_dir and not _directory(path, under, lower) and _same(path, found, under):
+                os.rmdir(path)
+                continue
+            if not under.is_dir:
+                _strip(path)
+        elif _same(path, found, under):
+            os.unlink(path)
+            continue
+        changed = True
+    # Taking entries out has touched the directory: give it back the time the step left.
+    os.utime(upper, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return changed
+
+
+def _expand_opaque(upper: str, below: Node, lower: Tree) -> None:
+    """Say by whiteouts what the opaque mark says: nothing of the lower directory shows."""
+    for name in merged_names(below):
+        path = f"{upper}/{name}"
+        under = lower.child(below, name)
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            os.mknod(path, stat.S_IFCHR, 0)
+            continue
+        if stat.S_ISDIR(found.st_mode) and under is not None and under.is_dir:
+            os.setxattr(path, OPAQUE, b"y")  # handled when the walk gets there
+    os.removexattr(upper, OPAQUE)
+
+
+def _strip(path: str) -> None:
+    """A directory without a lower one needs no marks, nor do those in it; nor whiteouts."""
+    stack = [path]
+    while stack:
+        folder = stack.pop()
+        before = os.lstat(folder)
+        with contextlib.suppress(OSError):
+            os.removexattr(folder, OPAQUE)
+        with os.scandir(folder) as entries:
+            for entry in list(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
+                elif is_whiteout(entry.stat(follow_symlinks=False)):
+                    os.unlink(entry.path)
+        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _same(path: str, found: os.stat_result, under: Node) -> bool:
+    """Whether a copied-up entry is what it was: type, mode, owner, time, size, attributes."""
+    old = under.found
+    if (
+        found.st_mode != old.st_mode
+        or found.st_uid != old.st_uid
+        or found.st_gid != old.st_gid
+        or found.st_mtime_ns != old.st_mtime_ns
+        or found.st_rdev != old.st_rdev
+    ):
+        return False
+    if stat.S_ISLNK(found.st_mode):
+        return os.readlink(path) == os.readlink(under.real)
+    if not stat.S_ISDIR(found.st_mode) and (found.st_nlink > 1 or found.st_size != old.st_size):
+        return False
+    if image_xattrs(path) != image_xattrs(under.real):
+        return False
+    if stat.S_ISREG(found.st_mode) and found.st_mtime_ns % 1_000_000_000 == 0:
+        return _same_content(path, under.real)  # a whole second proves little: it may have been set
+    return True
+
+
+def _same_content(first: str, second: str) -> bool:
+    with open(first, "rb") as one, open(second, "rb") as two:
+        while True:
+            data = one.read(1 << 16)
+            if data != two.read(1 << 16):
+                return False
+            if not data:
+                return True

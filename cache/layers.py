@@ -1,0 +1,173 @@
+"""Layers: snapshots with a diff ID, and the blobs that carry them.
+
+A snapshot is packed and hashed when an image first needs its diff ID, and compressed when
+an output first needs a blob; both are remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import BinaryIO
+
+from cache import compression as comp
+from cache.archive import Read
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest, hex_of
+from cache.errors import CorruptError, MissingError
+from cache.pack import pack, walk
+from cache.snapshots import commit, draft, manifest
+from cache.store import Store, write_error
+from cache.unpack import unpack_layer
+
+Progress = Callable[[int], None]
+
+
+def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
+    """The diff ID of a snapshot and the size of its tar in bytes, packed now if it never was."""
+    known, size = store.index.diff_id(snapshot)
+    if known:
+        return digest(known), size
+    value, size = _pack(store, snapshot, lambda data: None)
+    store.index.set_diff_id(snapshot, value, size)
+    store.index.set_unpacked(value, snapshot)
+    return value, size
+
+
+def _pack(store: Store, snapshot: str, write: Callable[[bytes], object]) -> tuple[Digest, int]:
+    try:
+        root = os.open(store.path("snapshots", snapshot), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise MissingError(f"layer directory {snapshot} is gone from {store.root}", "build again") from None
+    try:
+        entries = manifest(store, snapshot)
+        return pack(root, walk(root) if entries is None else entries, write)
+    finally:
+        os.close(root)
+
+
+def blob(
+    store: Store, value: Digest, compression: str = comp.GZIP, progress: Progress | None = None
+) -> Descriptor:
+    """The layer *value* as a stored blob: any form it is stored in, else packed in *compression*.
+
+    *progress* hears the number of uncompressed bytes handled.
+    """
+    for media, name, size in store.index.blobs(value):
+        if store.has_blob(digest(name)):
+            return Descriptor(media, digest(name), size)
+    snapshot = store.index.unpacked(value)
+    if not snapshot:
+        raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
+    return _compress(store, snapshot, value, compression, progress)
+
+
+def _compress(
+    store: Store, snapshot: str, value: Digest, compression: str, progress: Progress | None
+) -> Descriptor:
+    temporary = store.temporary()
+    try:
+        with open(temporary, "xb") as file:
+            sha = hashlib.sha256()
+
+            def write(data: bytes) -> None:
+                sha.update(data)
+                file.write(data)
+
+            engine = comp.compressor(write, compression)
+
+            def feed(data: bytes) -> None:
+                engine.write(data)
+                if progress is not None:
+                    progress(len(data))
+
+            packed, _size = _pack(store, snapshot, feed)
+            engine.close()
+            file.flush()
+            os.fsync(file.fileno())
+            length = file.tell()
+    except OSError as error:
+        raise write_error(error, "a layer blob") from None
+    if packed != value:
+        raise CorruptError(
+            f"layer {value} has changed on disk: packing it again gives {packed}",
+            f"build again with --no-cache; the damaged directory is snapshots/{snapshot}",
+        )
+    name = Digest("sha256:" + sha.hexdigest())
+    store.publish(temporary, store.blob_path(name))
+    media = comp.media_type(compression)
+    store.index.add_blob(value, media, name, length)
+    return Descriptor(media, name, length)
+
+
+def add_tar(store: Store, read: Read) -> Digest:
+    """Unpack a tar (any compression, found by its first bytes) as a layer of our own packing.
+
+    Returns its diff ID, which is that of our tar, not of the one read.
+    """
+    start = read(512)
+
+    def source(count: int) -> bytes:
+        nonlocal start
+        if start:
+            data, start = start[:count], start[count:]
+            return data
+        return read(count)
+
+    stream = comp.decompressing(source, comp.detect(start))
+    with draft(store, ()) as made:
+        _unpack(made.upper, stream)
+        snapshot = commit(made)
+    return diff_id(store, snapshot)[0]
+
+
+def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: Progress | None = None) -> str:
+    """Unpack a stored layer blob and return its snapshot; unpacked before is free.
+
+    The blob's digest and the diff ID *expected* by the image's config are both verified
+    over every byte, before anything is published.
+    """
+    known = store.index.unpacked(expected)
+    if known:
+        return known
+    with open(store.blob_path(descriptor.digest), "rb") as file, draft(store, ()) as made:
+        sha = hashlib.sha256()
+        raw = _hashing(file, sha.update, progress)
+        stream = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+        found = _unpack(made.upper, stream)
+        while raw(1 << 20):
+            pass
+        if sha.hexdigest() != hex_of(descriptor.digest):
+            raise CorruptError(
+                f"blob {descriptor.digest} in {store.root} is damaged", "remove it and pull again"
+            )
+        if found != expected:
+            raise CorruptError(
+                f"layer {descriptor.digest} unpacks to {found}, but the image's config says {expected}"
+            )
+        snapshot = commit(made)
+    store.index.set_diff_id(snapshot, expected, 0)
+    store.index.set_unpacked(expected, snapshot)
+    store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
+    return snapshot
+
+
+def _unpack(folder: str, read: Read) -> Digest:
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        space = os.statvfs(root)
+        return unpack_layer(read, root, limit=space.f_bavail * space.f_frsize)
+    finally:
+        os.close(root)
+
+
+def _hashing(file: BinaryIO, update: Callable[[bytes], object], progress: Progress | None) -> Read:
+    def read(count: int) -> bytes:
+        data = file.read(count)
+        update(data)
+        if progress is not None and data:
+            progress(len(data))
+        return data
+
+    return read

@@ -1,0 +1,115 @@
+"""Snapshots: layer directories. A Draft is being written; leaving its block makes a Snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import marshal
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cache.diff import normalise
+from cache.entries import Entry
+from cache.store import Store, write_error
+from cache.tree import Tree
+from cache.trees import remove_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """How to mount a container's root, as paths relative to the store."""
+
+    lowers: tuple[str, ...]
+    upper: str
+    work: str
+
+
+@dataclass(slots=True)
+class Draft:
+    """A layer directory being written; ``upper`` is its absolute path."""
+
+    store: Store
+    parents: tuple[str, ...]
+    folder: str
+    snapshot: str = ""
+
+    @property
+    def upper(self) -> str:
+        return os.path.join(self.folder, "fs")
+
+    def lower(self) -> Tree:
+        """The merged tree below this draft."""
+        return tree_of(self.store, self.parents)
+
+    def overlay(self) -> Overlay:
+        """The draft as the upper of a container; its snapshots and the mount points below it."""
+        relative = os.path.relpath(self.folder, self.store.root)
+        lowers = (*(f"snapshots/{name}" for name in reversed(self.parents)), "mounts")
+        return Overlay(lowers, f"{relative}/fs", f"{relative}/work")
+
+
+def tree_of(store: Store, snapshots: tuple[str, ...]) -> Tree:
+    """The merged tree of *snapshots*, given from the bottom up."""
+    return Tree(tuple(store.path("snapshots", name) for name in reversed(snapshots)))
+
+
+@contextlib.contextmanager
+def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
+    """A draft on top of *parents* (bottom first). Leaving the block by an error discards it;
+    otherwise it is discarded too unless ``commit`` has made it a snapshot.
+    """
+    folder = store.temporary()
+    made = Draft(store, parents, folder)
+    try:
+        os.mkdir(folder, 0o700)
+        os.mkdir(made.upper)
+        os.mkdir(os.path.join(folder, "work"), 0o700)
+        _copy_root(made)
+        yield made
+    except OSError as error:
+        raise write_error(error, f"a layer in {store.root}") from error
+    finally:
+        remove_tree(folder)
+
+
+def _copy_root(made: Draft) -> None:
+    """The merged root shows the upper's own metadata, so it starts as the lower's."""
+    root = made.lower().root
+    if root is None:
+        os.chmod(made.upper, 0o755)
+        return
+    os.chown(made.upper, root.found.st_uid, root.found.st_gid)
+    os.chmod(made.upper, root.found.st_mode & 0o7777)
+
+
+def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False) -> str:
+    """Publish a draft as a snapshot and return its id.
+
+    *reduce* is for a draft that a container wrote through an overlay. *entries* is the
+    manifest of a COPY's files, kept beside the layer for the next COPY and for tracing.
+    """
+    if reduce:
+        normalise(made.upper, made.lower())
+    name = secrets.token_hex(5)
+    os.rename(made.upper, made.store.path("snapshots", name))
+    if entries is not None:
+        body = marshal.dumps([tuple(entry) for entry in entries])
+        with open(made.store.path("files", name), "wb") as file:
+            file.write(hashlib.sha256(body).digest() + body)
+    made.store.index.add_snapshot(name)
+    made.snapshot = name
+    return name
+
+
+def manifest(store: Store, snapshot: str) -> list[Entry] | None:
+    """The files of a COPY layer as they were written, or None when it keeps no such list."""
+    try:
+        with open(store.path("files", snapshot), "rb") as file:
+            check, body = file.read(32), file.read()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(body).digest() != check:
+        return None
+    return [Entry(*fields) for fields in marshal.loads(body)]

@@ -1,0 +1,266 @@
+"""The store: one directory that holds everything pybuild keeps.
+
+    ROOT/                0700, whatever the umask
+      version            the layout's number
+      lock               flock: shared by every process that uses the store
+      index.db           SQLite (cache.index); losing it loses cached steps, nothing else
+      blobs/sha256/HEX   configs, manifests and layer blobs, each named by its digest
+      snapshots/ID/      layer directories, immutable once here
+      files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
+      refs/NAME          image names, each a file holding an image ID (the config's digest)
+      contexts/HEX       stat indexes of build contexts
+      mounts/            empty mount points, the bottom of every container's overlay
+      locks/KEY          held while a step is made, gone afterwards
+      tmp/SESSION/       what a running process has not published; swept when its flock is free
+
+Publishing is: write below tmp, fsync, rename, fsync the folder. Snapshots are renamed into
+place at once and made durable together, by one syncfs when the build is complete
+(``Store.sync``); until then their records count only in this boot. Lock order: lock, tmp,
+locks/KEY, and one key at a time.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+
+from cache.digest import Digest, digest, digest_of, hex_of
+from cache.errors import CacheError, CorruptError, MissingError, SpaceError
+from cache.index import Index
+from cache.locks import single_flight, try_lock
+from cache.trees import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LAYOUT_VERSION = 1
+_FOLDERS = ("blobs", "blobs/sha256", "snapshots", "files", "refs", "contexts", "mounts", "locks", "tmp")
+_MOUNT_POINTS = ("proc", "sys", "dev", "etc")
+_MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
+_CHUNK = 1 << 20
+
+
+def default_root() -> str:
+    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it."""
+    if root := os.environ.get("PYBUILD_ROOT"):
+        return root
+    if os.geteuid() == 0:
+        return "/var/lib/pybuild"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(data, "pybuild")
+
+
+class Store:
+    """One store, open. A context manager; any number of processes may have it open."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self._session = ""
+        self._session_fd = -1
+        try:
+            self._prepare()
+        except OSError as error:
+            raise CacheError(
+                f"the store {self.root} cannot be used: {error.strerror}: {error.filename}"
+            ) from None
+        self.index = Index(self.path("index.db"))
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.root, *parts)
+
+    def _prepare(self) -> None:
+        """Open or make the layout; a root that others could enter is closed to them."""
+        version = f"{LAYOUT_VERSION}\n"
+        try:
+            with open(self.path("version"), encoding="ascii") as file:
+                found = file.read()
+        except FileNotFoundError:
+            found = ""
+        if found and found != version:
+            raise CacheError(
+                f"the store {self.root} has layout {found.strip()[:20]!r}, not {LAYOUT_VERSION}",
+                "use another --root, or remove the old store",
+            )
+        if not found:
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+        info = os.stat(self.root)
+        if info.st_uid != os.geteuid():
+            raise CacheError(f"the store {self.root} belongs to uid {info.st_uid}, not to you")
+        if info.st_mode & 0o077:
+            os.chmod(self.root, 0o700)
+        if not found:
+            self._make_layout()
+            with open(self.path("version"), "w", encoding="ascii") as file:
+                file.write(version)
+        self._lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _make_layout(self) -> None:
+        for folder in _FOLDERS:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.path(folder), 0o700)
+        # The root of a container's overlay and its mount points: 0755 as in any image.
+        for folder in ("", *_MOUNT_POINTS):
+            place = self.path("mounts", folder)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(place)
+            os.chmod(place, 0o755)
+        for name in _MOUNT_FILES:
+            fd = os.open(self.path("mounts", name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            os.close(fd)
+
+    def close(self) -> None:
+        self.index.close()
+        if self._session:
+            remove_tree(self._session)
+            os.close(self._session_fd)
+            self._session = ""
+        os.close(self._lock)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- unpublished work ------------------------------------------------------------------
+
+    def temporary(self) -> str:
+        """A new path (nothing there yet) below this process's session folder."""
+        if not self._session:
+            self._open_session()
+        return os.path.join(self._session, secrets.token_hex(4))
+
+    def _open_session(self) -> None:
+        """Make the session folder and sweep those of processes that are gone."""
+        guard = os.open(self.path("tmp"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            for name in os.listdir(guard):
+                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=guard)
+                try:
+                    if try_lock(fd):
+                        remove_tree(name, dir_fd=guard)
+                finally:
+                    os.close(fd)
+            name = secrets.token_hex(4)
+            os.mkdir(name, 0o700, dir_fd=guard)
+            self._session = self.path("tmp", name)
+            self._session_fd = os.open(self._session, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._session_fd, fcntl.LOCK_EX)
+        finally:
+            os.close(guard)
+
+    def publish(self, temporary: str, final: str) -> None:
+        """Move a finished, fsynced temporary file to its place, durably."""
+        os.rename(temporary, final)
+        _sync_folder(os.path.dirname(final))
+
+    def write_file(self, final: str, data: bytes) -> None:
+        """Write a small file atomically and durably."""
+        temporary = self.temporary()
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(error, final) from None
+        self.publish(temporary, final)
+
+    @contextlib.contextmanager
+    def making(self, key: str) -> "Iterator[None]":
+        """Hold *key* while its result is made, so that equal builds do the work once."""
+        with single_flight(self.path("locks"), key):
+            yield
+
+    # -- blobs -----------------------------------------------------------------------------
+
+    def blob_path(self, value: Digest) -> str:
+        return self.path("blobs", "sha256", hex_of(value))
+
+    def has_blob(self, value: Digest) -> bool:
+        return os.path.exists(self.blob_path(value))
+
+    def put_blob(self, data: bytes) -> Digest:
+        """Store a small blob; storing what is there already is free."""
+        value = digest_of(data)
+        if not self.has_blob(value):
+            self.write_file(self.blob_path(value), data)
+        return value
+
+    def read_blob(self, value: Digest, limit: int = 64 << 20) -> bytes:
+        """A small blob's bytes, verified. Raises MissingError and CorruptError."""
+        try:
+            with open(self.blob_path(value), "rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            raise MissingError(f"blob {value} is not in the store") from None
+        if len(data) > limit or digest_of(data) != value:
+            raise CorruptError(
+                f"blob {value} in {self.root} is damaged",
+                f"remove {self.blob_path(value)} and build or pull again",
+            )
+        return data
+
+    # -- image names -----------------------------------------------------------------------
+
+    def tag(self, name: str, image: Digest) -> None:
+        """Make *name* (a canonical reference) mean the image whose config is *image*."""
+        if self.resolve(name) != image:
+            self.write_file(self._ref_path(name), (image + "\n").encode())
+
+    def resolve(self, name: str) -> Digest | None:
+        """The image ID that *name* means here, or None."""
+        try:
+            with open(self._ref_path(name), encoding="ascii") as file:
+                return digest(file.read(100).strip())
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """Every image name, sorted."""
+        return sorted(_decode(name) for name in os.listdir(self.path("refs")))
+
+    def _ref_path(self, name: str) -> str:
+        return self.path("refs", _encode(name))
+
+    # -- durability ------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Make every published snapshot durable, then say so in the index."""
+        waiting = self.index.unsynced()
+        if waiting:
+            from cache.kernel import sync_file_system  # not on the path of a cached build
+
+            sync_file_system(self.root)
+            self.index.mark_synced(waiting)
+
+
+def _encode(name: str) -> str:
+    """A file name for an image name; only "/" and "%" need help in the reference grammar."""
+    return name.replace("%", "%25").replace("/", "%2f")
+
+
+def _decode(name: str) -> str:
+    return name.replace("%2f", "/").replace("%25", "%")
+
+
+def write_error(error: OSError, what: str) -> CacheError:
+    """The store's words for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpaceError(
+            f"no space left while writing {what}", "free space on that file system, or use another --root"
+        )
+    return CacheError(f"writing {what}: {error.strerror}")
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,300 @@
+"""Layer tar to layer directory, for archives nobody vouches for.
+
+Never through tarfile (security.md D1). Every path resolves inside the target as it would
+after chroot (openat2 RESOLVE_IN_ROOT), the last component is never followed, and what exists
+is unlinked before it is replaced, so no member writes through another. Whiteouts are applied
+after everything else, because they speak of lower layers only and their order must not
+matter (image-spec layer.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+
+from cache.archive import Member, Read, TarReader
+from cache.digest import Digest
+from cache.errors import ArchiveError, SpaceError
+from cache.kernel import open_in_root
+from cache.pack import WHITEOUT_PREFIX
+from cache.trees import CAPABILITY, OPAQUE, is_image_xattr, remove_tree
+
+_WHITEOUT = os.fsencode(WHITEOUT_PREFIX)
+_OPAQUE_MARK = b".wh..wh..opq"
+_MAX_MEMBERS = 5_000_000
+_MAX_ID = (1 << 31) - 1  # the ids a step can map: builder.runtime.spec.ID_COUNT
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def unpack_layer(read: Read, root: int, limit: int = 1 << 42) -> Digest:
+    """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
+
+    *limit* caps the bytes of file content. Returns the diff ID: the digest of the whole
+    stream, whatever follows the end marker included. Raises ArchiveError for a malformed or
+    hostile archive and SpaceError when the disk is full; the caller removes the directory.
+    """
+    sha = hashlib.sha256()
+
+    def hashed(count: int) -> bytes:
+        data = read(count)
+        sha.update(data)
+        return data
+
+    reader = TarReader(hashed)
+    writer = _Writer(root, limit)
+    name = b""
+    try:
+        for count, member in enumerate(reader):
+            if count >= _MAX_MEMBERS:
+                raise ArchiveError(f"more than {_MAX_MEMBERS} members in one layer")
+            name = member.name
+            writer.add(member, reader)
+        name = b""
+        writer.finish()
+        reader.drain()
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise SpaceError(f"no space left while unpacking: {error.strerror}") from None
+        where = f"{os.fsdecode(name)!r}: " if name else ""
+        raise ArchiveError(f"unpacking {where}{error.strerror or error}") from None
+    finally:
+        writer.close()
+    return Digest("sha256:" + sha.hexdigest())
+
+
+class _Writer:
+    """The directory being filled, with the parent of the last member kept open."""
+
+    def __init__(self, root: int, limit: int) -> None:
+        self._root = root
+        self._left = limit
+        self._parent_path: bytes | None = None
+        self._parent = -1
+        self._whiteouts: list[tuple[bytes, bytes]] = []
+        self._times: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        self._forget_parent()
+
+    def add(self, member: Member, reader: TarReader) -> None:
+        """Create one member."""
+        parent_path, name = _split(member)
+        if not name:
+            self._root_directory(member)
+            return
+        if name.startswith(_WHITEOUT):
+            self._whiteout(parent_path, name)
+            return
+        parent = self._open_parent(parent_path)
+        if member.kind == "d":
+            self._directory(parent, name, member)
+            self._times[parent_path + b"/" + name] = member.mtime
+            return
+        try:
+            self._create(parent, name, member, reader)
+        except FileExistsError:
+            remove_tree(os.fsdecode(name), dir_fd=parent)
+            self._create(parent, name, member, reader)
+
+    def _root_directory(self, member: Member) -> None:
+        """A "./" member: only a directory may stand there, and only its metadata counts."""
+        if member.kind != "d":
+            raise ArchiveError(f"the root of a layer must be a directory, not a {member.kind!r}")
+        self._own(self._root, member)
+        self._times[b""] = member.mtime
+
+    # -- parents ---------------------------------------------------------------------------
+
+    def _open_parent(self, path: bytes) -> int:
+        if path != self._parent_path:
+            self._forget_parent()
+            self._parent = self._open_or_make(path)
+            self._parent_path = path
+        return self._parent
+
+    def _forget_parent(self) -> None:
+        if self._parent >= 0:
+            os.close(self._parent)
+        self._parent_path, self._parent = None, -1
+
+    def _open_or_make(self, path: bytes) -> int:
+        """Open a directory inside the root; missing parents are made 0755, owned by root."""
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        try:
+            return open_in_root(self._root, path, flags)
+        except FileNotFoundError:
+            above, _, name = path.rpartition(b"/")
+            fd = self._open_or_make(above) if above else os.dup(self._root)
+            try:
+                if name in (b"", b".", b".."):
+                    raise ArchiveError(f"a missing directory in {os.fsdecode(path)!r}") from None
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=fd)
+                    os.chmod(name, 0o755, dir_fd=fd)
+                    self._times.setdefault(path, 0)
+            finally:
+                os.close(fd)
+            return open_in_root(self._root, path, flags)
+
+    # -- members ---------------------------------------------------------------------------
+
+    def _directory(self, parent: int, name: bytes, member: Member) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if not stat.S_ISDIR(found.st_mode):
+                os.unlink(name, dir_fd=parent)
+                os.mkdir(name, 0o700, dir_fd=parent)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=parent)
+        try:
+            self._own(fd, member)
+        finally:
+            os.close(fd)
+
+    def _create(self, parent: int, name: bytes, member: Member, reader: TarReader) -> None:
+        """Create anything but a directory; FileExistsError before anything is written."""
+        if member.kind == "f":
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+            try:
+                self._left -= member.size
+                if self._left < 0:
+                    raise ArchiveError("the layer's content is larger than allowed")
+                for data in reader.chunks():
+                    _write_all(fd, data)
+                self._own(fd, member)
+                os.utime(fd, ns=(member.mtime * 10**9,) * 2)
+            finally:
+                os.close(fd)
+            return
+        if member.kind == "h":
+            self._hard_link(parent, name, member)
+            return
+        if member.kind == "l":
+            os.symlink(member.link, name, dir_fd=parent)
+        elif member.kind == "p":
+            os.mkfifo(name, 0o600, dir_fd=parent)
+        else:
+            self._device(parent, name, member)
+        os.chown(name, *_ids(member), dir_fd=parent, follow_symlinks=False)
+        if member.kind != "l":
+            os.chmod(name, member.mode, dir_fd=parent)
+        os.utime(name, ns=(member.mtime * 10**9,) * 2, dir_fd=parent, follow_symlinks=False)
+
+    def _device(self, parent: int, name: bytes, member: Member) -> None:
+        kind = stat.S_IFCHR if member.kind == "c" else stat.S_IFBLK
+        if member.kind == "c" and member.rdev == 0:
+            raise ArchiveError(f"{os.fsdecode(member.name)!r}: a device that overlayfs reads as a deletion")
+        os.mknod(name, kind | 0o600, member.rdev, dir_fd=parent)
+
+    def _hard_link(self, parent: int, name: bytes, member: Member) -> None:
+        """Link to a member of this layer; its target resolves like any path, its end is not followed."""
+        above, _, last = member.link.rstrip(b"/").rpartition(b"/")
+        if last in (b"", b".", b".."):
+            raise ArchiveError(f"{os.fsdecode(member.name)!r}: a hard link to {os.fsdecode(member.link)!r}")
+        try:
+            source = open_in_root(self._root, above, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            source = -1
+        try:
+            if source < 0:
+                raise FileNotFoundError
+            os.link(last, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            raise ArchiveError(
+                f"{os.fsdecode(member.name)!r}: hard link to {os.fsdecode(member.link)!r}, "
+                "which this layer does not hold"
+            ) from None
+        finally:
+            if source >= 0:
+                os.close(source)
+
+    def _own(self, fd: int, member: Member) -> None:
+        """Owner, attributes, then mode: chown clears setuid bits and capabilities."""
+        os.fchown(fd, *_ids(member))
+        for key, value in member.xattrs.items():
+            if is_image_xattr(key):
+                try:
+                    os.setxattr(fd, key, value)
+                except OSError as error:
+                    if key == CAPABILITY or error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENOSPC):
+                        raise ArchiveError(
+                            f"{os.fsdecode(member.name)!r}: extended attribute {key}: {error.strerror}"
+                        ) from None
+        os.fchmod(fd, member.mode)
+
+    # -- whiteouts -------------------------------------------------------------------------
+
+    def _whiteout(self, parent_path: bytes, name: bytes) -> None:
+        if name == _OPAQUE_MARK:
+            self._whiteouts.append((parent_path, b""))
+            return
+        if name.startswith(b".wh..wh."):
+            return  # AUFS bookkeeping
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise ArchiveError(f"{os.fsdecode(name)!r} is not a whiteout of anything")
+        self._whiteouts.append((parent_path, hidden))
+
+    def finish(self) -> None:
+        """Apply whiteouts, then directory times (children have changed them)."""
+        self._forget_parent()
+        for parent_path, name in self._whiteouts:
+            parent = self._open_or_make(parent_path)
+            try:
+                self._hide(parent, name)
+            finally:
+                os.close(parent)
+        for path, mtime in reversed(self._times.items()):
+            try:
+                fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            except OSError:
+                continue  # replaced by a later member
+            os.utime(fd, ns=(mtime * 10**9,) * 2)
+            os.close(fd)
+
+    def _hide(self, parent: int, name: bytes) -> None:
+        """Hide *name* of lower layers in *parent*; "" hides all of the directory's own lower."""
+        if not name:
+            os.setxattr(parent, OPAQUE, b"y")
+            return
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+        except FileExistsError:
+            # The layer has its own: a file hides the lower one anyway, a directory must not merge.
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                fd = os.open(name, flags, dir_fd=parent)
+            except OSError:
+                return
+            os.setxattr(fd, OPAQUE, b"y")
+            os.close(fd)
+
+
+def _split(member: Member) -> tuple[bytes, bytes]:
+    """The parent path and last component of a member; ("", "") for the root itself."""
+    parts = [part for part in member.name.split(b"/") if part not in (b"", b".")]
+    if not parts:
+        return b"", b""
+    if parts[-1] == b"..":
+        raise ArchiveError(f"{os.fsdecode(member.name)!r}: a member's name ends in ..")
+    return b"/".join(parts[:-1]), parts[-1]
+
+
+def _ids(member: Member) -> tuple[int, int]:
+    if member.uid >= _MAX_ID or member.gid >= _MAX_ID:
+        raise ArchiveError(
+            f"{os.fsdecode(member.name)!r}: owner {member.uid}:{member.gid} is beyond {_MAX_ID - 1}"
+        )
+    return member.uid, member.gid
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
