@@ -127,6 +127,11 @@ class Index:
     def add_snapshot(self, snapshot: str) -> None:
         self._write("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self._boot)
 
+    def usable(self, snapshot: str) -> bool:
+        """Whether a snapshot is complete: synced, or made since this machine was started."""
+        row = self._one("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self._boot)
+        return row is not None
+
     def unsynced(self) -> list[str]:
         """Snapshots of this boot that no sync has covered yet."""
         with self._lock:

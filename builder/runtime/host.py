@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import os
 import socket
@@ -31,34 +32,33 @@ class Running:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._heard = b""
 
     def kill(self) -> None:
-        """Kill every process of the container; ``wait`` still reports how it ended."""
-        self._channel.shutdown(socket.SHUT_RDWR)
+        """Kill every process of the container; ``wait`` still returns. Safe from any thread."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._channel.close()
 
     def created(self) -> int:
         """Wait until the namespaces exist; the descriptor of a net namespace to wire, or -1."""
         message, fds, _flags, _address = socket.recv_fds(self._channel, 1, 1)
-        if message == b"C":
-            return fds[0] if fds else -1
-        self._early = message
-        return -1
-
-    _early = b""
+        if message != b"C":
+            self._heard = message  # it could not be started; wait() says why
+        return fds[0] if fds else -1
 
     def go(self) -> None:
         """Let the step start: its network is wired."""
-        try:
+        with contextlib.suppress(OSError):  # it is gone; wait() says why
             self._channel.send(b"G")
-        except OSError:
-            pass  # it is gone; wait() says why
 
     def wait(self) -> Outcome:
         """Block until the container has ended and every process of it is gone."""
-        data = self._early
+        data = self._heard
         while chunk := self._channel.recv(65536):
             data += chunk
-        self._channel.close()
         if len(data) < EXITED.size or data[-EXITED.size : -EXITED.size + 1] != b"X":
             return Outcome(125, error="the container was ended")
         _kind, status, user, system = EXITED.unpack(data[-EXITED.size :])

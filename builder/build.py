@@ -1,0 +1,192 @@
+"""A build on one page: read, parse, plan, solve, assemble, deliver."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from grammar.ignore import Ignore, parse_ignore
+from grammar.parse import parse
+
+from builder.errors import BuildError, PlanError, StepError
+from builder.events import Notice, Sink
+from builder.execute.sources import ContextSource
+from builder.execute.workshop import Workshop
+from builder.image.assemble import assemble
+from builder.image.local import put_config
+from builder.image.model import ImageConfig
+from builder.plan.graph import Plan, Step
+from builder.plan.planner import plan
+from builder.request import BuildRequest, BuildResult
+from builder.resolve import StoreResolver
+from builder.runtime.host import Launcher
+from builder.runtime.network import Network
+from builder.solve import Solver
+from cache.digest import Digest
+from cache.kernel import open_in_root
+from cache.layers import diff_id
+from cache.scan import StatIndex
+from cache.store import Store
+from grammar.errors import DockerfileError, IgnoreError, excerpt
+
+_DOCKERFILE_LIMIT = 16 << 20
+_IGNORE_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The files that steer a build, as read: path and bytes (None when there is none)."""
+
+    dockerfile: tuple[str, bytes]
+    ignore: tuple[str, bytes | None]
+    absent: tuple[str, ...]
+
+
+def read_inputs(request: BuildRequest) -> Inputs:
+    """Read the Dockerfile and the ignore file that applies. Raises BuildError."""
+    path = request.dockerfile or _default_dockerfile(request.context)
+    # A link given with -f may lead anywhere; one in the context stays inside it (SRC-16).
+    real = os.path.realpath(path) if request.dockerfile else path
+    data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
+    if data is None:
+        raise BuildError(
+            f"there is no Dockerfile at {path}",
+            "name it with -f, or give the folder that holds it as the context",
+        )
+    absent = []
+    for candidate in (path + ".dockerignore", os.path.join(request.context, ".dockerignore")):
+        ignore = _read_regular(candidate, _IGNORE_LIMIT, "the ignore file")
+        if ignore is not None:
+            return Inputs((path, data), (candidate, ignore), tuple(absent))
+        absent.append(candidate)
+    return Inputs((path, data), ("", None), tuple(absent))
+
+
+def _default_dockerfile(context: str) -> str:
+    """``Dockerfile``, or ``dockerfile`` where only that is there."""
+    path = os.path.join(context, "Dockerfile")
+    lower = os.path.join(context, "dockerfile")
+    return lower if not os.path.lexists(path) and os.path.lexists(lower) else path
+
+
+def _read_regular(path: str, limit: int, what: str) -> bytes | None:
+    """A regular file's bytes, links resolved inside its folder when they are the context's own."""
+    try:
+        folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = open_in_root(folder, os.fsencode(os.path.basename(path)), os.O_RDONLY | os.O_NONBLOCK)
+        finally:
+            os.close(folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BuildError(f"reading {what} {path}: {error.strerror}") from None
+    with open(fd, "rb") as file:
+        if not os.path.isfile(f"/proc/self/fd/{fd}"):
+            raise BuildError(f"{what} {path} is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BuildError(f"{what} {path} is larger than {limit >> 20} MiB")
+    return data
+
+
+def build(
+    request: BuildRequest,
+    inputs: Inputs,
+    store: Store,
+    launcher: Launcher,
+    network: Network | None,
+    sink: Sink,
+) -> tuple[BuildResult, Plan, Solver, ContextSource]:
+    """Build an image and tag it. Raises BuildError (with an excerpt of the file) or CacheError.
+
+    On any failure nothing is tagged; finished steps stay cached.
+    """
+    text = inputs.dockerfile[1].decode("utf-8", "surrogateescape")
+    shown = os.path.relpath(inputs.dockerfile[0])
+    try:
+        made = plan(parse(text), request, StoreResolver(store, sink, request.insecure_registries))
+    except DockerfileError as error:
+        located = PlanError(error.message, error.span, error.hint)
+        raise _with_excerpt(located, shown, text) from None
+    except PlanError as error:
+        raise _with_excerpt(error, shown, text) from None
+    name = hashlib.sha256(os.path.realpath(request.context).encode("utf-8", "surrogateescape")).hexdigest()
+    index = StatIndex(store.path("contexts", name))
+    context = ContextSource(request.context, name, index, _ignore(inputs), inputs.ignore[0])
+    workshop = Workshop(store, launcher, network, context)
+    solver = Solver(made, workshop, sink, request.no_cache)
+    try:
+        solver.run(request.jobs)
+    except StepError as error:
+        raise _with_excerpt(error, shown, text) from None
+    finally:
+        with contextlib.suppress(OSError):
+            index.save(_write_index(store))
+    config = _image(made, solver, store)
+    store.sync()
+    image = put_config(store, config)
+    _deliver(request, store, image, config, sink)
+    return BuildResult(image, made.unused_args), made, solver, context
+
+
+def _with_excerpt(error: PlanError | StepError, source: str, text: str) -> BuildError:
+    if error.span is not None:
+        error.excerpt = excerpt(source, text, error.span)
+    return error
+
+
+def _ignore(inputs: Inputs) -> Ignore:
+    try:
+        return parse_ignore(inputs.ignore[1] or b"")
+    except IgnoreError as error:
+        raise BuildError(f"{inputs.ignore[0]} line {error.line}: {error}") from None
+
+
+def _write_index(store: Store) -> Callable[[str, bytes], None]:
+    def write(path: str, data: bytes) -> None:
+        temporary = store.temporary()
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+
+    return write
+
+
+def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
+    """Pack what the image holds (only that) and put its config together."""
+    root = solver.results[id(made.root)] if made.root is not None else None
+    diff_ids: tuple[Digest, ...] = ()
+    if root is not None:
+        diff_ids = tuple(diff_id(store, snapshot)[0] for snapshot in root.snapshots)
+
+    def created(step: Step) -> int:
+        return solver.results[id(step)].created
+
+    return assemble(made, diff_ids, created)
+
+
+def _deliver(request: BuildRequest, store: Store, image: Digest, config: ImageConfig, sink: Sink) -> None:
+    """Outputs first, names last: a name never means an image whose export failed."""
+    for output in request.outputs:
+        from builder.export.archive import write_archive
+
+        write_archive(store, image, config, request.tags, output.dest, sink, docker=output.kind == "docker")
+    for tag in request.tags:
+        store.tag(tag, image)
+    if request.iidfile:
+        try:
+            with open(request.iidfile, "w", encoding="ascii") as file:
+                file.write(image)
+        except OSError as error:
+            raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
+
+
+def warn_unused(result: BuildResult, sink: Sink) -> None:
+    """Say which --build-arg no ARG asked for."""
+    if result.unused_args:
+        names = ", ".join(result.unused_args)
+        sink(Notice(f"build arguments that no ARG instruction declares: {names}", warning=True))

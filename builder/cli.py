@@ -1,0 +1,367 @@
+"""The command line: arguments to requests, exceptions to messages and exit codes.
+
+The only module that prints errors and decides how the process ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from builder import VERSION
+from builder.errors import BuildError, Cancelled, UsageError
+from cache.errors import CacheError
+from cache.store import Store, default_root
+
+_COMMANDS = ("build", "images", "save", "load", "import", "run")
+_DEFAULT_JOBS = 8
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line *argv*; returns the exit code."""
+    signal.signal(signal.SIGTERM, _cancel)
+    signal.signal(signal.SIGHUP, _cancel)
+    name = argv[0] if argv and argv[0] in _COMMANDS else "build"
+    rest = argv[1:] if argv and argv[0] in _COMMANDS else argv
+    try:
+        commands: dict[str, Callable[[Sequence[str], Sequence[str]], int]] = {
+            "build": _build,
+            "images": _images,
+            "save": _save,
+            "load": _load,
+            "import": _import,
+            "run": _run,
+        }
+        return commands[name](rest, argv)
+    except (KeyboardInterrupt, Cancelled):
+        _say("pybuild: cancelled; nothing was tagged, finished steps stay cached")
+        return Cancelled.exit_code
+    except BuildError as error:
+        return _explain(error, error.exit_code, error.excerpt)
+    except CacheError as error:
+        return _explain(error, BuildError.exit_code, "")
+    except BrokenPipeError:
+        return 1
+
+
+def _cancel(number: int, frame: object) -> NoReturn:
+    raise Cancelled
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write(text + "\n")
+    except OSError:
+        pass
+
+
+def _explain(error: BuildError | CacheError, code: int, excerpt: str) -> int:
+    from builder.progress.lines import printable
+
+    if excerpt:
+        _say("\n".join(printable(line) for line in excerpt.split("\n")))
+    _say(f"error: {printable(error.message)}")
+    if error.hint:
+        _say(f"hint: {printable(error.hint)}")
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours; options are not abbreviated, so that adding one breaks nobody."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+        self.add_argument("--root", metavar="DIR", help="the store (default: PYBUILD_ROOT, or by user)")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help lists the options")
+
+
+def _open_store(options: argparse.Namespace) -> Store:
+    return Store(options.root or default_root())
+
+
+# -- build ---------------------------------------------------------------------------------
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pybuild",
+        description="Build a container image from a Dockerfile.",
+        epilog="Other commands: pybuild images | save | load | import | run (each with --help)",
+    )
+    add = parser.add_argument
+    add("context", metavar="CONTEXT", help="the folder that COPY reads from")
+    add("-t", "--tag", action="append", default=[], metavar="NAME", help="name the image (repeatable)")
+    add("-f", "--file", metavar="FILE", help="the Dockerfile (default: CONTEXT/Dockerfile)")
+    add("--target", default="", metavar="STAGE", help="build up to this stage")
+    add("--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="set an ARG (repeatable)")
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="label the image (repeatable)")
+    add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="type=oci,dest=FILE",
+        help="export (repeatable)",
+    )
+    add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
+    add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
+    add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
+    add("-q", "--quiet", action="store_true", help="print only the image ID")
+    add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
+    add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
+    add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
+    add("--version", action="version", version=f"pybuild {VERSION}")
+    return parser
+
+
+def _build(args: Sequence[str], argv: Sequence[str]) -> int:
+    options = _build_parser().parse_args(args)
+    _need_root("building")
+    # The helpers are forked while this process is small and has no threads.
+    from builder.session import Session
+
+    with _open_store(options) as store, Session(store) as session:
+        request = _request(options)
+        from builder.build import build, read_inputs, warn_unused
+        from builder.memo import remember
+
+        inputs = read_inputs(request)
+        network = session.network(request.network == "default" and b"run" in inputs.dockerfile[1].lower())
+        sink = _sink(options)
+        try:
+            result, plan, solver, context = build(request, inputs, store, session.launcher, network, sink)
+            warn_unused(result, sink)
+        finally:
+            sink.close()
+        if not request.outputs and not request.no_cache and not result.unused_args:
+            remember(
+                store, argv, request, inputs, result, plan, solver, context, options.quiet, _silent(options)
+            )
+    _conclude(options, result.image, request.tags)
+    return 0
+
+
+def _silent(options: argparse.Namespace) -> bool:
+    return bool(options.quiet or options.progress == "quiet")
+
+
+def _sink(options: argparse.Namespace) -> Any:
+    if _silent(options):
+        from builder.progress.quiet import Quiet
+
+        return Quiet()
+    if options.progress == "tty" or (options.progress == "auto" and sys.stderr.isatty()):
+        from builder.progress.tty import Tty
+
+        return Tty(sys.stderr)
+    from builder.progress.plain import Plain
+
+    return Plain(sys.stderr)
+
+
+def _conclude(options: argparse.Namespace, image: str, tags: tuple[str, ...]) -> None:
+    from builder.progress.lines import result
+
+    if options.quiet:
+        sys.stdout.write(image + "\n")
+    elif not _silent(options):
+        _say("\n".join(result(image, tags)))
+
+
+def _request(options: argparse.Namespace) -> Any:
+    from builder.image.local import reference
+    from builder.request import BuildRequest
+
+    if options.jobs < 1:
+        raise UsageError("--jobs must be at least 1")
+    context = os.path.abspath(options.context)
+    if not os.path.isdir(context):
+        raise UsageError(f"the context {options.context} is not a folder")
+    return BuildRequest(
+        context=context,
+        dockerfile=os.path.abspath(options.file) if options.file else "",
+        tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
+        target=options.target,
+        build_args=_build_args(options.build_arg),
+        labels=dict(_pair(item, "--label") for item in options.label),
+        outputs=tuple(_output(item) for item in options.output),
+        network=options.network,
+        no_cache=options.no_cache,
+        iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
+        jobs=options.jobs,
+        insecure_registries=frozenset(options.insecure_registry),
+    )
+
+
+def _build_args(items: list[str]) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given)."""
+    out = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name:
+            raise UsageError(f"--build-arg {item!r} has no name")
+        if equals:
+            out[name] = value
+        elif name in os.environ:
+            out[name] = os.environ[name]
+    return out
+
+
+def _pair(item: str, option: str) -> tuple[str, str]:
+    name, _, value = item.partition("=")
+    if not name:
+        raise UsageError(f"{option} {item!r} has no name")
+    return name, value
+
+
+def _output(text: str) -> Any:
+    """``type=oci,dest=FILE``; a bare FILE means an OCI archive there."""
+    from builder.request import Output
+
+    fields = dict(_pair(item, "--output") for item in text.split(",")) if "=" in text else {"dest": text}
+    kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
+    if kind not in ("oci", "docker"):
+        raise UsageError(f"output type {kind!r} is not supported yet", "use type=oci or type=docker")
+    if fields:
+        raise UsageError(f"output option {next(iter(fields))!r} is not supported yet")
+    if not dest:
+        raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
+    return Output(kind, dest if dest == "-" else os.path.abspath(dest))
+
+
+def _need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise UsageError(
+            f"{what} needs root in this version", "run it with sudo; rootless builds are being worked on"
+        )
+
+
+# -- images --------------------------------------------------------------------------------
+
+
+def _images(args: Sequence[str], argv: Sequence[str]) -> int:
+    parser = _Parser(prog="pybuild images", description="List the images of the store.")
+    options = parser.parse_args(args)
+    from grammar.reference import parse_reference
+
+    from builder.image.local import config_of, size
+
+    with _open_store(options) as store:
+        rows = [("NAME", "IMAGE ID", "CREATED", "SIZE")]
+        for name in store.names():
+            image = store.resolve(name)
+            assert image is not None
+            config = config_of(store, image)
+            created = config.created[:19].replace("T", " ") or "-"
+            rows.append(
+                (parse_reference(name).familiar, image[7:19], created, f"{size(store, config) / 1e6:.1f} MB")
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+    return 0
+
+
+def _save(args: Sequence[str], argv: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="pybuild save",
+        description="Write an image to an archive that docker, podman and containerd load.",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument(
+        "-o", "--output", default="-", metavar="FILE", help="where to (default: standard output)"
+    )
+    options = parser.parse_args(args)
+    from builder.export.archive import write_archive
+    from builder.image.local import find, names_for
+
+    options.progress, options.quiet = "auto", False
+    with _open_store(options) as store:
+        image, config = find(store, options.name)
+        names = names_for(store, options.name, image)
+        sink = _sink(options)
+        try:
+            write_archive(store, image, config, names, options.output, sink, docker=True)
+        finally:
+            sink.close()
+    return 0
+
+
+def _load(args: Sequence[str], argv: Sequence[str]) -> int:
+    parser = _Parser(prog="pybuild load", description="Load an OCI or docker archive into the store.")
+    parser.add_argument("file", metavar="FILE", help='an archive, "-" for standard input')
+    options = parser.parse_args(args)
+    from builder.image.load import load
+
+    _need_root("unpacking layers")
+    with _open_store(options) as store, _input(options.file) as file:
+        for name in load(store, file.read):
+            sys.stdout.write(f"loaded {name}\n")
+        store.sync()
+    return 0
+
+
+def _import(args: Sequence[str], argv: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="pybuild import",
+        description="Make an image of one layer from a root file system's tar (gz, xz, zst too).",
+    )
+    parser.add_argument("file", metavar="TAR", help='the tar, "-" for standard input')
+    parser.add_argument("name", metavar="NAME")
+    options = parser.parse_args(args)
+    from builder.image.local import from_root, reference
+    from cache.layers import add_tar
+
+    _need_root("unpacking a root file system")
+    name = str(reference(options.name))
+    with _open_store(options) as store, _input(options.file) as file:
+        image = from_root(store, add_tar(store, file.read), os.path.basename(options.file))
+        store.sync()
+        store.tag(name, image)
+    sys.stdout.write(image + "\n")
+    return 0
+
+
+def _input(path: str) -> Any:
+    try:
+        return open(0 if path == "-" else path, "rb")
+    except OSError as error:
+        raise BuildError(f"reading {path}: {error.strerror}") from None
+
+
+# -- run -----------------------------------------------------------------------------------
+
+
+def _run(args: Sequence[str], argv: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="pybuild run",
+        description="Run a container from an image; what it writes is thrown away at its end.",
+    )
+    parser.add_argument("--network", default="default", choices=("default", "none", "host"))
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
+    options = parser.parse_args(args)
+    _need_root("running a container")
+    from builder.session import Session
+
+    with _open_store(options) as store, Session(store) as session:
+        network = session.network(options.network == "default")
+        from builder.container import run_image
+
+        return run_image(
+            store,
+            session.launcher,
+            network,
+            options.name,
+            tuple(options.command),
+            options.network,
+            sys.stdin.fileno() if options.interactive else -1,
+        )

@@ -1,0 +1,90 @@
+"""``pybuild run``: a container from an image, its writable layer thrown away at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from builder.errors import BuildError, UsageError
+from builder.execute.run import container_spec
+from builder.image.local import find, snapshots
+from builder.image.model import DEFAULT_PATH
+from builder.runtime.host import Launcher, Running
+from builder.runtime.network import Network, NetworkError
+from cache.snapshots import draft
+from cache.store import Store
+
+_HOSTNAME = "pybuild"
+
+
+def run_image(
+    store: Store,
+    launcher: Launcher,
+    network: Network | None,
+    name: str,
+    command: tuple[str, ...],
+    mode: str,
+    stdin: int,
+) -> int:
+    """Run *command* (or what the image says) in a container; its exit code, 128 + n for a signal."""
+    image, config = find(store, name)
+    settings = config.settings
+    argv = (*(settings.get("Entrypoint") or ()), *(command or settings.get("Cmd") or ()))
+    if not argv:
+        raise UsageError(f"the image {name} names no command", "give one after the image name")
+    env = {"PATH": DEFAULT_PATH, **config.env}
+    with draft(store, snapshots(store, config)) as made:
+        cwd, user = settings.get("WorkingDir") or "/", settings.get("User") or ""
+        spec = container_spec(made, argv, env, cwd, user, mode, _HOSTNAME)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            running = launcher.start(spec, null if stdin < 0 else stdin, out_write, err_write)
+        finally:
+            for fd in (null, out_write, err_write):
+                os.close(fd)
+        try:
+            return _follow(running, network, out_read, err_read)
+        finally:
+            running.close()
+            os.close(out_read)
+            os.close(err_read)
+
+
+def _follow(running: Running, network: Network | None, out: int, err: int) -> int:
+    """Wire it, copy its output until it ends, return how it did."""
+    namespace = running.created()
+    if namespace >= 0:
+        try:
+            assert network is not None  # the default network was asked for
+            network.wire(namespace)
+        except NetworkError as error:
+            raise BuildError(str(error), "run it with --network=none or --network=host") from None
+        finally:
+            os.close(namespace)
+        running.go()
+    errors = threading.Thread(target=_copy, args=(err, sys.stderr.fileno()), daemon=True)
+    errors.start()
+    try:
+        _copy(out, sys.stdout.fileno())
+        errors.join()
+    except BaseException:
+        running.kill()
+        raise
+    outcome = running.wait()
+    if outcome.error:
+        raise BuildError(outcome.error)
+    return outcome.code
+
+
+def _copy(source: int, target: int) -> None:
+    """Everything from *source* to *target*; a reader that went away is no reason to stop."""
+    while data := os.read(source, 65536):
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(target, view) :]
+        except OSError:
+            continue

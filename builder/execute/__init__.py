@@ -1,0 +1,1 @@
+"""Executors: each takes an op and makes a snapshot."""

@@ -1,0 +1,71 @@
+"""Names of users and groups, looked up in an image's own passwd and group files."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from builder.errors import BuildError
+from cache.tree import Tree
+
+_LIMIT = 10 << 20
+_MAX_ID = (1 << 31) - 2
+
+
+def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
+    """``user[:group]`` as ids (dockerfile.md T16): a lone name brings its primary group, a lone
+    number is its own group. *what* names the option for the error.
+
+    Raises BuildError for a name the image does not know.
+    """
+    user, colon, group = text.partition(":")
+    uid, primary = _user(tree, user, what)
+    gid = _group(tree, group, what) if colon and group else primary
+    return uid, gid
+
+
+def _user(tree: Tree, name: str, what: str) -> tuple[int, int]:
+    if _numeric(name):
+        number = _id(name, what)
+        return number, number
+    for fields in _lines(tree, "etc/passwd"):
+        if len(fields) >= 4 and fields[0] == name:
+            return _id(fields[2], what), _id(fields[3], what)
+    raise BuildError(
+        f"{what}: there is no user {name!r} in the image's /etc/passwd",
+        "create the user in an earlier step, or give its number",
+    )
+
+
+def _group(tree: Tree, name: str, what: str) -> int:
+    if _numeric(name):
+        return _id(name, what)
+    for fields in _lines(tree, "etc/group"):
+        if len(fields) >= 3 and fields[0] == name:
+            return _id(fields[2], what)
+    raise BuildError(
+        f"{what}: there is no group {name!r} in the image's /etc/group",
+        "create the group in an earlier step, or give its number",
+    )
+
+
+def _numeric(text: str) -> bool:
+    return text.strip().lstrip("+-").isdigit()
+
+
+def _id(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_ID):
+        raise BuildError(f"{what}: id {text!r} is not a number between 0 and {_MAX_ID}")
+    return int(text)
+
+
+def _lines(tree: Tree, path: str) -> list[list[str]]:
+    """The fields of each line; a missing file has none, an odd one is an error (RT-18)."""
+    node = tree.lookup(path)
+    if node is None:
+        return []
+    if not stat.S_ISREG(node.found.st_mode) or node.found.st_size > _LIMIT:
+        raise BuildError(f"/{path} of the image is not a regular file of at most 10 MiB")
+    fd = os.open(node.real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8", errors="surrogateescape") as file:
+        return [line.rstrip("\n").split(":") for line in file if not line.startswith("#")]

@@ -1,0 +1,69 @@
+"""What executors may use: the store, the containers, the network, the context."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from builder.errors import Cancelled
+from builder.execute.sources import ContextSource
+from builder.runtime.host import Launcher, Outcome, Running, run_output
+from builder.runtime.network import Network
+from builder.runtime.spec import ContainerSpec
+from cache.store import Store
+
+
+@dataclass(slots=True)
+class Workshop:
+    """The means of one build. ``network`` is started by whoever knows that a step needs it."""
+
+    store: Store
+    launcher: Launcher
+    network: Network | None
+    context: ContextSource
+    _running: set[Running] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _cancelled: bool = False
+
+    def contain(self, spec: ContainerSpec, sink: Callable[[bytes], None]) -> Outcome:
+        """Run a container to its end, everything it writes going to *sink*.
+
+        Raises Cancelled when ``cancel`` was called before it ended, OSError when it could
+        not be asked for, NetworkError when its network could not be made.
+        """
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._lock:
+                if self._cancelled:
+                    raise Cancelled
+                running = self.launcher.start(spec, null, write_end, write_end)
+                self._running.add(running)
+            os.close(write_end)
+            write_end = -1
+            try:
+                outcome = run_output(running, read_end, sink, self._wire)
+            finally:
+                with self._lock:
+                    self._running.discard(running)
+                running.close()
+        finally:
+            for fd in (read_end, write_end, null):
+                if fd >= 0:
+                    os.close(fd)
+        if self._cancelled:
+            raise Cancelled
+        return outcome
+
+    def _wire(self, namespace: int) -> None:
+        assert self.network is not None  # a step with the default network implies it
+        self.network.wire(namespace)
+
+    def cancel(self) -> None:
+        """End every running container and refuse new ones. May be called from any thread."""
+        with self._lock:
+            self._cancelled = True
+            for running in self._running:
+                running.kill()

@@ -1,0 +1,1 @@
+"""Outputs: each turns a stored image into something that leaves the store."""

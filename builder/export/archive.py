@@ -1,0 +1,154 @@
+"""Tar archives of an image: the OCI layout, and with ``docker load``'s manifest.json beside it.
+
+Entries have fixed owners, modes and times, so equal images give equal archives. A file is
+written under a temporary name beside its destination and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from grammar.reference import parse_reference
+
+from builder.errors import BuildError
+from builder.events import Event, Transfer
+from builder.image.model import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, ImageConfig, manifest, to_json
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest_of, hex_of
+from cache.entries import DIRECTORY, FILE, Entry
+from cache.layers import blob
+from cache.pack import header
+from cache.store import Store
+
+_CHUNK = 1 << 20
+Sink = Callable[[Event], None]
+
+
+def write_archive(
+    store: Store,
+    image: Digest,
+    config: ImageConfig,
+    names: tuple[str, ...],
+    dest: str,
+    sink: Sink,
+    docker: bool = False,
+) -> None:
+    """Write *image* to the file *dest* ("-": standard output) under *names* (canonical references).
+
+    With *docker* the archive also holds what ``docker load`` reads. Raises BuildError when
+    *dest* cannot be written, CacheError when a layer is missing or damaged.
+    """
+    layers = []
+    for number, layer in enumerate(config.diff_ids, 1):
+        layers.append(
+            blob(store, layer, progress=_counter(f"packing layer {number}/{len(config.diff_ids)}", sink))
+        )
+    config_blob = Descriptor(CONFIG_TYPE, image, os.path.getsize(store.blob_path(image)))
+    body = manifest(config_blob, tuple(layers))
+    store.put_blob(body)
+    top = Descriptor(MANIFEST_TYPE, digest_of(body), len(body))
+    small = {
+        "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
+        "index.json": _index(top, config, names),
+    }
+    if docker:
+        small["manifest.json"] = _docker_manifest(image, layers, names)
+    blobs = {item.digest: item.size for item in (config_blob, top, *layers)}
+    with _destination(dest) as write:
+        _write_tar(store, small, blobs, write, sink)
+
+
+def _counter(label: str, sink: Sink) -> Callable[[int], None]:
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        sink(Transfer(label, done, 0))
+
+    return count
+
+
+def _index(top: Descriptor, config: ImageConfig, names: tuple[str, ...]) -> bytes:
+    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
+    entries = []
+    for name in names or ("",):
+        item = top.to_json()
+        if name:
+            reference = parse_reference(name)
+            item["annotations"] = {
+                "io.containerd.image.name": name,
+                "org.opencontainers.image.ref.name": reference.tag or "latest",
+            }
+        platform = {"architecture": config.platform.architecture, "os": config.platform.os}
+        if config.platform.variant:
+            platform["variant"] = config.platform.variant
+        item["platform"] = platform
+        entries.append(item)
+    return to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
+
+
+def _docker_manifest(image: Digest, layers: list[Descriptor], names: tuple[str, ...]) -> bytes:
+    return to_json(
+        [
+            {
+                "Config": f"blobs/sha256/{hex_of(image)}",
+                "RepoTags": [parse_reference(name).familiar for name in names],
+                "Layers": [f"blobs/sha256/{hex_of(layer.digest)}" for layer in layers],
+            }
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _destination(dest: str) -> Iterator[Callable[[bytes], object]]:
+    """A writer to *dest*; the file appears whole or not at all."""
+    if dest == "-":
+        if sys.stdout.isatty():
+            raise BuildError(
+                "refusing to write an archive to a terminal", "redirect standard output, or name a file"
+            )
+        yield sys.stdout.buffer.write
+        sys.stdout.buffer.flush()
+        return
+    temporary = f"{dest}.pybuild-{os.getpid()}"
+    try:
+        with open(temporary, "xb", buffering=_CHUNK) as file:
+            yield file.write
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, dest)
+    except OSError as error:
+        raise BuildError(f"writing {dest}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _write_tar(
+    store: Store,
+    small: dict[str, bytes],
+    blobs: dict[Digest, int],
+    write: Callable[[bytes], object],
+    sink: Sink,
+) -> None:
+    total = sum(blobs.values())
+    done = 0
+    for folder in ("blobs", "blobs/sha256"):
+        write(header(Entry(folder, DIRECTORY, 0o755)))
+    for name in sorted(blobs, key=hex_of):
+        write(header(Entry(f"blobs/sha256/{hex_of(name)}", FILE, 0o644, size=blobs[name])))
+        with open(store.blob_path(name), "rb") as file:
+            while data := file.read(_CHUNK):
+                write(data)
+                done += len(data)
+                sink(Transfer("exporting", done, total))
+        write(bytes(-blobs[name] % 512))
+    for path, data in sorted(small.items()):
+        write(header(Entry(path, FILE, 0o644, size=len(data))))
+        write(data + bytes(-len(data) % 512))
+    write(bytes(1024))
+    sink(Transfer("exporting", total, total, finished=True))

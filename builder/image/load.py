@@ -1,0 +1,245 @@
+"""Load an image archive into the store: OCI layout tars and ``docker save`` tars.
+
+An archive is data from a stranger: members are taken by the names the formats define and
+nothing else, every blob is verified against the digest that names it, and layers are
+verified against the config's diff IDs when they are unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from typing import Any
+
+from builder.errors import BuildError
+from builder.image.local import reference
+from builder.image.model import INDEX_TYPE, Platform, host, parse_config
+from builder.strict_json import loads
+from cache import compression as comp
+from cache.archive import Read, TarReader
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest, digest_of
+from cache.errors import ArchiveError, CacheError, CorruptError
+from cache.layers import add_blob
+from cache.store import Store
+
+_SMALL = 16 << 20
+_MAX_MEMBERS = 10_000
+_MAX_DEPTH = 4
+_DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+
+def load(store: Store, read: Read) -> list[str]:
+    """Load every image of an archive; the names it now has here (image IDs for unnamed ones).
+
+    Raises BuildError or CacheError, and then nothing has been tagged.
+    """
+    start = read(512)
+
+    def source(count: int) -> bytes:
+        nonlocal start
+        if start:
+            data, start = start[:count], start[count:]
+            return data
+        return read(count)
+
+    folder = store.temporary()
+    os.mkdir(folder, 0o700)
+    archive = _Archive(store, folder)
+    archive.read(comp.decompressing(source, comp.detect(start)))
+    images = archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
+    if not images:
+        raise BuildError("the archive holds no image for this platform", f"this machine is {host()}")
+    for image, names in images:
+        for name in names:
+            store.tag(name, image)
+    return [name for image, names in images for name in (names or [image])]
+
+
+class _Archive:
+    """Members of an archive, on disk under numbers; links between them as docker writes them."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+        self.files: dict[str, str] = {}
+        self._links: dict[str, str] = {}
+
+    def read(self, stream: Read) -> None:
+        reader = TarReader(stream)
+        for count, member in enumerate(reader):
+            if count > _MAX_MEMBERS:
+                raise ArchiveError("the archive has too many members for an image")
+            name = posixpath.normpath(os.fsdecode(member.name)).lstrip("/")
+            if member.kind in ("l", "h"):
+                target = os.fsdecode(member.link)
+                base = posixpath.dirname(name) if member.kind == "l" else ""
+                self._links[name] = posixpath.normpath(posixpath.join(base, target)).lstrip("/")
+            elif member.kind == "f":
+                path = os.path.join(self._folder, str(count))
+                with open(path, "xb") as file:
+                    for data in reader.chunks():
+                        file.write(data)
+                self.files[name] = path
+
+    def _path(self, name: str) -> str:
+        for _ in range(_MAX_DEPTH):
+            if name in self.files:
+                return self.files[name]
+            name = self._links.get(name, name)
+        raise BuildError(f"the archive lacks {name!r}, which its manifest names")
+
+    def _small(self, name: str) -> bytes:
+        with open(self._path(name), "rb") as file:
+            data = file.read(_SMALL + 1)
+        if len(data) > _SMALL:
+            raise BuildError(f"{name!r} in the archive is larger than {_SMALL} bytes")
+        return data
+
+    # -- docker ----------------------------------------------------------------------------
+
+    def docker_images(self) -> list[tuple[Digest, list[str]]]:
+        items = loads(self._small("manifest.json"), "manifest.json", _SMALL)
+        if not isinstance(items, list):
+            raise BuildError("manifest.json in the archive is not a list")
+        out = []
+        for item in items:
+            if not isinstance(item, dict) or not isinstance(item.get("Layers"), list):
+                raise BuildError("manifest.json in the archive does not describe an image")
+            data = self._small(_normal(item.get("Config")))
+            paths = [self._path(_normal(name)) for name in item["Layers"]]
+            tags = item.get("RepoTags") or []
+            names = [str(reference(str(tag))) for tag in tags]
+            out.append((self._add(data, [(path, "") for path in paths]), names))
+        return out
+
+    # -- OCI -------------------------------------------------------------------------------
+
+    def oci_images(self) -> list[tuple[Digest, list[str]]]:
+        if "index.json" not in self.files:
+            raise BuildError(
+                "the archive has neither index.json nor manifest.json: it is not an image archive"
+            )
+        index = _object(self._small("index.json"), "index.json")
+        found: dict[Digest, list[str]] = {}
+        for item in _list(index, "manifests"):
+            manifest = self._manifest(item, 0)
+            if manifest is not None:
+                names = found.setdefault(self._from_manifest(manifest), [])
+                if name := _name(item):
+                    names.append(name)
+        return list(found.items())
+
+    def _blob(self, item: dict[str, Any]) -> bytes:
+        value = _digest(item)
+        data = self._small(_blob_name(value))
+        if digest_of(data) != value:
+            raise CorruptError(f"{value} in the archive does not match its digest")
+        return data
+
+    def _manifest(self, item: dict[str, Any], depth: int) -> dict[str, Any] | None:
+        """The image manifest a descriptor leads to for this platform."""
+        platform = item.get("platform")
+        if isinstance(platform, dict) and not _matches(platform, host()):
+            return None
+        body = _object(self._blob(item), "a manifest")
+        if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
+            return body
+        if "layers" in body or depth >= _MAX_DEPTH:
+            raise BuildError("the archive holds a manifest that is an index and an image at once")
+        for below in _list(body, "manifests"):
+            found = self._manifest(below, depth + 1)
+            if found is not None:
+                return found
+        return None
+
+    def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
+        config = manifest.get("config")
+        if not isinstance(config, dict):
+            raise BuildError("a manifest in the archive has no config")
+        layers = [
+            (self._path(_blob_name(_digest(i))), str(i.get("mediaType"))) for i in _list(manifest, "layers")
+        ]
+        return self._add(self._blob(config), layers)
+
+    # -- both ------------------------------------------------------------------------------
+
+    def _add(self, config: bytes, layers: list[tuple[str, str]]) -> Digest:
+        """Store a config and its layers; media type "" means that the bytes tell."""
+        parsed = parse_config(config, "the config in the archive")
+        if len(parsed.diff_ids) != len(layers):
+            raise BuildError(
+                f"the config in the archive names {len(parsed.diff_ids)} layers, its manifest {len(layers)}"
+            )
+        for (path, media), expected in zip(layers, parsed.diff_ids, strict=True):
+            if self._store.index.unpacked(expected):
+                continue
+            descriptor = self._adopt(path, media)
+            add_blob(self._store, descriptor, expected)
+        return self._store.put_blob(config)
+
+    def _adopt(self, path: str, media: str) -> Descriptor:
+        """Move a layer's file into the store under its own digest."""
+        sha = hashlib.sha256()
+        with open(path, "rb") as file:
+            start = file.read(512)
+            sha.update(start)
+            while data := file.read(1 << 20):
+                sha.update(data)
+            size = file.tell()
+            os.fsync(file.fileno())
+        value = Digest("sha256:" + sha.hexdigest())
+        kind = comp.compression_of(media) if media else comp.detect(start)
+        final = self._store.blob_path(value)
+        if not os.path.exists(final):
+            copy = self._store.temporary()
+            os.link(path, copy)
+            self._store.publish(copy, final)
+        return Descriptor(comp.media_type(kind), value, size)
+
+
+def _normal(name: object) -> str:
+    return posixpath.normpath(str(name)).lstrip("/")
+
+
+def _blob_name(value: Digest) -> str:
+    return "blobs/sha256/" + value[7:]
+
+
+def _digest(item: dict[str, Any]) -> Digest:
+    try:
+        return digest(str(item.get("digest")))
+    except CacheError as error:
+        raise BuildError(f"a descriptor in the archive: {error}") from None
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    value = loads(data, what, _SMALL)
+    if not isinstance(value, dict):
+        raise BuildError(f"{what} in the archive is not a JSON object")
+    return value
+
+
+def _list(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = value.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BuildError(f"{key!r} in the archive is not a list of descriptors")
+    return items
+
+
+def _matches(platform: dict[str, Any], wanted: Platform) -> bool:
+    return (platform.get("os"), platform.get("architecture")) == (wanted.os, wanted.architecture)
+
+
+def _name(item: dict[str, Any]) -> str:
+    """The canonical name an index gives an image; a bare tag is no name."""
+    annotations = item.get("annotations")
+    if not isinstance(annotations, dict):
+        return ""
+    name = annotations.get("io.containerd.image.name")
+    if not name:
+        name = annotations.get("org.opencontainers.image.ref.name")
+        if not name or (":" not in str(name) and "/" not in str(name)):
+            return ""
+    return str(reference(str(name)))

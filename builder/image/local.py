@@ -1,0 +1,111 @@
+"""Images of the store: find, read, tag, import."""
+
+from __future__ import annotations
+
+from grammar.reference import Reference, parse_reference
+
+from builder.errors import BuildError
+from builder.image.model import History, ImageConfig, host, parse_config, scratch
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest
+from cache.errors import CacheError
+from cache.layers import add_blob, diff_id
+from cache.store import Store
+from grammar.errors import ReferenceError_
+
+
+def reference(name: str) -> Reference:
+    """Parse an image name given by the user. Raises BuildError."""
+    try:
+        return parse_reference(name)
+    except ReferenceError_ as error:
+        raise BuildError(f"{name!r} is not an image name: {error}") from None
+
+
+def config_of(store: Store, image: Digest) -> ImageConfig:
+    """The config of a stored image, verified."""
+    return parse_config(store.read_blob(image), f"the config {image}")
+
+
+def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
+    """The image that a user's *name* means: a name, or the start of an image ID.
+
+    Raises BuildError when the store has none or several.
+    """
+    image = None
+    try:
+        image = store.resolve(str(parse_reference(name)))
+    except ReferenceError_:
+        pass
+    if image is None:
+        image = _by_id(store, name.removeprefix("sha256:"))
+    if image is None:
+        raise BuildError(f"there is no image {name!r} in the store {store.root}", "pybuild images lists them")
+    return image, config_of(store, image)
+
+
+def names_for(store: Store, given: str, image: Digest) -> tuple[str, ...]:
+    """The canonical name that the user's *given* is, or none when it was an image ID."""
+    try:
+        name = str(parse_reference(given))
+    except ReferenceError_:
+        return ()
+    return (name,) if store.resolve(name) == image else ()
+
+
+def _by_id(store: Store, start: str) -> Digest | None:
+    """The one tagged image whose ID starts with at least six hex digits *start*."""
+    if len(start) < 6 or not set(start) <= set("0123456789abcdef"):
+        return None
+    images = {store.resolve(name) for name in store.names()}
+    found = [image for image in images if image is not None and image[7:].startswith(start)]
+    if len(found) > 1:
+        raise BuildError(f"{len(found)} images start with {start!r}: give more of the ID")
+    return found[0] if found else None
+
+
+def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:
+    """The layer directories of an image, bottom first, unpacked again where only the blob is left."""
+    out = []
+    for layer in config.diff_ids:
+        snapshot = store.index.unpacked(layer)
+        if not snapshot:
+            snapshot = _unpack_again(store, layer)
+        out.append(snapshot)
+    return tuple(out)
+
+
+def _unpack_again(store: Store, layer: Digest) -> str:
+    for media, name, size in store.index.blobs(layer):
+        if store.has_blob(digest(name)):
+            return add_blob(store, Descriptor(media, digest(name), size), layer)
+    raise BuildError(
+        f"layer {layer} is gone from the store {store.root}", "build, load or pull the image again"
+    )
+
+
+def size(store: Store, config: ImageConfig) -> int:
+    """The bytes of an image's layers as uncompressed tars."""
+    total = 0
+    for layer in config.diff_ids:
+        snapshot = store.index.unpacked(layer)
+        _known, length = store.index.diff_id(snapshot) if snapshot else ("", 0)
+        if snapshot and not length:
+            _known, length = diff_id(store, snapshot)
+        total += length
+    return total
+
+
+def put_config(store: Store, config: ImageConfig) -> Digest:
+    """Store a config; the digest is the image's ID."""
+    try:
+        return store.put_blob(config.to_bytes())
+    except OSError as error:
+        raise CacheError(f"storing an image config: {error.strerror}") from None
+
+
+def from_root(store: Store, layer: Digest, source: str) -> Digest:
+    """An image of one layer and an empty config, as ``docker import`` makes it."""
+    config = scratch(host())
+    config = ImageConfig(config.platform, {}, (History(f"imported from {source}"),), (layer,))
+    return put_config(store, config)

@@ -1,0 +1,198 @@
+"""OCI image config, manifest and platform (image-spec v1.1 config.md, manifest.md).
+
+Values, read with checks and written exactly. What we do not know in a base's config is kept
+and written back.
+"""
+
+from __future__ import annotations
+
+import json
+import platform as host_platform
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from builder.errors import BuildError
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest
+from cache.errors import CacheError
+
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_MACHINES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "ppc64le": ("ppc64le", ""),
+    "riscv64": ("riscv64", ""),
+    "s390x": ("s390x", ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+def host() -> Platform:
+    """The platform of this machine."""
+    machine = host_platform.machine()
+    architecture, variant = _MACHINES.get(machine, (machine, ""))
+    return Platform("linux", architecture, variant)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One line of an image's history; ``created`` is RFC 3339 or ""."""
+
+    created_by: str
+    empty_layer: bool = False
+    created: str = ""
+    comment: str = ""
+    author: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        out: dict[str, object] = {}
+        if self.created:
+            out["created"] = self.created
+        out["created_by"] = self.created_by
+        if self.author:
+            out["author"] = self.author
+        if self.comment:
+            out["comment"] = self.comment
+        if self.empty_layer:
+            out["empty_layer"] = True
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """An image's config. ``settings`` is its "config" object as JSON holds it."""
+
+    platform: Platform
+    settings: dict[str, Any] = field(default_factory=dict)
+    history: tuple[History, ...] = ()
+    diff_ids: tuple[Digest, ...] = ()
+    created: str = ""
+    author: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in its order; the last of equal names counts."""
+        return dict(item.partition("=")[::2] for item in self.settings.get("Env") or [])
+
+    def with_settings(self, **changes: Any) -> ImageConfig:
+        """A copy with some settings replaced; None removes one."""
+        settings = {**self.settings, **changes}
+        return replace(self, settings={k: v for k, v in settings.items() if v is not None})
+
+    def with_env(self, key: str, value: str) -> ImageConfig:
+        """A copy with one variable set, in its old place if it had one."""
+        env = {**self.env, key: value}
+        return self.with_settings(Env=[f"{k}={v}" for k, v in env.items()])
+
+    def to_bytes(self) -> bytes:
+        """The config as stored; equal values give equal bytes."""
+        out: dict[str, object] = dict(self.extra)
+        if self.created:
+            out["created"] = self.created
+        if self.author:
+            out["author"] = self.author
+        out["architecture"] = self.platform.architecture
+        out["os"] = self.platform.os
+        if self.platform.variant:
+            out["variant"] = self.platform.variant
+        out["config"] = dict(sorted(self.settings.items()))
+        out["rootfs"] = {"type": "layers", "diff_ids": list(self.diff_ids)}
+        out["history"] = [item.to_json() for item in self.history]
+        return to_json(out)
+
+
+def to_json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def parse_config(data: bytes, what: str) -> ImageConfig:
+    """Read a config. Raises BuildError when a field is missing or of the wrong type."""
+    from builder.strict_json import loads
+
+    value = loads(data, what, 8 << 20)
+    if not isinstance(value, dict):
+        raise BuildError(f"{what} is not a JSON object")
+    try:
+        settings = _typed(value, "config", dict) or {}
+        _check_settings(settings)
+        rootfs = _typed(value, "rootfs", dict) or {}
+        diff_ids = tuple(digest(str(item)) for item in rootfs.get("diff_ids") or [])
+        history = tuple(_history(item) for item in _typed(value, "history", list) or [])
+        where = Platform(
+            str(value.get("os") or "linux"),
+            str(value.get("architecture") or ""),
+            str(value.get("variant") or ""),
+        )
+    except (TypeError, CacheError) as error:
+        raise BuildError(f"{what} is not an image config: {error}") from None
+    known = {"config", "rootfs", "history", "os", "architecture", "variant", "created", "author"}
+    # Docker's own leftovers describe the container that an image was committed from.
+    known |= {"container", "container_config", "docker_version", "id", "parent", "throwaway"}
+    return ImageConfig(
+        where,
+        settings,
+        history,
+        diff_ids,
+        str(value.get("created") or ""),
+        str(value.get("author") or ""),
+        {key: item for key, item in value.items() if key not in known},
+    )
+
+
+def _typed(value: dict[str, Any], key: str, kind: type) -> Any:
+    item = value.get(key)
+    if item is not None and not isinstance(item, kind):
+        raise TypeError(f"{key!r} is not a {kind.__name__}")
+    return item
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    for key in ("Env", "Cmd", "Entrypoint", "Shell", "OnBuild"):
+        items = _typed(settings, key, list) or []
+        if not all(isinstance(item, str) for item in items):
+            raise TypeError(f"{key!r} holds something that is not a text")
+    for key in ("User", "WorkingDir", "StopSignal"):
+        _typed(settings, key, str)
+    for key in ("Labels", "ExposedPorts", "Volumes"):
+        _typed(settings, key, dict)
+
+
+def _history(item: Any) -> History:
+    if not isinstance(item, dict):
+        raise TypeError("a history entry is not an object")
+    texts = [str(item.get(key) or "") for key in ("created_by", "created", "comment", "author")]
+    return History(texts[0], bool(item.get("empty_layer")), texts[1], texts[2], texts[3])
+
+
+def manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> bytes:
+    """An image manifest as stored."""
+    return to_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": config.to_json(),
+            "layers": [layer.to_json() for layer in layers],
+        }
+    )
+
+
+def scratch(where: Platform) -> ImageConfig:
+    """The config that FROM scratch starts with (dockerfile.md T61)."""
+    return ImageConfig(where, {"Env": [f"PATH={DEFAULT_PATH}"], "WorkingDir": "/"})

@@ -1,0 +1,62 @@
+"""Write what ``builder.replay`` reads: the memo of a build that succeeded."""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+from collections.abc import Sequence
+
+from builder.build import Inputs
+from builder.execute.sources import ContextSource
+from builder.plan.graph import Plan
+from builder.plan.ops import FromImage
+from builder.replay import listing_digest, memo_key
+from builder.request import BuildRequest, BuildResult
+from builder.solve import Solver
+from cache.store import Store
+
+
+def remember(
+    store: Store,
+    argv: Sequence[str],
+    request: BuildRequest,
+    inputs: Inputs,
+    result: BuildResult,
+    plan: Plan,
+    solver: Solver,
+    context: ContextSource,
+    quiet: bool,
+    silent: bool,
+) -> None:
+    """Leave a memo of this build under its command line."""
+    files = [(path, hashlib.sha256(data).hexdigest()) for path, data in _read(inputs)]
+    files += [(path, "") for path in inputs.absent]
+    steps = [
+        (solver.results[id(step)].key, solver.results[id(step)].snapshots[-1])
+        for step in plan.steps
+        if not isinstance(step.op, FromImage)
+    ]
+    memo = {
+        "files": files,
+        "refs": list(plan.bases),
+        "context": request.context,
+        "context_name": context.name,
+        "ignore": inputs.ignore[1] or b"",
+        "selections": sorted(context.digests.items()),
+        "listings": [(path, listing_digest(context.real(path))) for path in sorted(context.listed)],
+        "steps": steps,
+        "names": [step.name for step in plan.steps],
+        "image": result.image,
+        "tags": list(request.tags),
+        "iidfile": request.iidfile,
+        "quiet": quiet,
+        "silent": silent,
+    }
+    store.index.set_memo(memo_key(argv), marshal.dumps(memo))
+
+
+def _read(inputs: Inputs) -> list[tuple[str, bytes]]:
+    out = [inputs.dockerfile]
+    if inputs.ignore[1] is not None:
+        out.append((inputs.ignore[0], inputs.ignore[1]))
+    return out

@@ -1,0 +1,301 @@
+"""One instruction and the state of its stage give the next state of the stage.
+
+The rules are BuildKit's (dockerfile.md; traps are cited where they bite). ``convert`` is one
+match over the union of instructions: adding one makes the type checker point here.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from grammar.words import expand_word, expand_words
+
+from builder.errors import PlanError
+from builder.image.model import ImageConfig
+from builder.plan.graph import HistoryLine, Step
+from builder.plan.ops import CopyFiles, MakeDir, Op, RunCommand
+from builder.plan.ports import parse_ports
+from builder.plan.scope import PROXY_ARGS, Scope
+from grammar import ast
+from grammar.errors import ExpansionError
+from grammar.span import Span
+
+_SHELL = ["/bin/sh", "-c"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What is known of a stage after some of its instructions; replaced, never changed.
+
+    ``env`` is what words are expanded with and RUN sees: ENV and ARG in one namespace, the
+    later one winning (T44). The image keeps only ENV, in ``config``.
+    """
+
+    config: ImageConfig
+    root: Step | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    args: tuple[tuple[str, str], ...] = ()
+    lines: tuple[HistoryLine, ...] = ()
+    cmd_set: bool = False
+
+    def noted(self, created_by: str, step: Step | None = None) -> StageState:
+        return replace(self, lines=(*self.lines, HistoryLine(created_by, step)))
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What converting needs besides the state.
+
+    ``new_step(op, parent, source, span)`` makes or reuses a step and names it;
+    ``find_source(name, span)`` gives the last step of what a ``--from`` names.
+    """
+
+    scope: Scope
+    escape: str
+    network: str
+    hostname: str
+    new_step: Callable[[Op, Step | None, Step | None, Span], Step]
+    find_source: Callable[[str, Span], Step | None]
+
+
+def convert(node: ast.Instruction, state: StageState, context: StageContext) -> StageState:
+    """Apply one instruction. Raises PlanError with its span."""
+    match node:
+        case ast.Run():
+            return _run(node, state, context)
+        case ast.Copy():
+            return _copy(node, state, context)
+        case ast.Env():
+            return _env(node, state, context)
+        case ast.Arg():
+            return _arg(node, state, context)
+        case ast.Label():
+            return _label(node, state, context)
+        case ast.Workdir():
+            return _workdir(node, state, context)
+        case ast.User():
+            user = _word(node.user, state, context, node.span)
+            return replace(state, config=state.config.with_settings(User=user)).noted(f"USER {user}")
+        case ast.Cmd():
+            argv = _argv(node.command, state)
+            config = state.config.with_settings(Cmd=argv, ArgsEscaped=True)
+            return replace(state, config=config, cmd_set=True).noted(f"CMD {_quoted(argv)}")
+        case ast.Entrypoint():
+            return _entrypoint(node, state)
+        case ast.Expose():
+            return _expose(node, state, context)
+        case (
+            ast.Add()
+            | ast.Onbuild()
+            | ast.Healthcheck()
+            | ast.Shell()
+            | ast.StopSignal()
+            | ast.Volume()
+            | ast.Maintainer()
+        ):
+            raise unsupported(type(node).__name__.upper(), node.span)
+        case ast.From():
+            raise AssertionError("a stage's own FROM is converted by the planner")
+        case _:
+            assert_never(node)
+
+
+def unsupported(what: str, span: Span) -> PlanError:
+    """The error for syntax we read but cannot execute yet; nothing has run when it is raised."""
+    return PlanError(f"{what} is not supported yet", span, "docs/dockerfile-support.md lists what is")
+
+
+def _word(text: str, state: StageState, context: StageContext, span: Span) -> str:
+    try:
+        return expand_word(text, state.env, context.escape)
+    except ExpansionError as error:
+        raise PlanError(f"failed to process {text!r}: {error}", span) from None
+
+
+def _argv(command: ast.Command, state: StageState) -> list[str]:
+    """The arguments of a command; the shell form goes through the stage's SHELL."""
+    if isinstance(command, ast.ExecForm):
+        return list(command.argv)
+    return [*(state.config.settings.get("Shell") or _SHELL), command.text]
+
+
+def _quoted(argv: list[str]) -> str:
+    """A list as history shows it: ["a" "b"]."""
+    return "[" + " ".join(json.dumps(item, ensure_ascii=False) for item in argv) + "]"
+
+
+def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
+    for flag in node.mounts:
+        raise unsupported("RUN --mount", flag.span)
+    if node.heredocs:
+        raise unsupported("a here-document in RUN", node.span)
+    if node.devices or node.security not in ("", "sandbox"):
+        raise unsupported("RUN --security" if node.security else "RUN --device", node.span)
+    network = node.network or "default"
+    if network not in ("default", "none", "host"):
+        raise PlanError(
+            f"unsupported network mode {network!r}", node.span, "it is one of default, none and host"
+        )
+    if network == "host" and context.network != "host":
+        raise PlanError(
+            "network mode host is not allowed for this build",
+            node.span,
+            "a Dockerfile cannot take the host's network by itself: build with --network=host",
+        )
+    argv = _argv(node.command, state)
+    if not argv or not argv[0]:
+        raise PlanError("RUN has no command", node.span)
+    proxies = tuple(
+        (k, v) for k, v in context.scope.build_args.items() if k in PROXY_ARGS and k not in state.env
+    )
+    op = RunCommand(
+        tuple(argv),
+        tuple(state.env.items()),
+        state.config.settings.get("WorkingDir") or "/",
+        state.config.settings.get("User") or "",
+        context.network if network == "default" else network,
+        context.hostname,
+        proxies,
+    )
+    step = context.new_step(op, state.root, None, node.span)
+    return replace(state, root=step).noted(f"RUN {_with_args(argv, state)} # buildkit", step)
+
+
+def _with_args(argv: list[str], state: StageState) -> str:
+    """The command as history shows it, build arguments first (T88): ``|2 a=1 b=2 /bin/sh -c x``."""
+    values = {key: state.env.get(key, value) for key, value in state.args}
+    shown = [f"{key}={value}" for key, value in values.items()]
+    return " ".join([f"|{len(shown)}", *shown, *argv] if shown else argv)
+
+
+def _copy(node: ast.Copy, state: StageState, context: StageContext) -> StageState:
+    if node.heredocs:
+        raise unsupported("a here-document in COPY", node.span)
+    for present, flag in ((node.link, "--link"), (node.parents, "--parents"), (node.exclude, "--exclude")):
+        if present:
+            raise unsupported(f"COPY {flag}", node.span)
+    sources = tuple(_word(item, state, context, node.span) for item in node.sources)
+    written = _word(node.dest, state, context, node.span)
+    chown = _word(node.chown, state, context, node.span)
+    chmod = _word(node.chmod, state, context, node.span)
+    _check_chmod(chmod, node.span)
+    source = None
+    if node.from_:
+        if "$" in node.from_:
+            raise PlanError(
+                "variable expansion is not supported for --from",
+                node.span,
+                "define a new stage with FROM using ARG from global scope as a workaround",
+            )
+        source = context.find_source(node.from_, node.span)
+    op = CopyFiles(sources, _destination(written, state), not node.from_, chown, chmod)
+    step = context.new_step(op, state.root, source, node.span)
+    flags = [f"--chown={chown}"] * bool(chown) + [f"--chmod={chmod}"] * bool(chmod)
+    shown = " ".join(["COPY", *flags, *sources, written, "# buildkit"])
+    return replace(state, root=step).noted(shown, step)
+
+
+def _check_chmod(text: str, span: Span) -> None:
+    if not text:
+        return
+    if text.isascii() and text.isdigit():
+        if len(text) <= 5 and set(text) <= set("01234567") and int(text, 8) <= 0o7777:
+            return
+    elif any(c in text for c in "+-="):
+        raise unsupported("a symbolic --chmod", span)
+    raise PlanError(
+        f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777", span
+    )
+
+
+def _destination(written: str, state: StageState) -> str:
+    """The absolute destination; empty, "." and a trailing slash mean a directory (T3, T5)."""
+    here = state.config.settings.get("WorkingDir") or "/"
+    path = posixpath.join("/", here, written)
+    if written in ("", ".") or written.endswith("/"):
+        path += "/"
+    return path
+
+
+def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
+    """Every value is expanded with what held before the line (T41)."""
+    pairs = _pairs(node.pairs, state, context)
+    config, env = state.config, dict(state.env)
+    for key, value in pairs:
+        config = config.with_env(key, value)
+        env[key] = value
+    shown = " ".join(f"{key}={value}" for key, value in pairs)
+    return replace(state, config=config, env=env).noted(f"ENV {shown}")
+
+
+def _pairs(pairs: tuple[ast.Pair, ...], state: StageState, context: StageContext) -> list[tuple[str, str]]:
+    out = []
+    for pair in pairs:
+        key = _word(pair.key, state, context, pair.span)
+        if not key:
+            raise PlanError("names can not be blank", pair.span)
+        out.append((key, _word(pair.value or "", state, context, pair.span)))
+    return out
+
+
+def _label(node: ast.Label, state: StageState, context: StageContext) -> StageState:
+    pairs = _pairs(node.pairs, state, context)
+    labels = {**(state.config.settings.get("Labels") or {}), **dict(pairs)}
+    shown = " ".join(f"{key}={value}" for key, value in pairs)
+    return replace(state, config=state.config.with_settings(Labels=labels)).noted(f"LABEL {shown}")
+
+
+def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
+    """--build-arg wins, then the default, then the global ARG of that name (T45, T46)."""
+    env, args, shown = dict(state.env), list(state.args), []
+    for pair in node.pairs:
+        before = replace(state, env=env)
+        default = None if pair.value is None else _word(pair.value, before, context, pair.span)
+        value = context.scope.value_of(pair.key, default)
+        if value is not None:
+            env[pair.key] = value
+        args.append((pair.key, value or ""))
+        shown.append(pair.key if value is None else f"{pair.key}={value}")
+    return replace(state, env=env, args=tuple(args)).noted("ARG " + " ".join(shown))
+
+
+def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> StageState:
+    """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
+    written = _word(node.path, state, context, node.span)
+    if not written:
+        raise PlanError("WORKDIR needs a path, and this one is empty once expanded", node.span)
+    here = state.config.settings.get("WorkingDir") or "/"
+    path = posixpath.normpath(posixpath.join("/", here, written))
+    path = "/" + path.lstrip("/")
+    state = replace(state, config=state.config.with_settings(WorkingDir=path))
+    if path == "/":
+        return state.noted("WORKDIR /")
+    op = MakeDir(path, state.config.settings.get("User") or "")
+    step = context.new_step(op, state.root, None, node.span)
+    return replace(state, root=step).noted(f"WORKDIR {path}", step)
+
+
+def _entrypoint(node: ast.Entrypoint, state: StageState) -> StageState:
+    """Clears a CMD that the base brought, keeps one this stage set (T55)."""
+    argv = _argv(node.command, state)
+    config = state.config.with_settings(Entrypoint=argv or None)
+    if not state.cmd_set:
+        config = config.with_settings(Cmd=None)
+    return replace(state, config=config).noted(f"ENTRYPOINT {_quoted(argv)}")
+
+
+def _expose(node: ast.Expose, state: StageState, context: StageContext) -> StageState:
+    words: list[str] = []
+    for item in sorted(node.ports):
+        try:
+            words += expand_words(item, state.env, context.escape)
+        except ExpansionError as error:
+            raise PlanError(f"failed to process {item!r}: {error}", node.span) from None
+    ports = parse_ports(words, node.span)
+    exposed = {**(state.config.settings.get("ExposedPorts") or {}), **{port: {} for port in ports}}
+    shown = f"EXPOSE [{' '.join(ports)}]"
+    return replace(state, config=state.config.with_settings(ExposedPorts=exposed)).noted(shown)

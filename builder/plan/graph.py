@@ -1,0 +1,69 @@
+"""The DAG: steps that know their inputs, and the order to think about them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builder.image.model import History, ImageConfig
+from builder.plan.ops import Op
+from grammar.span import Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One step. ``inputs[0]`` is the root it builds on; a COPY's source stage is ``inputs[1]``.
+
+    Identity is object identity: comparing by value would walk the whole graph below.
+    ``parent`` is None on an empty root (scratch).
+    """
+
+    name: str
+    op: Op
+    parent: Step | None
+    source: Step | None
+    span: Span
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        return tuple(step for step in (self.parent, self.source) if step is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """A line of history before it is known when its layer was made."""
+
+    created_by: str
+    step: Step | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is to be done: ``root`` is the target's last step (None: an empty image).
+
+    ``base_history`` came with the base image; ``lines`` are this build's own.
+    """
+
+    root: Step | None
+    steps: tuple[Step, ...]
+    config: ImageConfig
+    base_history: tuple[History, ...]
+    lines: tuple[HistoryLine, ...]
+    bases: tuple[tuple[str, str], ...]
+    unused_args: tuple[str, ...]
+
+
+def needed(root: Step | None) -> tuple[Step, ...]:
+    """Every step that *root* depends on and itself, inputs before their users; no recursion."""
+    if root is None:
+        return ()
+    done: dict[int, Step] = {}
+    stack = [root]
+    while stack:
+        step = stack[-1]
+        waiting = [i for i in step.inputs if id(i) not in done]
+        if waiting:
+            stack += waiting[::-1]
+            continue
+        stack.pop()
+        done.setdefault(id(step), step)
+    return tuple(done.values())

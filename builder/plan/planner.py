@@ -1,0 +1,277 @@
+"""The whole file to a Plan: stages, what the target needs of them, steps in order."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from grammar.reference import Reference, parse_reference
+from grammar.words import expand_word
+
+from builder.errors import PlanError
+from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
+from builder.plan.convert import StageContext, StageState, convert, unsupported
+from builder.plan.graph import Plan, Step, needed
+from builder.plan.ops import FromImage, Op
+from builder.plan.scope import Scope, platform_args
+from builder.request import BuildRequest
+from cache.digest import Digest
+from grammar import ast
+from grammar.errors import ExpansionError, ReferenceError_
+from grammar.span import Span
+
+_LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
+
+
+class ImageResolver(Protocol):
+    """Where base images come from."""
+
+    def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
+        """The image ID and config of *reference*. Raises BuildError."""
+        ...
+
+
+@dataclass(slots=True)
+class _Stage:
+    """One FROM and its state; ``state`` is None until it is converted."""
+
+    index: int
+    node: ast.Stage
+    base: str
+    base_index: int | None
+    sources: set[int] = field(default_factory=set)
+    state: StageState | None = None
+
+
+def plan(file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver) -> Plan:
+    """Plan the build of *file* as *request* asks. Raises PlanError, and what *resolver* raises."""
+    return _Planner(file, request, resolver).plan()
+
+
+class _Planner:
+    def __init__(self, file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver) -> None:
+        self._file = file
+        self._request = request
+        self._resolver = resolver
+        self._platform = host()
+        self._escape = file.directives.escape
+        predefined = platform_args(self._platform, self._platform, request.target)
+        self._scope = Scope(dict(request.build_args), predefined)
+        self._steps: dict[tuple[Op, int, int], Step] = {}
+        self._bases: dict[str, str] = {}
+        self._stages: list[_Stage] = []
+
+    def plan(self) -> Plan:
+        self._read_global_args()
+        for index, node in enumerate(self._file.stages):
+            self._stages.append(self._resolve_base(index, node))
+        target = self._target()
+        for index in self._reachable(target):
+            self._convert_stage(self._stages[index])
+        state = self._stages[target].state
+        assert state is not None  # the target reaches itself
+        config = state.config
+        if self._request.labels:
+            labels = {**(config.settings.get("Labels") or {}), **self._request.labels}
+            config = config.with_settings(Labels=labels)
+        return Plan(
+            state.root,
+            needed(state.root),
+            replace(config, history=()),
+            config.history,
+            state.lines,
+            tuple(self._bases.items()),
+            self._scope.unused(),
+        )
+
+    # -- stages ----------------------------------------------------------------------------
+
+    def _read_global_args(self) -> None:
+        """ARGs before the first FROM; each may use those before it and the predefined ones."""
+        for node in self._file.global_args:
+            for pair in node.pairs:
+                value = None
+                if pair.value is not None:
+                    value = self._expand_global(pair.value, pair.span)
+                value = self._scope.value_of(pair.key, value)
+                if value is not None:
+                    self._scope.globals[pair.key] = value
+
+    def _expand_global(self, text: str, span: Span) -> str:
+        env = {**self._scope.globals, **self._platform_overrides()}
+        try:
+            return expand_word(text, env, self._escape)
+        except ExpansionError as error:
+            raise PlanError(f"failed to process {text!r}: {error}", span) from None
+
+    def _platform_overrides(self) -> dict[str, str]:
+        """Predefined platform arguments may be overridden on the command line."""
+        given = self._request.build_args
+        return {name: given[name] for name in self._scope.globals if name in given}
+
+    def _resolve_base(self, index: int, node: ast.Stage) -> _Stage:
+        start = node.start
+        base = self._expand_global(start.base, start.base_span or start.span)
+        if not base:
+            raise PlanError(
+                f"base name ({start.base}) should not be blank",
+                start.base_span or start.span,
+                "give the ARG a default, or pass --build-arg",
+            )
+        # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
+        earlier = [stage.index for stage in self._stages if stage.node.start.name == base]
+        return _Stage(index, node, base, earlier[-1] if earlier else None)
+
+    def _target(self) -> int:
+        wanted = self._request.target
+        if not wanted:
+            return len(self._stages) - 1
+        names = {s.node.start.name: s.index for s in self._stages if s.node.start.name}
+        if wanted.lower() in names:
+            return names[wanted.lower()]
+        close = difflib.get_close_matches(wanted.lower(), names, 1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise PlanError(
+            f'target stage "{wanted}" could not be found{guess}',
+            hint=f"the stages are: {', '.join(names)}" if names else "no stage of this file has a name",
+        )
+
+    def _reachable(self, target: int) -> list[int]:
+        """Stages the target needs, in file order (a stage only ever needs earlier ones)."""
+        found: set[int] = set()
+        stack = [target]
+        while stack:
+            index = stack.pop()
+            if index in found:
+                continue
+            found.add(index)
+            stage = self._stages[index]
+            if stage.base_index is not None:
+                stack.append(stage.base_index)
+            for node in stage.node.instructions:
+                if isinstance(node, ast.Copy) and node.from_:
+                    source = self._stage_named(node.from_, stage, node.span)
+                    if source is not None:
+                        stack.append(source)
+        return sorted(found)
+
+    def _stage_named(self, name: str, user: _Stage, span: Span) -> int | None:
+        """The index of the stage that ``--from=name`` means in *user*; None: it is an image."""
+        if name.isascii() and name.isdigit():
+            index = int(name[:9])
+            if index >= len(self._stages):
+                raise PlanError(f"invalid stage index {name}", span)
+        else:
+            matches = [s.index for s in self._stages if s.node.start.name == name.lower()]
+            if not matches:
+                return None
+            before = [i for i in matches if i < user.index]
+            index = before[-1] if before else matches[0]
+        if index == user.index:
+            raise PlanError(f"circular dependency detected on stage: {name}", span)
+        if index > user.index:
+            current = user.node.start.name or f"stage-{user.index}"
+            raise PlanError(
+                f'cannot copy from stage "{name}", it needs to be defined before current stage "{current}"',
+                span,
+            )
+        return index
+
+    # -- converting ------------------------------------------------------------------------
+
+    def _convert_stage(self, stage: _Stage) -> None:
+        start = stage.node.start
+        total = sum(isinstance(node, _LAYER_STEPS) for node in stage.node.instructions)
+        own_base = stage.base_index is None and stage.base != "scratch"
+        counter = _Counter(self._label(stage), total + own_base)
+        if start.platform:
+            self._check_platform(start)
+        if stage.base_index is not None:
+            below = self._stages[stage.base_index].state
+            assert below is not None  # earlier in file order, and reachable
+            state = replace(below, cmd_set=False)
+        elif stage.base == "scratch":
+            config = scratch(self._platform)
+            state = StageState(config, env=config.env)
+        else:
+            state = self._from_image(stage.base, start, counter)
+        context = StageContext(
+            self._scope,
+            self._escape,
+            self._request.network,
+            self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
+            lambda op, parent, source, span: self._step(op, parent, source, span, counter),
+            lambda name, span: self._source(name, stage, span),
+        )
+        for node in stage.node.instructions:
+            state = convert(node, state, context)
+        stage.state = state
+
+    def _label(self, stage: _Stage) -> str:
+        if stage.node.start.name:
+            return stage.node.start.name
+        return f"stage-{stage.index}" if len(self._stages) > 1 else ""
+
+    def _check_platform(self, start: ast.From) -> None:
+        wanted = self._expand_global(start.platform, start.span)
+        if wanted not in (str(self._platform), f"{self._platform.os}/{self._platform.architecture}"):
+            raise unsupported(f"FROM --platform={wanted} on {self._platform}", start.span)
+
+    def _from_image(self, base: str, start: ast.From, counter: _Counter) -> StageState:
+        span = start.base_span or start.span
+        op, config = self._image(base, span)
+        if config.settings.get("OnBuild"):
+            raise unsupported(f"the ONBUILD trigger of {base}", span)
+        step = self._step(op, None, None, start.span, counter) if op.diff_ids else None
+        env = config.env
+        env.setdefault("PATH", DEFAULT_PATH)  # for expansion and RUN, not for the image (T61)
+        # The base's history and diff IDs are the image's; its creation time is not (T74).
+        return StageState(replace(config, created=""), step, env)
+
+    def _image(self, name: str, span: Span) -> tuple[FromImage, ImageConfig]:
+        try:
+            reference = parse_reference(name)
+        except ReferenceError_ as error:
+            raise PlanError(
+                f"{name!r} is neither a stage of this file nor an image name: {error}", span
+            ) from None
+        image, config = self._resolver.resolve(reference, self._platform)
+        self._bases[str(reference)] = image
+        return FromImage(name, image, config.diff_ids), config
+
+    def _source(self, name: str, user: _Stage, span: Span) -> Step | None:
+        index = self._stage_named(name, user, span)
+        if index is None:
+            op, _config = self._image(name, span)
+            return self._intern(op, None, None, span, f"FROM {name}")
+        state = self._stages[index].state
+        assert state is not None
+        return state.root
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def _step(self, op: Op, parent: Step | None, source: Step | None, span: Span, counter: _Counter) -> Step:
+        text = self._file.sources.get(span.first, "")
+        return self._intern(op, parent, source, span, counter.name(text))
+
+    def _intern(self, op: Op, parent: Step | None, source: Step | None, span: Span, name: str) -> Step:
+        """The step that does *op* on these inputs; equal ones are the same step (T101)."""
+        key = (op, id(parent), id(source))
+        if key not in self._steps:
+            self._steps[key] = Step(name, op, parent, source, span)
+        return self._steps[key]
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Numbers the steps of a stage for display: ``[build 2/5] RUN make`` (T75)."""
+
+    label: str
+    total: int
+    number: int = 0
+
+    def name(self, text: str) -> str:
+        self.number += 1
+        label = f"{self.label} " if self.label else ""
+        return f"[{label}{self.number}/{self.total}] {text}"

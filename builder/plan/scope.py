@@ -1,0 +1,51 @@
+"""Build arguments: what was given, what is predefined, what was used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from builder.image.model import Platform
+
+PROXY_ARGS = frozenset(
+    name
+    for base in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (base, base.lower())
+)
+# Given for BuildKit's sake; they configure the build and need no ARG.
+_QUIET = ("BUILDKIT_", "SOURCE_DATE_EPOCH")
+
+
+def platform_args(target: Platform, build: Platform, stage: str) -> dict[str, str]:
+    """The arguments every FROM sees without declaring them (dockerfile.md 1.4)."""
+    args = {"TARGETSTAGE": stage or "default"}
+    for prefix, where in (("TARGET", target), ("BUILD", build)):
+        args[f"{prefix}PLATFORM"] = str(where)
+        args[f"{prefix}OS"] = where.os
+        args[f"{prefix}ARCH"] = where.architecture
+        args[f"{prefix}VARIANT"] = where.variant
+        args[f"{prefix}OSVERSION"] = ""
+    return args
+
+
+@dataclass(slots=True)
+class Scope:
+    """Arguments of one build: the command line's, and the file's global ones as they are read."""
+
+    build_args: dict[str, str]
+    globals: dict[str, str]
+    used: set[str] = field(default_factory=set)
+
+    def value_of(self, name: str, default: str | None) -> str | None:
+        """The value of ``ARG name[=default]`` in a stage; None leaves it unset."""
+        self.used.add(name)
+        if name in self.build_args:
+            return self.build_args[name]
+        return self.globals.get(name) if default is None else default
+
+    def unused(self) -> tuple[str, ...]:
+        """Names given on the command line that no ARG asked for."""
+        return tuple(
+            name
+            for name in self.build_args
+            if name not in self.used and name not in PROXY_ARGS and not name.startswith(_QUIET)
+        )

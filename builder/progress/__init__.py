@@ -1,0 +1,1 @@
+"""Sinks: events to text. ``lines`` is shared with replay and imports nothing."""

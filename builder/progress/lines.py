@@ -1,0 +1,41 @@
+"""The lines of plain progress, as pure functions of texts and numbers."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# What a step may not do to the reader's terminal: everything but tab and newline.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+
+
+def started(number: int, name: str) -> str:
+    return f"#{number} {printable(name)}"
+
+
+def cached(number: int, name: str) -> str:
+    return f"#{number} {printable(name)}\n#{number} CACHED"
+
+
+def done(number: int, seconds: float) -> str:
+    return f"#{number} DONE {seconds:.1f}s"
+
+
+def failed(number: int, seconds: float) -> str:
+    return f"#{number} FAILED {seconds:.1f}s"
+
+
+def output(number: int, seconds: float, line: str) -> str:
+    return f"#{number} {seconds:.2f} {line}"
+
+
+def result(image: str, tags: "Iterable[str]") -> "Iterator[str]":
+    """The closing lines: the image's ID, and each name it now has."""
+    yield f"image {image}"
+    for tag in tags:
+        yield f"tagged {tag}"
+
+
+def printable(text: str) -> str:
+    """*text* with control characters spelled out, safe to print anywhere."""
+    text = text.translate(_ESCAPES).replace("\n", "\\n")
+    return text.encode("utf-8", "replace").decode("utf-8")

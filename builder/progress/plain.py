@@ -1,0 +1,88 @@
+"""Plain progress for logs: every line of every step, in order, never clipped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TextIO
+
+from builder.events import (
+    Event,
+    Notice,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+    Transfer,
+)
+from builder.progress import lines
+
+_LONGEST = 1 << 16  # bytes of one line held back before they are shown in parts
+
+
+class Plain:
+    """A sink that writes lines to *stream*. Safe to call from several threads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._started: dict[int, float] = {}
+        self._rest: dict[int, bytes] = {}
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            match event:
+                case StepStarted():
+                    self._started[event.number] = time.monotonic()
+                    self.line(lines.started(event.number, event.name))
+                case StepCached():
+                    self.line(lines.cached(event.number, event.name))
+                case StepOutput():
+                    self._output(event)
+                case StepFinished():
+                    self._flush(event.number)
+                    self.line(lines.done(event.number, event.seconds))
+                case StepFailed():
+                    self._flush(event.number)
+                    self.line(lines.failed(event.number, event.seconds))
+                case Transfer():
+                    self.transfer(event)
+                case Notice():
+                    self.line(("warning: " if event.warning else "") + lines.printable(event.text))
+
+    def _output(self, event: StepOutput) -> None:
+        data = self._rest.get(event.number, b"") + event.data
+        *whole, rest = data.replace(b"\r\n", b"\n").split(b"\n")
+        for line in whole:
+            self._show(event.number, line)
+        if len(rest) > _LONGEST:
+            self._show(event.number, rest)
+            rest = b""
+        self._rest[event.number] = rest
+
+    def _flush(self, number: int) -> None:
+        if rest := self._rest.pop(number, b""):
+            self._show(number, rest)
+
+    def _show(self, number: int, line: bytes) -> None:
+        seconds = time.monotonic() - self._started.get(number, time.monotonic())
+        text = line.decode("utf-8", "replace")
+        self.line(lines.output(number, seconds, lines.printable(text)))
+
+    def transfer(self, event: Transfer) -> None:
+        """A transfer shows once, when it is complete."""
+        if event.finished:
+            amount = f"{event.done / 1e6:.1f} MB" if event.unit == "B" else f"{event.done} {event.unit}"
+            self.line(f"{event.label}: {amount}")
+
+    def line(self, text: str) -> None:
+        """Write one line; a reader that went away does not stop the build."""
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,173 @@
+"""Answer a build in which nothing changed without parsing, planning or solving anything.
+
+A successful build leaves a memo under its command line: what it read (the Dockerfile, the
+ignore file, image names, context selections with their digests, directories that wildcards
+listed) and what it concluded (each step's key and snapshot, the image). If all of that still
+holds, a full build would derive the same keys, hit on every one and make the same image; so
+its conclusion is repeated. On any doubt this module steps aside.
+
+Only modules that cost little are imported: this is the path of most builds in CI, and it is
+measured (benchmarks/README.md).
+"""
+
+import hashlib
+import marshal
+import os
+import sys
+
+from builder import VERSION
+from builder.progress import lines
+from cache.errors import CacheError
+from cache.store import Store, default_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypedDict
+
+    from builder.execute.keeper import Keeper
+
+    class Memo(TypedDict):
+        """What a build read and concluded; see ``holds``."""
+
+        files: list[tuple[str, str]]
+        refs: list[tuple[str, str]]
+        context: str
+        context_name: str
+        ignore: bytes
+        selections: list[tuple[str, str]]
+        listings: list[tuple[str, str]]
+        steps: list[tuple[str, str]]
+        names: list[str]
+        image: str
+        tags: list[str]
+        iidfile: str
+        quiet: bool
+        silent: bool
+
+
+# The environment that can change what a build does or where it looks.
+_ENVIRONMENT = ("PYBUILD_ROOT", "XDG_DATA_HOME", "HOME", "SOURCE_DATE_EPOCH")
+
+
+def replay(argv: "Sequence[str]") -> bool:
+    """Repeat the conclusion of the last build with this command line, if everything still holds."""
+    root = _root(argv)
+    if root is None or not os.path.exists(os.path.join(root, "version")):
+        return False
+    try:
+        with Store(root) as store:
+            data = store.index.memo(memo_key(argv))
+            if data is None:
+                return False
+            memo: Memo = marshal.loads(data)
+            if not holds(memo, store):
+                return False
+            _conclude(memo, store)
+            return True
+    except (CacheError, OSError, ValueError):
+        return False  # the full build says what is wrong
+
+
+def memo_key(argv: "Sequence[str]") -> str:
+    """The name of the memo of a command line in this folder and environment."""
+    given = [VERSION, os.getcwd(), list(argv)]
+    # A bare --build-arg NAME takes its value from the environment.
+    bare = [item for item in argv if item.replace("_", "").isalnum()]
+    given.append([(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)])
+    text = repr(given).encode("utf-8", "surrogateescape")
+    return "build:" + hashlib.sha256(text).hexdigest()
+
+
+def _root(argv: "Sequence[str]") -> "str | None":
+    """The store that the command line names, without parsing the rest of it."""
+    for number, item in enumerate(argv):
+        if item == "--root":
+            return argv[number + 1] if number + 1 < len(argv) else None
+        if item.startswith("--root="):
+            return item[7:]
+    return default_root()
+
+
+def holds(memo: "Memo", store: Store) -> bool:
+    """Whether everything the build read is as it was, and its steps are still cached."""
+    for path, digest in memo["files"]:
+        if file_digest(path) != digest:
+            return False
+    for name, image in memo["refs"]:
+        if store.resolve(name) != image:
+            return False
+    if not store.index.unchanged(memo["steps"]):
+        return False
+    if not os.path.exists(store.path("blobs", "sha256", memo["image"][7:])):
+        return False
+    return _same_context(memo, store)
+
+
+def file_digest(path: str) -> str:
+    """The sha256 hex of a file, "" when there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def listing_digest(path: str) -> str:
+    """A digest of the names in a directory."""
+    names = sorted(os.listdir(path))
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _same_context(memo: "Memo", store: Store) -> bool:
+    if not memo["selections"] and not memo["listings"]:
+        return True
+    for path, digest in memo["listings"]:
+        if listing_digest(os.path.join(memo["context"], path)) != digest:
+            return False
+    from cache.scan import StatIndex, scan
+
+    index = StatIndex(store.path("contexts", memo["context_name"]))
+    root = os.open(memo["context"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path, digest in memo["selections"]:
+            if os.path.realpath(os.path.join(memo["context"], path)) != os.path.realpath(memo["context"]) + (
+                f"/{path}" if path else ""
+            ):
+                return False  # a link has come into the path
+            entries = scan(root, path, _keeper(memo["ignore"], path))
+            if index.known(path, entries) != digest:
+                return False
+    finally:
+        os.close(root)
+    return True
+
+
+def _keeper(ignore: bytes, path: str) -> "Keeper | None":
+    if not ignore:
+        return None
+    from grammar.ignore import parse_ignore
+
+    from builder.execute.keeper import keeper
+
+    return keeper(parse_ignore(ignore), path)
+
+
+def _conclude(memo: "Memo", store: Store) -> None:
+    """Show the build as cached and give the image its names again."""
+    from cache.digest import digest
+
+    image = digest(memo["image"])
+    for tag in memo["tags"]:
+        store.tag(tag, image)
+    if memo["iidfile"]:
+        with open(memo["iidfile"], "w", encoding="ascii") as file:
+            file.write(image)
+    if memo["quiet"]:
+        sys.stdout.write(image + "\n")
+        return
+    if memo["silent"]:
+        return
+    shown = [lines.cached(number, name) for number, name in enumerate(memo["names"], 1)]
+    shown += lines.result(image, memo["tags"])
+    sys.stderr.write("\n".join(shown) + "\n")

@@ -1,0 +1,42 @@
+"""What a build was asked to do: everything it depends on besides file contents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One ``-o``: ``kind`` is "oci" or "docker", ``dest`` a file or "-" for standard output."""
+
+    kind: str
+    dest: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """A build, as the command line states it. Paths are absolute.
+
+    ``tags`` are canonical references. ``jobs`` is how many steps may run at once.
+    """
+
+    context: str
+    dockerfile: str
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    build_args: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[Output, ...] = ()
+    network: str = "default"
+    no_cache: bool = False
+    iidfile: str = ""
+    jobs: int = 8
+    insecure_registries: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What came out: the image ID (the digest of its config)."""
+
+    image: str
+    unused_args: tuple[str, ...] = ()

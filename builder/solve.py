@@ -1,0 +1,243 @@
+"""Walk the DAG: ask the cache for each step, execute on a miss. As many at once as allowed.
+
+A step's key comes from its op and its inputs' keys, except that a COPY's sources enter by
+their content: a stage that was rebuilt to equal files is a hit (dockerfile.md T99). The
+content a stage had under a key is remembered, so that a stage that is itself cached need
+not be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from builder.errors import BuildError, Cancelled, StepError
+from builder.events import (
+    Event,
+    StepCached,
+    StepFailed,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+)
+from builder.execute.files import copy_files, make_dir
+from builder.execute.run import run_command
+from builder.execute.sources import Selected, Source, TreeSource
+from builder.execute.workshop import Workshop
+from builder.plan.graph import Plan, Step
+from builder.plan.identity import identity
+from builder.plan.ops import CopyFiles, FromImage, MakeDir, RunCommand
+from cache.errors import CacheError
+from cache.keys import derive
+from cache.snapshots import Draft, commit, draft, manifest, tree_of
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A step's result: its key, the layers of its root (bottom first), when they were made (ns)."""
+
+    key: str
+    snapshots: tuple[str, ...]
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a COPY reads, resolved once: for the key and for the copy."""
+
+    source: Source
+    chosen: list[list[Selected]]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """State of one solve that its threads share, under ``lock``."""
+
+    ready: list[Step]
+    waiting: dict[int, int]
+    users: dict[int, list[Step]]
+    left: int
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    failure: BaseException | None = None
+
+
+class Solver:
+    """One solve of one plan."""
+
+    def __init__(self, plan: Plan, workshop: Workshop, sink: Callable[[Event], None], no_cache: bool) -> None:
+        self._plan = plan
+        self._workshop = workshop
+        self._store = workshop.store
+        self._sink = sink
+        self._no_cache = no_cache
+        self._numbers = {id(step): number for number, step in enumerate(plan.steps, 1)}
+        self.results: dict[int, Solved] = {}
+
+    def run(self, jobs: int) -> None:
+        """Solve every step. Raises the first failure after every running step has ended."""
+        steps = self._plan.steps
+        waiting = {id(step): len(step.inputs) for step in steps}
+        users: dict[int, list[Step]] = {id(step): [] for step in steps}
+        for step in steps:
+            for needed in step.inputs:
+                users[id(needed)].append(step)
+        ready = [step for step in reversed(steps) if not step.inputs]
+        shared = _Shared(ready, waiting, users, len(steps))
+        count = max(1, min(jobs, len(steps)))
+        threads = [threading.Thread(target=self._work, args=(shared,), daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C arrives here, in the main thread
+            self._fail(shared, Cancelled())
+            for thread in threads:
+                thread.join()
+            raise
+        if shared.failure is not None:
+            raise shared.failure
+
+    def _work(self, shared: _Shared) -> None:
+        """Take ready steps until none will come."""
+        while True:
+            with shared.lock:
+                while not shared.ready and shared.left and shared.failure is None:
+                    shared.lock.wait()
+                if not shared.left or shared.failure is not None:
+                    return
+                step = shared.ready.pop()
+            try:
+                result = self._solve(step)
+            except BaseException as error:
+                self._fail(shared, error)
+                return
+            with shared.lock:
+                self.results[id(step)] = result
+                shared.left -= 1
+                for user in shared.users[id(step)]:
+                    shared.waiting[id(user)] -= 1
+                    if not shared.waiting[id(user)]:
+                        shared.ready.append(user)
+                shared.lock.notify_all()
+
+    def _fail(self, shared: _Shared, error: BaseException) -> None:
+        with shared.lock:
+            if shared.failure is None:
+                shared.failure = error
+            shared.lock.notify_all()
+        self._workshop.cancel()
+
+    # -- one step --------------------------------------------------------------------------
+
+    def _solve(self, step: Step) -> Solved:
+        parent = self.results[id(step.parent)] if step.parent is not None else Solved("scratch", (), 0)
+        source = self.results[id(step.source)] if step.source is not None else None
+        if isinstance(step.op, FromImage):
+            return self._base(step, step.op)
+        try:
+            kind, fields = identity(step.op)
+            selection = None
+            inputs = [parent.key]
+            if isinstance(step.op, CopyFiles):
+                alias = derive(kind, fields, [parent.key, source.key]) if source is not None else ""
+                content = self._known_content(alias)
+                if not content:
+                    selection = self._select(step.op, source)
+                    content = _content(selection)
+                    if alias:
+                        self._store.index.set_memo(alias, content.encode())
+                inputs.append(content)
+            key = derive(kind, fields, inputs)
+            with self._store.making(key):
+                found = None if self._no_cache else self._store.index.find(key)
+                if found is not None:
+                    self._sink(StepCached(self._numbers[id(step)], step.name))
+                    snapshot, created = found
+                else:
+                    if selection is None and isinstance(step.op, CopyFiles):
+                        selection = self._select(step.op, source)
+                    snapshot = self._execute(step, parent, selection)
+                    created = time.time_ns()
+                    self._store.index.record(key, snapshot, created, json.dumps([kind, fields, inputs]))
+            return Solved(key, (*parent.snapshots, snapshot), created)
+        except (StepError, Cancelled):
+            raise
+        except (BuildError, CacheError) as error:
+            raise StepError(error.message, step.name, step.span, error.hint) from error
+
+    def _known_content(self, alias: str) -> str:
+        """The content digest remembered for a COPY from a stage whose key is the same as then."""
+        if not alias or self._no_cache:
+            return ""
+        return (self._store.index.memo(alias) or b"").decode()
+
+    def _base(self, step: Step, op: FromImage) -> Solved:
+        """A base image: its layers are there already, the resolver saw to it."""
+        snapshots = tuple(self._store.index.unpacked(diff_id) for diff_id in op.diff_ids)
+        self._sink(StepCached(self._numbers[id(step)], step.name))
+        kind, fields = identity(op)
+        return Solved(derive(kind, fields), snapshots, 0)
+
+    def _select(self, op: CopyFiles, source: Solved | None) -> Selection:
+        if op.from_context:
+            files: Source = self._workshop.context
+        else:
+            files = TreeSource(tree_of(self._store, source.snapshots if source else ()))
+        return Selection(files, [files.select(pattern) for pattern in op.sources])
+
+    def _execute(self, step: Step, parent: Solved, selection: Selection | None) -> str:
+        number = self._numbers[id(step)]
+        self._sink(StepStarted(number, step.name))
+        started = time.monotonic()
+        try:
+            with draft(self._store, parent.snapshots) as made:
+                match step.op:
+                    case RunCommand():
+                        snapshot = run_command(
+                            step.op,
+                            step,
+                            made,
+                            self._workshop,
+                            lambda data: self._sink(StepOutput(number, data)),
+                        )
+                    case CopyFiles():
+                        assert selection is not None
+                        snapshot = self._copy(step.op, made, selection)
+                    case MakeDir():
+                        snapshot = commit(made, make_dir(step.op, made))
+                    case FromImage():
+                        raise AssertionError("a base image is not executed")
+        except BaseException:
+            self._sink(StepFailed(number, step.name, time.monotonic() - started))
+            raise
+        self._sink(StepFinished(number, step.name, time.monotonic() - started))
+        return snapshot
+
+    def _copy(self, op: CopyFiles, made: Draft, selection: Selection) -> str:
+        """Execute a COPY; what the last COPY of the same place made may lend its files."""
+        memo = "copy:" + derive("place", identity(op)[1], [self._workshop.context.name])
+        last = (self._store.index.memo(memo) or b"").decode() if op.from_context else ""
+        old = manifest(self._store, last) if last and self._store.index.usable(last) else None
+        previous = (self._store.path("snapshots", last), old) if old is not None else None
+        entries = copy_files(op, made, selection.source, selection.chosen, previous)
+        snapshot = commit(made, entries)
+        if op.from_context:
+            self._store.index.set_memo(memo, snapshot.encode())
+        return snapshot
+
+
+def _content(selection: Selection) -> str:
+    """The content part of a COPY's key: every match by name (T97) and what it holds."""
+    sha = hashlib.sha256()
+    for chosen in selection.chosen:
+        for selected in chosen:
+            sha.update(
+                f"{selected.name}\0{selection.source.digest(selected)}\0".encode("utf-8", "surrogateescape")
+            )
+        sha.update(b"\0")
+    return sha.hexdigest()
