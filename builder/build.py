@@ -8,9 +8,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grammar.ignore import Ignore, parse_ignore
-from grammar.parse import parse
-
 from builder.errors import BuildError, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.sources import ContextSource
@@ -31,6 +28,8 @@ from cache.layers import diff_id
 from cache.scan import StatIndex
 from cache.store import Store
 from grammar.errors import DockerfileError, IgnoreError, excerpt
+from grammar.ignore import Ignore, parse_ignore
+from grammar.parse import parse
 
 _DOCKERFILE_LIMIT = 16 << 20
 _IGNORE_LIMIT = 1 << 20

@@ -248,9 +248,8 @@ def _need_root(what: str) -> None:
 def _images(args: Sequence[str], argv: Sequence[str]) -> int:
     parser = _Parser(prog="pybuild images", description="List the images of the store.")
     options = parser.parse_args(args)
-    from grammar.reference import parse_reference
-
     from builder.image.local import config_of, size
+    from grammar.reference import parse_reference
 
     with _open_store(options) as store:
         rows = [("NAME", "IMAGE ID", "CREATED", "SIZE")]

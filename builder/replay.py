@@ -146,9 +146,8 @@ def _same_context(memo: "Memo", store: Store) -> bool:
 def _keeper(ignore: bytes, path: str) -> "Keeper | None":
     if not ignore:
         return None
-    from grammar.ignore import parse_ignore
-
     from builder.execute.keeper import keeper
+    from grammar.ignore import parse_ignore
 
     return keeper(parse_ignore(ignore), path)
 

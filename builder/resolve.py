@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grammar.reference import Reference
-
 from builder.events import Sink
 from builder.image.local import config_of, snapshots
 from builder.image.model import ImageConfig, Platform
 from cache.digest import Digest
 from cache.store import Store
+from grammar.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)

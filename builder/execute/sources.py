@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from grammar.ignore import Ignore, State, match_glob
-
 from builder.errors import BuildError
 from builder.execute.keeper import keeper
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
 from cache.tree import Node, Tree
 from cache.trees import image_xattrs
+from grammar.ignore import Ignore, State, match_glob
 
 _CHUNK = 1 << 20
 

@@ -11,8 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from grammar.reference import parse_reference
-
 from builder.errors import BuildError
 from builder.events import Event, Transfer
 from builder.image.model import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, ImageConfig, manifest, to_json
@@ -22,6 +20,7 @@ from cache.entries import DIRECTORY, FILE, Entry
 from cache.layers import blob
 from cache.pack import header
 from cache.store import Store
+from grammar.reference import parse_reference
 
 _CHUNK = 1 << 20
 Sink = Callable[[Event], None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from grammar.reference import Reference, parse_reference
-
 from builder.errors import BuildError
 from builder.image.model import History, ImageConfig, host, parse_config, scratch
 from cache.descriptor import Descriptor
@@ -12,6 +10,7 @@ from cache.errors import CacheError
 from cache.layers import add_blob, diff_id
 from cache.store import Store
 from grammar.errors import ReferenceError_
+from grammar.reference import Reference, parse_reference
 
 
 def reference(name: str) -> Reference:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from grammar.words import expand_word, expand_words
-
 from builder.errors import PlanError
 from builder.image.model import ImageConfig
 from builder.plan.graph import HistoryLine, Step
@@ -23,6 +21,7 @@ from builder.plan.scope import PROXY_ARGS, Scope
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.span import Span
+from grammar.words import expand_word, expand_words
 
 _SHELL = ["/bin/sh", "-c"]
 

@@ -6,9 +6,6 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from grammar.reference import Reference, parse_reference
-from grammar.words import expand_word
-
 from builder.errors import PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
 from builder.plan.convert import StageContext, StageState, convert, unsupported
@@ -19,7 +16,9 @@ from builder.request import BuildRequest
 from cache.digest import Digest
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
+from grammar.reference import Reference, parse_reference
 from grammar.span import Span
+from grammar.words import expand_word
 
 _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
 

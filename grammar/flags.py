@@ -1,0 +1,87 @@
+"""``--name[=value]`` after a keyword: which exist, of which kind, and what they were given."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+
+from grammar.ast import Flag
+from grammar.errors import DockerfileError
+
+TEXT = "text"
+BOOL = "bool"
+LIST = "list"
+
+FLAGS: dict[str, dict[str, str]] = {
+    "FROM": {"platform": TEXT},
+    "RUN": {"mount": LIST, "network": TEXT, "security": TEXT, "device": LIST},
+    "COPY": {
+        "from": TEXT,
+        "chown": TEXT,
+        "chmod": TEXT,
+        "link": BOOL,
+        "parents": BOOL,
+        "exclude": LIST,
+    },
+    "ADD": {
+        "chown": TEXT,
+        "chmod": TEXT,
+        "link": BOOL,
+        "exclude": LIST,
+        "checksum": TEXT,
+        "keep-git-dir": BOOL,
+        "unpack": BOOL,
+    },
+    "HEALTHCHECK": {
+        "interval": TEXT,
+        "timeout": TEXT,
+        "start-period": TEXT,
+        "start-interval": TEXT,
+        "retries": TEXT,
+    },
+}
+
+
+@dataclass(slots=True)
+class Given:
+    """The flags of one instruction, checked."""
+
+    flags: dict[str, list[Flag]] = field(default_factory=dict)
+
+    def text(self, name: str) -> str:
+        return (self.flags[name][0].value or "") if name in self.flags else ""
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return tuple(flag.value or "" for flag in self.all(name))
+
+    def all(self, name: str) -> tuple[Flag, ...]:
+        return tuple(self.flags.get(name, ()))
+
+    def truth(self, name: str) -> bool | None:
+        """A bool flag's value, None when it was not given."""
+        if name not in self.flags:
+            return None
+        return self.flags[name][0].value in (None, "true")
+
+
+def check_flags(keyword: str, flags: list[Flag]) -> Given:
+    """Hold flags against the table. Raises DockerfileError at the flag."""
+    known = FLAGS.get(keyword, {})
+    given = Given()
+    for flag in flags:
+        kind = known.get(flag.name)
+        if kind is None:
+            close = difflib.get_close_matches(flag.name, known, 1, 0.6)
+            guess = f" (did you mean {close[0]}?)" if close else ""
+            hint = "" if known else f"{keyword} takes no flags; quote the word if it is an argument"
+            raise DockerfileError(f"unknown flag: --{flag.name}{guess}", flag.span, hint)
+        if flag.name in given.flags and kind != LIST:
+            raise DockerfileError(f"Duplicate flag specified: {flag.name}", flag.span)
+        if kind == BOOL and flag.value not in (None, "true", "false"):
+            raise DockerfileError(
+                f"Expecting boolean value for flag {flag.name}, not: {flag.value}", flag.span
+            )
+        if kind != BOOL and flag.value is None:
+            raise DockerfileError(f"Missing a value on flag: {flag.name}", flag.span)
+        given.flags.setdefault(flag.name, []).append(flag)
+    return given

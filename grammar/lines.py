@@ -1,0 +1,233 @@
+"""Physical lines to logical ones: directives, comments, continuations, here-document bodies.
+
+The rules are BuildKit's line scanner's (dockerfile.md L1 to L9 and "Parser directives"). One
+pass, linear in the text. What a logical line means is the grammar's business.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from dataclasses import dataclass
+
+from grammar.ast import Directives, Heredoc
+from grammar.errors import DockerfileError
+from grammar.span import Span
+
+_LINE_LIMIT = 65535
+_BLANKS = " \t\v\f\r"
+_DIRECTIVES = ("syntax", "escape", "check")
+_HEREDOC_KEYWORDS = ("add", "copy", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalLine:
+    """One instruction with its continuations joined, and where each part of it stood.
+
+    ``pieces`` holds ``(offset in text, physical line, column)`` of each physical line used.
+    """
+
+    text: str
+    first: int
+    last: int
+    heredocs: tuple[Heredoc, ...]
+    pieces: tuple[tuple[int, int, int], ...]
+    empty_continuation: bool = False
+    comments: tuple[str, ...] = ()
+
+    def span(self, offset: int = -1, width: int = 0) -> Span:
+        """The span of the whole instruction, or of *width* characters at *offset* of the text."""
+        if offset < 0:
+            return Span(self.first, self.last)
+        place = bisect.bisect_right([piece[0] for piece in self.pieces], offset) - 1
+        start, line, column = self.pieces[max(place, 0)]
+        return Span(line, line, column + offset - start, max(width, 1))
+
+
+def split_lines(text: str) -> tuple[Directives, list[LogicalLine]]:
+    """Cut a Dockerfile into logical lines. Raises DockerfileError."""
+    physical = text.removeprefix("\ufeff").split("\n")
+    for number, line in enumerate(physical, 1):
+        if len(line) > _LINE_LIMIT and len(line.encode("utf-8", "surrogatepass")) > _LINE_LIMIT:
+            raise DockerfileError(
+                f"dockerfile line greater than max allowed size of {_LINE_LIMIT}", Span(number, number)
+            )
+    directives = _directives(physical)
+    return directives, _Scanner(physical, directives.escape).run()
+
+
+def _directives(physical: list[str]) -> Directives:
+    """Directives stand at the very top; the first line that is none ends them."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(physical, 1):
+        body = line.strip()
+        key, equals, value = body[1:].partition("=")
+        key, value = key.strip().lower(), value.strip()
+        if not body.startswith("#") or not equals or not value or key not in _DIRECTIVES:
+            break
+        if key in found:
+            raise DockerfileError(f"only one {key} parser directive can be used", Span(number, number))
+        if key == "escape" and value not in ("\\", "`"):
+            raise DockerfileError(
+                f"invalid escape token '{value}' does not match ` or \\", Span(number, number)
+            )
+        found[key] = value
+    return Directives(found.get("syntax", ""), found.get("escape", "\\"), found.get("check", ""))
+
+
+class _Scanner:
+    """Goes over the physical lines once."""
+
+    def __init__(self, physical: list[str], escape: str) -> None:
+        self._physical = physical
+        self._escape = escape
+        self._next = 0
+        self._comments: list[str] = []
+
+    def run(self) -> list[LogicalLine]:
+        out = []
+        while self._next < len(self._physical):
+            line = self._physical[self._next]
+            stripped = line.strip()
+            if stripped.startswith("#"):
+                self._comments.append(stripped[1:].strip())
+                self._next += 1
+            elif not stripped:
+                self._comments.clear()
+                self._next += 1
+            else:
+                out.append(self._instruction())
+                self._comments.clear()
+        return out
+
+    def _instruction(self) -> LogicalLine:
+        """Join continuations from the current line on, then read here-documents."""
+        first = self._next + 1
+        parts: list[str] = []
+        pieces: list[tuple[int, int, int]] = []
+        length, empty, more = 0, False, True
+        while more and self._next < len(self._physical):
+            line = self._physical[self._next].removesuffix("\r")
+            self._next += 1
+            body = line.strip()
+            if parts and body.startswith("#"):
+                continue
+            if parts and not body:
+                empty = True
+                continue
+            lead = 0
+            if not parts:
+                lead = len(line) - len(line.lstrip())
+                line = line[lead:]
+            line, more = self._continuation(line)
+            pieces.append((length, self._next, lead + 1))
+            parts.append(line)
+            length += len(line)
+        text = "".join(parts)
+        heredocs = self._heredocs(text, first)
+        last = self._next
+        while last > first and not self._physical[last - 1].strip():
+            last -= 1
+        return LogicalLine(text, first, last, heredocs, tuple(pieces), empty, tuple(self._comments))
+
+    def _continuation(self, line: str) -> tuple[str, bool]:
+        """Take a final escape off *line*; a doubled one is text, not a continuation (L5)."""
+        body = line.rstrip(" \t")
+        if body.endswith(self._escape) and not body[:-1].endswith(self._escape):
+            return body[:-1], True
+        return line, False
+
+    def _heredocs(self, text: str, first: int) -> tuple[Heredoc, ...]:
+        out = []
+        for raw in heredoc_words(text):
+            heredoc = parse_heredoc(raw)
+            if heredoc is not None:
+                out.append(self._body(heredoc, first))
+        return tuple(out)
+
+    def _body(self, heredoc: Heredoc, first: int) -> Heredoc:
+        lines: list[str] = []
+        while self._next < len(self._physical):
+            line = self._physical[self._next].removesuffix("\r")
+            self._next += 1
+            if heredoc.chomp:
+                line = line.lstrip("\t")
+            if line == heredoc.name:
+                body = "".join(item + "\n" for item in lines)
+                return Heredoc(heredoc.name, body, heredoc.expand, heredoc.chomp, heredoc.fd, heredoc.raw)
+            lines.append(line)
+        raise DockerfileError(
+            f"unterminated heredoc: {heredoc.raw} has no line that is just {heredoc.name!r}",
+            Span(first, first),
+        )
+
+
+def heredoc_words(text: str) -> list[str]:
+    """The words of an instruction that may hold here-documents, else none.
+
+    Only ADD, COPY and RUN (also below ONBUILD), and not their JSON form.
+    """
+    rest = text
+    keyword, _, rest = _cut(rest)
+    if keyword.lower() == "onbuild":
+        keyword, _, rest = _cut(rest)
+    if keyword.lower() not in _HEREDOC_KEYWORDS or "<<" not in rest:
+        return []
+    body = rest
+    while body.startswith("--"):
+        body = _cut(body)[2]
+    if body.startswith("["):
+        try:
+            json.loads(body)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return []
+    return raw_words(rest)
+
+
+def _cut(text: str) -> tuple[str, str, str]:
+    text = text.lstrip(_BLANKS)
+    for place, char in enumerate(text):
+        if char in _BLANKS:
+            return text[:place], char, text[place:].lstrip(_BLANKS)
+    return text, "", ""
+
+
+def raw_words(text: str) -> list[str]:
+    """Split at blanks outside quotes, keeping quotes and escapes; shell rules, lenient at the end."""
+    words: list[str] = []
+    word: list[str] = []
+    quote = ""
+    escaped = False
+    for char in text:
+        if escaped:
+            escaped = False
+        elif char == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char.isspace():
+            if word:
+                words.append("".join(word))
+                word = []
+            continue
+        word.append(char)
+    if word:
+        words.append("".join(word))
+    return words
+
+
+def parse_heredoc(word: str) -> Heredoc | None:
+    """``[fd]<<[-]name`` as a Heredoc without its body; None for any other word."""
+    digits, marker, name = word.partition("<<")
+    if not marker or (digits and not (digits.isascii() and digits.isdigit())) or "<" in name:
+        return None
+    chomp = name.startswith("-")
+    name = name.removeprefix("-")
+    plain = name.replace('"', "").replace("'", "")
+    if not plain or plain.isspace():
+        return None
+    return Heredoc(plain, "", plain == name, chomp, int(digits) if digits else -1, word)

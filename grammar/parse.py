@@ -1,0 +1,121 @@
+"""The way in: a Dockerfile's text to typed values, every fault a DockerfileError with a span."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from grammar import ast
+from grammar.errors import DockerfileError
+from grammar.lines import LogicalLine, split_lines
+from grammar.span import Span
+
+KEYWORDS = (
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+)
+
+
+def parse(text: str) -> ast.Dockerfile:
+    """Parse a whole Dockerfile. Raises DockerfileError."""
+    directives, lines = split_lines(text)
+    _check_syntax(directives)
+    if not lines:
+        raise DockerfileError("file with no instructions", hint="a Dockerfile starts with FROM")
+    global_args: list[ast.Arg] = []
+    stages: list[tuple[ast.From, list[ast.Instruction]]] = []
+    sources: dict[int, str] = {}
+    for line in lines:
+        node = parse_line(line, directives.escape)
+        sources[line.first] = _display(line)
+        if isinstance(node, ast.From):
+            stages.append((node, []))
+        elif stages:
+            stages[-1][1].append(node)
+        elif isinstance(node, ast.Arg):
+            global_args.append(node)
+        else:
+            raise DockerfileError("no build stage in current context", node.span, "put FROM before it")
+    if not stages:
+        raise DockerfileError("dockerfile contains no stages to build", hint="add a FROM instruction")
+    made = tuple(ast.Stage(start, tuple(body)) for start, body in stages)
+    return ast.Dockerfile(text, directives, tuple(global_args), made, sources)
+
+
+def parse_instruction(text: str, span: Span, escape: str = "\\") -> ast.Instruction:
+    """Parse one instruction that does not stand in a file, such as a base image's trigger."""
+    _directives, lines = split_lines(text)
+    if len(lines) != 1:
+        raise DockerfileError(f"not one instruction: {text!r}", span)
+    try:
+        return parse_line(lines[0], escape)
+    except DockerfileError as error:
+        raise DockerfileError(error.message, span, error.hint) from None
+
+
+def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
+    """One logical line to its node."""
+    from lark.exceptions import UnexpectedInput
+
+    from grammar.transform import transform
+
+    text = line.text.rstrip()
+    keyword = text.split(None, 1)[0]
+    if keyword.upper() not in KEYWORDS:
+        close = difflib.get_close_matches(keyword.upper(), KEYWORDS, 1, 0.6)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise DockerfileError(f"unknown instruction: {keyword}{guess}", line.span(0, len(keyword)))
+    try:
+        tree = _parser(escape).parse(text)
+    except UnexpectedInput as error:
+        place = min(max(error.pos_in_stream or 0, 0), len(text) - 1)
+        raise DockerfileError(f"{keyword.upper()} cannot be read from here on", line.span(place, 1)) from None
+    return transform(tree, line, escape)
+
+
+@functools.cache
+def _parser(escape: str) -> Any:
+    """The parser for one escape character."""
+    from lark import Lark
+
+    grammar = (Path(__file__).parent / "dockerfile.lark").read_text(encoding="utf-8")
+    grammar = "\n".join(
+        line if line.startswith("//") else line.replace("ESC", re.escape(escape))
+        for line in grammar.split("\n")
+    )
+    return Lark(grammar, parser="lalr", lexer="contextual", maybe_placeholders=False)
+
+
+def _check_syntax(directives: ast.Directives) -> None:
+    """``# syntax=`` names a frontend; ours is built in and nothing is ever fetched for it."""
+    name = directives.syntax.split(None, 1)[0] if directives.syntax else ""
+    if name and not name.removeprefix("docker.io/").startswith("docker/dockerfile"):
+        raise DockerfileError(
+            f"syntax {name!r} is not supported",
+            Span(1, 1),
+            "pybuild understands docker/dockerfile itself and never runs another frontend",
+        )
+
+
+def _display(line: LogicalLine) -> str:
+    """The instruction on one line, for progress."""
+    return " ".join(line.text.split())

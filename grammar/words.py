@@ -1,0 +1,357 @@
+"""Quoting and ``$variable`` expansion of one argument, as BuildKit's shell lexer does it.
+
+All twelve operators of dockerfile.md 1.2. Everything is bounded: nesting by _DEPTH, what a
+word may grow to by _SIZE, and patterns are matched by a set of states, never by
+backtracking, so no text costs more than its length times its pattern's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from grammar.errors import ExpansionError
+
+_DEPTH = 100
+_SIZE = 1 << 20
+_WORK = 20_000_000
+_SPECIAL = frozenset("@*#?-$!0")
+_END = ""
+_ANY = "any"
+_RUN = "run"
+
+
+def expand_word(
+    text: str,
+    env: Mapping[str, str],
+    escape: str = "\\",
+    missing: set[str] | None = None,
+    raw_quotes: bool = False,
+) -> str:
+    """*text* as one word: quotes removed, variables replaced, unset ones by nothing.
+
+    Names that were looked up and are unset are added to *missing*. With *raw_quotes* quotes
+    stay (here-document bodies). Raises ExpansionError.
+    """
+    return _expand(text, env, escape, missing, raw_quotes)[0]
+
+
+def expand_words(
+    text: str, env: Mapping[str, str], escape: str = "\\", missing: set[str] | None = None
+) -> list[str]:
+    """*text* as words: split at blanks outside quotes, and inside unquoted variables' values.
+
+    Raises ExpansionError.
+    """
+    return _expand(text, env, escape, missing, False)[1]
+
+
+def _expand(
+    text: str, env: Mapping[str, str], escape: str, missing: set[str] | None, raw_quotes: bool
+) -> tuple[str, list[str]]:
+    lexer = _Lexer(text, env, escape, missing if missing is not None else set(), raw_quotes)
+    return lexer.until(_END, 0)
+
+
+class _Unfinished(ExpansionError):
+    """The text ended inside a substitution."""
+
+
+class _Words:
+    """Collects words; blanks that came from outside quotes separate them."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self._word: list[str] = []
+
+    def add(self, text: str) -> None:
+        for char in text:
+            if char.isspace():
+                self._close()
+            else:
+                self._word.append(char)
+
+    def add_raw(self, text: str) -> None:
+        self._word.append(text)
+
+    def _close(self) -> None:
+        word = "".join(self._word)
+        if word:
+            self.done.append(word)
+        self._word = []
+
+    def finish(self) -> list[str]:
+        self._close()
+        return self.done
+
+
+class _Lexer:
+    """One pass over one text."""
+
+    def __init__(
+        self, text: str, env: Mapping[str, str], escape: str, missing: set[str], raw_quotes: bool
+    ) -> None:
+        self._text = text
+        self._place = 0
+        self._env = env
+        self._escape = escape
+        self._missing = missing
+        self._raw_quotes = raw_quotes
+        self._budget = _SIZE
+
+    def _peek(self) -> str:
+        return self._text[self._place] if self._place < len(self._text) else _END
+
+    def _next(self) -> str:
+        char = self._peek()
+        self._place += 1
+        return char
+
+    def _spend(self, text: str) -> str:
+        self._budget -= len(text)
+        if self._budget < 0:
+            raise ExpansionError(f"expands to more than {_SIZE} characters")
+        return text
+
+    def until(self, stop: str, depth: int, keep_escapes: bool = False) -> tuple[str, list[str]]:
+        """Expand up to and over the character *stop*; the text as one word, and as words."""
+        if depth > _DEPTH:
+            raise ExpansionError(f"substitutions are nested more than {_DEPTH} deep")
+        out: list[str] = []
+        words = _Words()
+        while char := self._peek():
+            if stop and char == stop:
+                self._next()
+                return "".join(out), words.finish()
+            if char in "'\"":
+                piece = self._single() if char == "'" else self._double(depth)
+                words.add_raw(piece)
+            elif char == "$":
+                piece = self._dollar(depth)
+                words.add(piece)
+            else:
+                piece = self._plain(words, keep_escapes)
+            out.append(piece)
+        if stop:
+            raise _Unfinished(f"unexpected end of statement while looking for matching {stop}")
+        return "".join(out), words.finish()
+
+    def _plain(self, words: _Words, keep_escapes: bool) -> str:
+        """A character that is neither quote nor variable; an escape takes its next one literally."""
+        char = self._next()
+        if char != self._escape:
+            words.add(char)
+            return char
+        piece = (char if keep_escapes else "") + self._next()
+        words.add_raw(piece)
+        return piece
+
+    def _single(self) -> str:
+        """Everything up to the closing quote, as it is."""
+        start = self._place
+        end = self._text.find("'", start + 1)
+        if end < 0:
+            raise ExpansionError("unexpected end of statement while looking for matching single-quote")
+        self._place = end + 1
+        return self._text[start : end + 1] if self._raw_quotes else self._text[start + 1 : end]
+
+    def _double(self, depth: int) -> str:
+        """Up to the closing quote; only quote, dollar and the escape itself can be escaped."""
+        out = [self._next() if self._raw_quotes else self._skip()]
+        while char := self._peek():
+            if char == '"':
+                self._next()
+                out.append(char if self._raw_quotes else "")
+                return "".join(out)
+            if char == "$":
+                out.append(self._dollar(depth))
+                continue
+            self._next()
+            if char == self._escape:
+                following = self._peek()
+                if not following:
+                    continue  # an escape at the end of the text is dropped
+                if following in ('"', "$", self._escape):
+                    char = self._next()
+            out.append(char)
+        raise ExpansionError("unexpected end of statement while looking for matching double-quote")
+
+    def _skip(self) -> str:
+        self._next()
+        return ""
+
+    # -- variables -------------------------------------------------------------------------
+
+    def _dollar(self, depth: int) -> str:
+        self._next()
+        if self._peek() != "{":
+            name = self._name()
+            return self._spend(self._value(name) or "") if name else "$"
+        self._next()
+        if not self._peek():
+            raise ExpansionError("syntax error: missing '}'")
+        if self._peek() in "{}:":
+            raise ExpansionError("syntax error: bad substitution")
+        name = self._name()
+        return self._spend(self._substitute(name, depth))
+
+    def _name(self) -> str:
+        """A variable's name; a number or one special character is a name too."""
+        start = self._place
+        first = self._peek()
+        if first.isdigit():
+            while self._peek().isdigit():
+                self._place += 1
+        elif first and first in _SPECIAL:
+            self._place += 1
+        else:
+            while (char := self._peek()) and (char.isalnum() or char == "_"):
+                self._place += 1
+        return self._text[start : self._place]
+
+    def _value(self, name: str) -> str | None:
+        """The variable's value, None when unset. Positional and special ones are always unset."""
+        value = self._env.get(name)
+        if value is None:
+            self._missing.add(name)
+        return value
+
+    def _substitute(self, name: str, depth: int) -> str:
+        """What stands after ``${name`` up to and over its brace."""
+        operator = self._next()
+        if operator == "}":
+            return self._value(name) or ""
+        if operator == "/":
+            return self._replace(name, depth)
+        colon = operator == ":"
+        if colon:
+            operator = self._next()
+        shown = (":" if colon else "") + operator
+        if not operator or operator not in "+-?#%" or (colon and operator in "#%"):
+            raise ExpansionError(f"unsupported modifier ({shown}) in substitution")
+        word = self._operand("}", depth, keep_escapes=operator in "#%")
+        value = self._env.get(name) if operator in "-+" else self._value(name)
+        present = value is not None and not (colon and not value)
+        match operator:
+            case "-":
+                return (value or "") if present else word
+            case "+":
+                return word if present else ""
+            case "?":
+                return self._required(name, value, present, word)
+        longest = word.startswith(operator)
+        pattern = word[1:] if longest else word
+        strip = strip_prefix if operator == "#" else strip_suffix
+        return strip(value or "", pattern, longest)
+
+    @staticmethod
+    def _required(name: str, value: str | None, present: bool, word: str) -> str:
+        if present:
+            return value or ""
+        default = "is not allowed to be unset" if value is None else "is not allowed to be empty"
+        raise ExpansionError(f"{name}: {word or default}")
+
+    def _operand(self, stop: str, depth: int, keep_escapes: bool) -> str:
+        try:
+            return self.until(stop, depth + 1, keep_escapes)[0]
+        except _Unfinished:
+            raise ExpansionError(f"syntax error: missing '{stop}' in substitution") from None
+
+    def _replace(self, name: str, depth: int) -> str:
+        everywhere = self._peek() == "/"
+        if everywhere:
+            self._next()
+        pattern = self._operand("/", depth, keep_escapes=True)
+        replacement = self._operand("}", depth, keep_escapes=False)
+        return replace_pattern(self._value(name) or "", pattern, replacement, everywhere)
+
+
+# -- patterns ------------------------------------------------------------------------------
+
+
+def _compile(pattern: str) -> list[tuple[str, str]]:
+    """``*``, ``?`` and literals; a backslash may escape those, itself, ``}`` and ``/``."""
+    tokens: list[tuple[str, str]] = []
+    escaped = False
+    for char in pattern:
+        if escaped:
+            if char not in "*?\\}/":
+                raise ExpansionError(f"invalid escape '\\{char}' in a pattern")
+            tokens.append(("", char))
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char == "*":
+            if not tokens or tokens[-1][0] != _RUN:
+                tokens.append((_RUN, ""))
+        elif char == "?":
+            tokens.append((_ANY, ""))
+        else:
+            tokens.append(("", char))
+    if escaped:
+        raise ExpansionError("a pattern ends in a backslash")
+    return tokens
+
+
+def _matches(tokens: list[tuple[str, str]], text: str, longest: bool) -> int:
+    """The length of the shortest or longest prefix of *text* that matches, -1 for none."""
+    if len(tokens) * max(len(text), 1) > _WORK:
+        raise ExpansionError("a pattern and its text are too long together")
+    states = _closure(tokens, {0})
+    found = 0 if len(tokens) in states else -1
+    for place, char in enumerate(text):
+        if found >= 0 and not longest:
+            return found
+        states = _closure(tokens, {n for s in states for n in _step(tokens, s, char)})
+        if not states:
+            break
+        if len(tokens) in states:
+            found = place + 1
+    return found
+
+
+def _closure(tokens: list[tuple[str, str]], states: set[int]) -> set[int]:
+    """States reachable without a character: a run may be empty (two never stand together)."""
+    return states | {s + 1 for s in states if s < len(tokens) and tokens[s][0] == _RUN}
+
+
+def _step(tokens: list[tuple[str, str]], state: int, char: str) -> tuple[int, ...]:
+    if state >= len(tokens):
+        return ()
+    kind, literal = tokens[state]
+    if kind == _RUN:
+        return (state,)
+    return (state + 1,) if kind == _ANY or literal == char else ()
+
+
+def strip_prefix(value: str, pattern: str, longest: bool) -> str:
+    """``${v#p}`` and ``${v##p}``."""
+    length = _matches(_compile(pattern), value, longest)
+    return value[length:] if length > 0 else value
+
+
+def strip_suffix(value: str, pattern: str, longest: bool) -> str:
+    """``${v%p}`` and ``${v%%p}``."""
+    length = _matches(_compile(pattern)[::-1], value[::-1], longest)
+    return value[: len(value) - length] if length > 0 else value
+
+
+def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
+    """``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first."""
+    tokens = _compile(pattern)
+    if not tokens:
+        return value
+    if len(tokens) * len(value) * len(value) > _WORK:
+        raise ExpansionError("a pattern and its text are too long together")
+    out: list[str] = []
+    place = 0
+    while place < len(value):
+        length = _matches(tokens, value[place:], True)
+        if length <= 0:
+            out.append(value[place])
+            place += 1
+            continue
+        out.append(replacement)
+        place += length
+        if not everywhere:
+            break
+    return "".join(out) + value[place:]
