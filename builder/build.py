@@ -55,7 +55,7 @@ def read_inputs(request: BuildRequest) -> Inputs:
             f"there is no Dockerfile at {path}",
             "name it with -f, or give the folder that holds it as the context",
         )
-    absent = []
+    absent: list[str] = []
     for candidate in (path + ".dockerignore", os.path.join(request.context, ".dockerignore")):
         ignore = _read_regular(candidate, _IGNORE_LIMIT, "the ignore file")
         if ignore is not None:

@@ -28,7 +28,7 @@ def run_image(
     stdin: int,
 ) -> int:
     """Run *command* (or what the image says) in a container; its exit code, 128 + n for a signal."""
-    image, config = find(store, name)
+    _image, config = find(store, name)
     settings = config.settings
     argv = (*(settings.get("Entrypoint") or ()), *(command or settings.get("Cmd") or ()))
     if not argv:

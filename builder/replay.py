@@ -71,11 +71,10 @@ def replay(argv: "Sequence[str]") -> bool:
 
 def memo_key(argv: "Sequence[str]") -> str:
     """The name of the memo of a command line in this folder and environment."""
-    given = [VERSION, os.getcwd(), list(argv)]
     # A bare --build-arg NAME takes its value from the environment.
     bare = [item for item in argv if item.replace("_", "").isalnum()]
-    given.append([(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)])
-    text = repr(given).encode("utf-8", "surrogateescape")
+    environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
+    text = repr((VERSION, os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
 
 

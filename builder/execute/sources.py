@@ -155,10 +155,10 @@ class ContextSource:
         kept = [selected for selected, node in found if not self._hidden(selected.path, node.is_dir)]
         if kept or has_wildcard(pattern):
             return kept
-        error = not_found(pattern, self._tree, "the build context")
+        missing = not_found(pattern, self._tree, "the build context")
         if found and (line := self._ignore.why(found[0][0].path)):
-            error = BuildError(error.message, f"it is excluded by {self._ignore_name} line {line}")
-        raise error
+            missing = BuildError(missing.message, f"it is excluded by {self._ignore_name} line {line}")
+        raise missing
 
     def _hidden(self, path: str, is_dir: bool) -> bool:
         """Whether the ignore file takes a selected path away entirely."""
@@ -209,7 +209,8 @@ class ContextSource:
             path, mode, size, mtime = item[0], item[1], item[2], item[3]
             inside = path[skip:]
             kind = _kind(mode, item[8])
-            link, digest, xattrs = "", "", ()
+            link = digest = ""
+            xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
                 digest, xattrs = self.index.content(self._root, item)
                 if item[7] > 1:

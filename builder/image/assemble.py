@@ -55,8 +55,7 @@ def _fill_times(history: list[History]) -> list[History]:
             time = item.created if missing else time
         else:
             missing = True
-            item = replace(item, created=time)
-        out.append(item)
+        out.append(item if item.created else replace(item, created=time))
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -16,8 +16,8 @@ class Tty(Plain):
     def __init__(self, stream: TextIO, steps: int = 0) -> None:
         super().__init__(stream)
         self._file = stream
-        self._bars: dict[str, tqdm[object]] = {}
-        self._steps: tqdm[object] | None = None
+        self._bars: dict[str, Any] = {}
+        self._steps: Any | None = None
         self._done = 0
 
     def __call__(self, event: Event) -> None:
@@ -37,7 +37,7 @@ class Tty(Plain):
             self._bars.pop(event.label).close()
             super().transfer(event)
 
-    def _bar(self, label: str, total: int, unit: str) -> tqdm[object]:
+    def _bar(self, label: str, total: int, unit: str) -> Any:
         return tqdm(
             total=total or None,
             desc=label,

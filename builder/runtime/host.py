@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from builder.runtime.launcher import EXITED, serve
 from builder.runtime.spec import ContainerSpec
+from builder.runtime.syscalls import keep_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,8 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
-            ours.close()
             try:
-                serve(theirs, store)
+                serve(socket.socket(fileno=keep_only(theirs.detach())), store)
             finally:
                 os._exit(1)
         theirs.close()

@@ -50,12 +50,12 @@ class Network:
         self._lock = threading.Lock()
         self._pid = os.fork()
         if self._pid == 0:
-            self._ours.close()
             try:
+                requests = socket.socket(fileno=sc.keep_only(theirs.detach()))
                 os.setsid()
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                _serve(theirs)
+                _serve(requests)
             finally:
                 os._exit(1)
         theirs.close()

@@ -95,6 +95,17 @@ def close_range(first: int) -> None:
     _check(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0), "close_range")
 
 
+def keep_only(fd: int) -> int:
+    """Close every descriptor but 0, 1, 2 and *fd*, which becomes 3; returns 3.
+
+    For a process forked from the builder: what it inherits would keep sockets and locks of
+    the builder open after the builder has closed them.
+    """
+    os.dup2(fd, 3, inheritable=False)
+    close_range(4)
+    return 3
+
+
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
     _check(_libc.mount(source, target, kind, flags, data), f"mount {os.fsdecode(kind)}")
 
