@@ -171,7 +171,8 @@ class StatIndex:
 
 def signature(entries: "list[Stat]") -> str:
     """A digest of the stats themselves."""
-    return hashlib.sha256(marshal.dumps(entries)).hexdigest()
+    # Version 2 of the format: later ones write shared objects as references, by chance.
+    return hashlib.sha256(marshal.dumps(entries, 2)).hexdigest()
 
 
 def open_file(root: int, path: str, item: Stat) -> int:
@@ -241,4 +242,4 @@ def content_digest(root: int, entries: "Iterable[Stat]", index: StatIndex, base:
 
 def hash_xattrs(xattrs: "tuple[tuple[str, bytes], ...]") -> str:
     """A short text for attributes, "" for none."""
-    return hashlib.sha256(marshal.dumps(xattrs)).hexdigest() if xattrs else ""
+    return hashlib.sha256(marshal.dumps(xattrs, 2)).hexdigest() if xattrs else ""

@@ -1,0 +1,175 @@
+"""Pull an image: manifest for our platform, config, layers side by side, into the store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from builder.errors import BuildError
+from builder.events import Sink, Transfer
+from builder.image.model import INDEX_TYPE, ImageConfig, Platform, parse_config
+from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
+from builder.registry.errors import Untrusted
+from builder.strict_json import loads
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest
+from cache.errors import CacheError
+from cache.layers import add_blob
+from cache.store import Store, write_error
+from grammar.reference import Reference
+
+_CONFIG_LIMIT = 8 << 20
+_MAX_LAYERS = 1000
+_AT_ONCE = 3
+
+
+def pull(
+    store: Store, reference: Reference, platform: Platform, sink: Sink, insecure: frozenset[str]
+) -> Digest:
+    """Pull *reference* and tag it with its own name; the image ID.
+
+    Every byte is verified against the manifest's digests before anything is tagged. Raises
+    BuildError or CacheError.
+    """
+    with Registry(reference.registry, insecure) as registry:
+        fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
+        manifest = _image_manifest(registry, reference, fetched, platform)
+        config_at = _descriptor(manifest.get("config"), "the config")
+        layers = [_descriptor(item, "a layer") for item in _items(manifest, "layers")]
+        data = _config(registry, reference, config_at)
+        config = parse_config(data, f"the config of {reference}")
+        _check(reference, config, layers, platform)
+        total = sum(layer.size for layer in layers)
+        counter = _Counter(f"pulling {reference.familiar}", total, sink)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            jobs = [
+                pool.submit(_layer, store, registry, reference.repository, layer, expected, counter.add)
+                for layer, expected in zip(layers, config.diff_ids, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        counter.finish()
+    store.sync()
+    image = store.put_blob(data)
+    store.tag(str(reference), image)
+    return image
+
+
+class _Counter:
+    """Adds up the bytes of parallel downloads."""
+
+    def __init__(self, label: str, total: int, sink: Sink) -> None:
+        self._label, self._total, self._sink = label, total, sink
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._sink(Transfer(self._label, self._done, self._total))
+
+    def finish(self) -> None:
+        self._sink(Transfer(self._label, self._total, self._total, finished=True))
+
+
+def _image_manifest(
+    registry: Registry, reference: Reference, fetched: Fetched, platform: Platform
+) -> dict[str, Any]:
+    """The image manifest behind *fetched*, through one index at most."""
+    body = _object(fetched)
+    if "manifests" not in body:
+        return body
+    for item in _items(body, "manifests"):
+        where = item.get("platform")
+        if isinstance(where, dict) and (where.get("os"), where.get("architecture")) == (
+            platform.os,
+            platform.architecture,
+        ):
+            found = _descriptor(item, "a manifest")
+            inner = _object(registry.manifest(reference.repository, found.digest))
+            if "manifests" in inner:
+                raise Untrusted(f"{reference} is an index of indexes")
+            return inner
+    raise BuildError(f"{reference.familiar} has no image for {platform}")
+
+
+def _object(fetched: Fetched) -> dict[str, Any]:
+    """A manifest's JSON; one that could be read as two kinds is refused (REG-03)."""
+    value = loads(fetched.data, "the manifest", MANIFEST_LIMIT)
+    if not isinstance(value, dict):
+        raise Untrusted("the manifest is not a JSON object")
+    stated = value.get("mediaType")
+    if stated is not None and fetched.media_type not in (stated, "", "application/json"):
+        raise Untrusted(f"the manifest says it is {stated!r}, its header {fetched.media_type!r}")
+    is_index = fetched.media_type in (INDEX_TYPE, DOCKER_LIST) or "manifests" in value
+    if is_index and ("layers" in value or "manifests" not in value):
+        raise Untrusted("the manifest is an index and an image at once")
+    if value.get("schemaVersion") != 2:
+        raise BuildError("the image's manifest is of an old schema", "push it again with a current tool")
+    return value
+
+
+def _items(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = value.get(key)
+    if not isinstance(items, list) or len(items) > _MAX_LAYERS or not all(isinstance(i, dict) for i in items):
+        raise Untrusted(f"the manifest's {key!r} is not a list of descriptors")
+    return items
+
+
+def _descriptor(value: object, what: str) -> Descriptor:
+    if not isinstance(value, dict):
+        raise Untrusted(f"the manifest has no descriptor for {what}")
+    size = value.get("size")
+    if not isinstance(size, int) or size < 0:
+        raise Untrusted(f"the descriptor of {what} has no valid size")
+    try:
+        return Descriptor(str(value.get("mediaType")), digest(str(value.get("digest"))), size)
+    except CacheError as error:
+        raise Untrusted(f"the descriptor of {what}: {error}") from None
+
+
+def _config(registry: Registry, reference: Reference, at: Descriptor) -> bytes:
+    import io
+
+    if at.size > _CONFIG_LIMIT:
+        raise Untrusted(f"the config of {reference} has {at.size} bytes")
+    buffer = io.BytesIO()
+    registry.blob(reference.repository, at, buffer, lambda count: None)
+    return buffer.getvalue()
+
+
+def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor], platform: Platform) -> None:
+    if len(config.diff_ids) != len(layers):
+        raise Untrusted(f"{reference} has {len(layers)} layers, its config names {len(config.diff_ids)}")
+    if (config.platform.os, config.platform.architecture) != (platform.os, platform.architecture):
+        raise BuildError(
+            f"{reference.familiar} is an image for {config.platform}, this machine is {platform}"
+        )
+
+
+def _layer(
+    store: Store, registry: Registry, repository: str, layer: Descriptor, expected: Digest, progress: Any
+) -> None:
+    """One layer: downloaded unless its blob is here, unpacked unless its tree is."""
+    if store.index.unpacked(expected):
+        progress(layer.size)
+        return
+    if store.has_blob(layer.digest):
+        progress(layer.size)
+    else:
+        temporary = store.temporary()
+        try:
+            with open(temporary, "x+b") as file:
+                registry.blob(repository, layer, file, progress)
+                file.flush()
+                os.fsync(file.fileno())
+            store.publish(temporary, store.blob_path(layer.digest))
+        except OSError as error:
+            raise write_error(error, f"layer {layer.digest}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+    add_blob(store, layer, expected)

@@ -1,0 +1,207 @@
+"""HTTP for registries: retries, redirects and limits in one place. The only user of urllib3.
+
+Redirects are followed here, not by the library: credentials stay with the origin they were
+made for, https never becomes http, and an address on a private or loopback network is only
+followed if the registry itself is there (security.md REG-06 to REG-10). Bodies are never
+decompressed in transit (D11).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from builder.registry.errors import Unavailable, Untrusted
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 10
+_TRIES = 6
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 30.0
+_LONGEST_RETRY_AFTER = 60.0
+_CONNECT_TIMEOUT = 15.0
+_READ_TIMEOUT = 60.0
+_CHUNK = 1 << 18
+
+
+@dataclass(slots=True)
+class Response:
+    """Status, headers and the stream of a body."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: str
+    _raw: Any
+
+    def read(self, limit: int, what: str) -> bytes:
+        """The whole body. Raises Untrusted when it is longer than *limit* bytes."""
+        data = b"".join(self.chunks(limit + 1))
+        if len(data) > limit:
+            raise Untrusted(f"{what} is longer than {limit} bytes")
+        return data
+
+    def chunks(self, limit: int) -> Iterator[bytes]:
+        """The body in pieces, at most about *limit* bytes. Raises OSError when it breaks off."""
+        left = limit
+        try:
+            while left > 0 and (data := self._raw.read(min(_CHUNK, left), decode_content=False)):
+                left -= len(data)
+                yield data
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise OSError(f"the connection broke off: {error}") from None
+        finally:
+            self._raw.close()
+
+
+@dataclass(slots=True)
+class Transport:
+    """A connection pool to one registry. ``sleep`` and ``jitter`` are seams for tests."""
+
+    registry: str
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+    _pool: Any = field(default=None)
+
+    def __post_init__(self) -> None:
+        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT)
+        proxy = _proxy_for(self.registry)
+        if proxy:
+            self._pool = urllib3.ProxyManager(proxy, timeout=timeout, retries=False)
+        else:
+            self._pool = urllib3.PoolManager(timeout=timeout, retries=False)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Response:
+        """GET with retries and safe redirects. Any final status is returned, not raised.
+
+        Raises Unavailable after the last try and Untrusted for an unsafe redirect.
+        """
+        failure = ""
+        for attempt in range(_TRIES):
+            try:
+                response = self._follow(url, dict(headers))
+            except OSError as error:
+                failure = str(error)
+                response = None
+            if response is not None and response.status not in _TRANSIENT:
+                return response
+            wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2**attempt) * self.jitter()
+            if response is not None:
+                failure = f"it answered {response.status}"
+                wait = max(wait, _retry_after(response.headers))
+                response._raw.close()
+            if attempt < _TRIES - 1:
+                self.sleep(wait)
+        raise Unavailable(
+            f"{self.registry} could not be reached: {failure[:300]}",
+            "check the name, the network and any proxy",
+        )
+
+    def _follow(self, url: str, headers: dict[str, str]) -> Response:
+        origin = _origin(url)
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._once(url, headers)
+            if response.status not in _REDIRECTS or "location" not in response.headers:
+                return response
+            response._raw.close()
+            target = urljoin(url, response.headers["location"])
+            self._check_redirect(url, target)
+            url = target
+            if _origin(url) != origin:
+                headers = {k: v for k, v in headers.items() if k.lower() not in ("authorization", "cookie")}
+        raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
+
+    def _once(self, url: str, headers: dict[str, str]) -> Response:
+        try:
+            raw = self._pool.request(
+                "GET",
+                url,
+                headers={"Accept-Encoding": "identity", "User-Agent": "pybuild", **headers},
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise OSError(str(error)) from None
+        found = {key.lower(): value for key, value in raw.headers.items()}
+        if found.get("content-encoding", "identity") != "identity":
+            raw.close()
+            raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
+        return Response(raw.status, found, url, raw)
+
+    def _check_redirect(self, source: str, target: str) -> None:
+        parts = urlsplit(target)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise Untrusted(f"{self.registry} redirects to {parts.scheme}:, which is not followed")
+        if source.startswith("https:") and parts.scheme == "http":
+            raise Untrusted(f"{self.registry} redirects from https to http")
+        if (
+            _origin(target) != _origin(source)
+            and is_private(parts.hostname)
+            and not self._same_host(parts.hostname)
+        ):
+            raise Untrusted(f"{self.registry} redirects to the private address {parts.hostname}")
+
+    def _same_host(self, host: str) -> bool:
+        return urlsplit(f"//{self.registry}").hostname == host
+
+
+def is_private(host: str) -> bool:
+    """Whether *host* is the literal address of something that is not on the internet."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not address.is_global
+
+
+def is_loopback(registry: str) -> bool:
+    """Whether a registry's ``host[:port]`` is on this machine; such may be asked over HTTP."""
+    host = urlsplit(f"//{registry}").hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    default = 443 if parts.scheme == "https" else 80
+    return parts.scheme, parts.hostname or "", parts.port or default
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds the registry asks us to wait, within reason; a date in the past is no time."""
+    text = headers.get("retry-after", "").strip()
+    if text.isdigit() and len(text) < 9:
+        return min(float(text), _LONGEST_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, min(moment - time.time(), _LONGEST_RETRY_AFTER))
+
+
+def _proxy_for(registry: str) -> str:
+    """The HTTPS proxy of the environment, unless no_proxy or loopback speaks against it."""
+    from urllib.request import getproxies, proxy_bypass
+
+    host = urlsplit(f"//{registry}").hostname or registry
+    if is_loopback(registry) or proxy_bypass(host):
+        return ""
+    return getproxies().get("https", "")
