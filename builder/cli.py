@@ -19,6 +19,7 @@ from cache.store import Store, default_root
 
 _COMMANDS = ("build", "images", "save", "load", "import", "run")
 _DEFAULT_JOBS = 8
+_DOCKERFILE_PEEK = 16 << 20
 
 
 def run(argv: Sequence[str]) -> int:
@@ -126,16 +127,16 @@ def _build(args: Sequence[str], argv: Sequence[str]) -> int:
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session
 
-    with _open_store(options) as store, Session(store) as session:
+    network = options.network == "default" and _may_run(options)
+    with _open_store(options) as store, Session(store, network) as session:
         request = _request(options)
         from builder.build import build, read_inputs, warn_unused
         from builder.memo import remember
 
         inputs = read_inputs(request)
-        network = session.network(request.network == "default" and b"run" in inputs.dockerfile[1].lower())
         sink = _sink(options)
         try:
-            result, plan, solver, context = build(request, inputs, store, session.launcher, network, sink)
+            result, plan, solver, context = build(request, inputs, store, session.launcher, sink)
             warn_unused(result, sink)
         finally:
             sink.close()
@@ -145,6 +146,16 @@ def _build(args: Sequence[str], argv: Sequence[str]) -> int:
             )
     _conclude(options, result.image, request.tags)
     return 0
+
+
+def _may_run(options: argparse.Namespace) -> bool:
+    """Whether the Dockerfile can have RUN steps at all: a look at its bytes, before it is parsed."""
+    path = options.file or os.path.join(options.context, "Dockerfile")
+    try:
+        with open(path, "rb") as file:
+            return b"run" in file.read(_DOCKERFILE_PEEK).lower()
+    except OSError:
+        return True
 
 
 def _silent(options: argparse.Namespace) -> bool:
@@ -351,14 +362,12 @@ def _run(args: Sequence[str], argv: Sequence[str]) -> int:
     _need_root("running a container")
     from builder.session import Session
 
-    with _open_store(options) as store, Session(store) as session:
-        network = session.network(options.network == "default")
+    with _open_store(options) as store, Session(store, options.network == "default") as session:
         from builder.container import run_image
 
         return run_image(
             store,
             session.launcher,
-            network,
             options.name,
             tuple(options.command),
             options.network,

@@ -11,7 +11,6 @@ from builder.execute.run import container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.runtime.host import Launcher, Running
-from builder.runtime.network import Network, NetworkError
 from cache.snapshots import draft
 from cache.store import Store
 
@@ -21,7 +20,6 @@ _HOSTNAME = "pybuild"
 def run_image(
     store: Store,
     launcher: Launcher,
-    network: Network | None,
     name: str,
     command: tuple[str, ...],
     mode: str,
@@ -46,25 +44,15 @@ def run_image(
             for fd in (null, out_write, err_write):
                 os.close(fd)
         try:
-            return _follow(running, network, out_read, err_read)
+            return _follow(running, out_read, err_read)
         finally:
             running.close()
             os.close(out_read)
             os.close(err_read)
 
 
-def _follow(running: Running, network: Network | None, out: int, err: int) -> int:
-    """Wire it, copy its output until it ends, return how it did."""
-    namespace = running.created()
-    if namespace >= 0:
-        try:
-            assert network is not None  # the default network was asked for
-            network.wire(namespace)
-        except NetworkError as error:
-            raise BuildError(str(error), "run it with --network=none or --network=host") from None
-        finally:
-            os.close(namespace)
-        running.go()
+def _follow(running: Running, out: int, err: int) -> int:
+    """Copy its output until it ends, return how it did."""
     errors = threading.Thread(target=_copy, args=(err, sys.stderr.fileno()), daemon=True)
     errors.start()
     try:
@@ -75,7 +63,8 @@ def _follow(running: Running, network: Network | None, out: int, err: int) -> in
         raise
     outcome = running.wait()
     if outcome.error:
-        raise BuildError(outcome.error)
+        hint = "run it with --network=none or --network=host" if outcome.network_failed else ""
+        raise BuildError(outcome.error, hint)
     return outcome.code
 
 

@@ -11,7 +11,6 @@ from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
 from builder.runtime.host import Outcome
-from builder.runtime.network import NetworkError
 from builder.runtime.spec import ContainerSpec
 from cache.snapshots import Draft, commit
 
@@ -33,12 +32,11 @@ def run_command(
     killed_before = _oom_kills()
     try:
         outcome = workshop.contain(spec, sink)
-    except NetworkError as error:
-        raise StepError(str(error), step.name, step.span, _NETWORK_HINT) from None
     except OSError as error:
         raise BuildError(f"the container launcher is gone: {error.strerror}") from None
     if outcome.error:
-        raise StepError(outcome.error, step.name, step.span)
+        hint = _NETWORK_HINT if outcome.network_failed else ""
+        raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
         raise _failure(op, step, outcome, _oom_kills() > killed_before)
     return commit(draft, reduce=True)

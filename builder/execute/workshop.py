@@ -9,19 +9,17 @@ from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
 from builder.execute.sources import ContextSource
-from builder.runtime.host import Launcher, Outcome, Running, run_output
-from builder.runtime.network import Network
+from builder.runtime.host import Launcher, Outcome, Running, follow
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
 
 
 @dataclass(slots=True)
 class Workshop:
-    """The means of one build. ``network`` is started by whoever knows that a step needs it."""
+    """The means of one build."""
 
     store: Store
     launcher: Launcher
-    network: Network | None
     context: ContextSource
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -31,7 +29,7 @@ class Workshop:
         """Run a container to its end, everything it writes going to *sink*.
 
         Raises Cancelled when ``cancel`` was called before it ended, OSError when it could
-        not be asked for, NetworkError when its network could not be made.
+        not be asked for.
         """
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -44,7 +42,7 @@ class Workshop:
             os.close(write_end)
             write_end = -1
             try:
-                outcome = run_output(running, read_end, sink, self._wire)
+                outcome = follow(running, read_end, sink)
             finally:
                 with self._lock:
                     self._running.discard(running)
@@ -56,10 +54,6 @@ class Workshop:
         if self._cancelled:
             raise Cancelled
         return outcome
-
-    def _wire(self, namespace: int) -> None:
-        assert self.network is not None  # a step with the default network implies it
-        self.network.wire(namespace)
 
     def cancel(self) -> None:
         """End every running container and refuse new ones. May be called from any thread."""

@@ -106,9 +106,9 @@ class Registry:
             response = self._get(url, repository, headers, what)
             skip = done if done and response.status != 206 else 0
             try:
-                for data in response.chunks(descriptor.size - (done - skip) + 1):
-                    if skip:  # a server that ignores Range sends it all again
-                        data, skip = data[skip:], max(0, skip - len(data))
+                for piece in response.chunks(descriptor.size - (done - skip) + 1):
+                    # A server that ignores Range sends again what we have.
+                    data, skip = piece[skip:], max(0, skip - len(piece))
                     done += len(data)
                     if done > descriptor.size:
                         raise Untrusted(f"{what} is longer than the {descriptor.size} bytes it should have")

@@ -24,6 +24,7 @@ class Outcome:
     code: int
     signal: int = 0
     error: str = ""
+    network_failed: bool = False
     user_seconds: float = 0.0
     system_seconds: float = 0.0
 
@@ -33,7 +34,6 @@ class Running:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._heard = b""
 
     def kill(self) -> None:
         """Kill every process of the container; ``wait`` still returns. Safe from any thread."""
@@ -43,31 +43,21 @@ class Running:
     def close(self) -> None:
         self._channel.close()
 
-    def created(self) -> int:
-        """Wait until the namespaces exist; the descriptor of a net namespace to wire, or -1."""
-        message, fds, _flags, _address = socket.recv_fds(self._channel, 1, 1)
-        if message != b"C":
-            self._heard = message  # it could not be started; wait() says why
-        return fds[0] if fds else -1
-
-    def go(self) -> None:
-        """Let the step start: its network is wired."""
-        with contextlib.suppress(OSError):  # it is gone; wait() says why
-            self._channel.send(b"G")
-
     def wait(self) -> Outcome:
         """Block until the container has ended and every process of it is gone."""
-        data = self._heard
+        data = b""
         while chunk := self._channel.recv(65536):
             data += chunk
         if len(data) < EXITED.size or data[-EXITED.size : -EXITED.size + 1] != b"X":
             return Outcome(125, error="the container was ended")
         _kind, status, user, system = EXITED.unpack(data[-EXITED.size :])
-        error = data[1 : -EXITED.size].decode("utf-8", "replace") if data[:1] == b"E" else ""
+        error = data[1 : -EXITED.size].decode("utf-8", "replace") if data[:1] in (b"E", b"N") else ""
+        if data[:1] == b"N":
+            return Outcome(125, error=error, network_failed=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            return Outcome(128 + number, number, error, user, system)
-        return Outcome(os.WEXITSTATUS(status), 0, error, user, system)
+            return Outcome(128 + number, number, error, False, user, system)
+        return Outcome(os.WEXITSTATUS(status), 0, error, False, user, system)
 
 
 class Launcher:
@@ -77,15 +67,20 @@ class Launcher:
     clone3 copies the page tables of.
     """
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, network: socket.socket | None = None) -> None:
+        """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                serve(socket.socket(fileno=keep_only(theirs.detach())), store)
+                kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
+                sockets = [socket.socket(fileno=fd) for fd in kept]
+                serve(sockets[0], store, sockets[1] if network else None)
             finally:
                 os._exit(1)
         theirs.close()
+        if network is not None:
+            network.close()
         self._control = ours
 
     def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int) -> Running:
@@ -111,20 +106,11 @@ class Launcher:
         self.close()
 
 
-def run_output(
-    running: Running, output: int, sink: Callable[[bytes], None], wire: Callable[[int], None]
-) -> Outcome:
-    """Wire the network, hand everything written to the pipe *output* to *sink*, wait for the end.
+def follow(running: Running, output: int, sink: Callable[[bytes], None]) -> Outcome:
+    """Hand everything written to the pipe *output* to *sink*, and wait for the end.
 
     The container's end closes the pipe, because no process of it survives.
     """
-    namespace = running.created()
-    if namespace >= 0:
-        try:
-            wire(namespace)
-        finally:
-            os.close(namespace)
-        running.go()
     while data := os.read(output, 65536):
         sink(data)
     return running.wait()

@@ -8,6 +8,7 @@ here was loaded by the launcher, paths and texts are bytes, and passwd is parsed
 """
 
 import errno
+import marshal
 import os
 import signal
 import socket
@@ -51,6 +52,9 @@ _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-tr
 _PASSWD_LIMIT = 10 << 20
 _ID_LIMIT = (1 << 31) - 1
 
+# The descriptor that errors are reported on; it moves when descriptors are renumbered.
+_status = [_STATUS_FD]
+
 _NO_EXEC = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
 
 
@@ -58,14 +62,32 @@ class StepError(Exception):
     """The step could not be started; the message is for the user."""
 
 
-def run(spec: ContainerSpec, store: int, channel: socket.socket, mapped: int, stdio: list[int]) -> None:
-    """Become the step. Returns never: it execs, or reports on *channel* and exits with 125.
+def wait_and_run(feed: socket.socket) -> None:
+    """Wait on *feed* for what to run, then become it. Returns never.
 
-    *store* is a detached mount of the store, *mapped* a pipe that closes once the id map
-    is written, *stdio* the descriptors for 0, 1 and 2.
+    The launcher sends it once the id maps are written; hanging up means that it is not
+    wanted. With the spec come a detached mount of the store, the status channel and stdio.
     """
     try:
-        os.read(mapped, 1)
+        # The pipes of steps that run now must not stay open here until this one starts.
+        feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
+        head, fds, _flags, _address = socket.recv_fds(feed, 4, 5)
+        if len(head) < 4 or len(fds) < 5:
+            os._exit(0)
+        size = int.from_bytes(head, "big")
+        data = b""
+        while len(data) < size and (more := feed.recv(size - len(data))):
+            data += more
+        spec: ContainerSpec = marshal.loads(data)
+    except BaseException:  # nothing to report to, and nothing may unwind into the launcher
+        os._exit(125)
+    _status[0] = fds[1]
+    run(spec, fds[0], fds[1], fds[2:5])
+
+
+def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None:
+    """Become the step: exec, or report on *channel* why not and exit with 125."""
+    try:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -75,11 +97,9 @@ def run(spec: ContainerSpec, store: int, channel: socket.socket, mapped: int, st
         root = _mount_root(spec, store)
         _mount_kernel_files(spec, root)
         uid, gid, groups, home = _find_user(root, spec["user"])
-        if spec["network"] == "default" and channel.recv(1) != b"G":
-            os._exit(125)  # the builder went away
         socket.sethostname(spec["hostname"].decode("ascii"))
         _enter(root)
-        _keep_only(channel.fileno(), stdio)
+        _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
         _become(uid, gid, groups)
         env = dict(spec["env"])
@@ -99,14 +119,6 @@ def _report(message: str) -> None:
     """Tell the builder why the step did not start."""
     data = b"E" + message.encode("utf-8", "replace")[:4000]
     os.write(_status[0], data)
-
-
-_status = [_STATUS_FD]
-
-
-def report_on(fd: int) -> None:
-    """Set the descriptor that ``_report`` writes to until descriptors are renumbered."""
-    _status[0] = fd
 
 
 # -- the root file system ------------------------------------------------------------------
@@ -357,7 +369,7 @@ def _keep_only(channel: int, stdio: list[int]) -> None:
     high = [os.dup(fd) for fd in (*stdio, channel)]
     for number, fd in enumerate(high):
         os.dup2(fd, number, inheritable=number < _STATUS_FD)
-    report_on(_STATUS_FD)
+    _status[0] = _STATUS_FD
     sc.close_range(_STATUS_FD + 1)
 
 

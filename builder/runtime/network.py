@@ -17,8 +17,6 @@ import fcntl
 import os
 import signal
 import socket
-import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 from builder.runtime import syscalls as sc
@@ -36,55 +34,38 @@ _SRCNAT = 100  # priority of source NAT in postrouting
 
 
 class NetworkError(Exception):
-    """The step's network could not be made; the message says which part and why."""
+    """The network could not be made; the message says which part and why."""
 
 
-class Network:
-    """The wiring process of one build, seen from the builder. A context manager.
+def start() -> socket.socket:
+    """Fork the wiring process; returns the socket on which it takes net namespaces.
 
-    Nothing on the host changes before the first ``wire``.
+    A message ``W`` with the descriptor of a net namespace is answered in order, ``A`` and
+    the address it now has, or ``E`` and why not. Nothing on the host changes before the
+    first one. When every copy of the socket is closed it removes what it made and ends, a
+    moment after the build if need be: the kernel takes that long to take an interface down.
     """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        try:
+            (fd,) = sc.keep_only([theirs.detach()])
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            _detach_output()
+            _serve(socket.socket(fileno=fd))
+        finally:
+            os._exit(1)
+    theirs.close()
+    return ours
 
-    def __init__(self) -> None:
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._lock = threading.Lock()
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                requests = socket.socket(fileno=sc.keep_only(theirs.detach()))
-                os.setsid()
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                _serve(requests)
-            finally:
-                os._exit(1)
-        theirs.close()
 
-    def wire(self, namespace: int) -> str:
-        """Connect a net namespace to the outside; returns its IPv4 address.
-
-        Raises NetworkError.
-        """
-        with self._lock:
-            try:
-                socket.send_fds(self._ours, [b"W"], [namespace])
-                answer = self._ours.recv(4096)
-            except OSError as error:
-                raise NetworkError(f"the network helper is gone: {error.strerror}") from None
-        if answer[:1] != b"A":
-            raise NetworkError(answer[1:].decode("utf-8", "replace") or "the network helper ended")
-        return answer[1:].decode()
-
-    def close(self) -> None:
-        """Remove the bridge and the NAT rules and end the process."""
-        self._ours.close()
-        os.waitpid(self._pid, 0)
-
-    def __enter__(self) -> Network:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+def _detach_output() -> None:
+    """Let go of the terminal or pipe of the command, so that its end is not held up by us."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def _serve(requests: socket.socket) -> None:
@@ -227,10 +208,8 @@ class _Bridge:
         return address
 
     def remove(self) -> None:
-        try:
+        with contextlib.suppress(Exception):  # the next build that takes the number clears it
             self._clear(self.name)
-        except Exception as error:
-            print(f"warning: network {self.name} could not be removed: {error}", file=sys.stderr)  # noqa: T201
         self._route.close()
         os.close(self._lock)
 

@@ -95,15 +95,19 @@ def close_range(first: int) -> None:
     _check(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0), "close_range")
 
 
-def keep_only(fd: int) -> int:
-    """Close every descriptor but 0, 1, 2 and *fd*, which becomes 3; returns 3.
+def keep_only(fds: list[int]) -> list[int]:
+    """Close every descriptor but 0, 1, 2 and *fds*; returns their new numbers, from 3 on.
 
     For a process forked from the builder: what it inherits would keep sockets and locks of
     the builder open after the builder has closed them.
     """
-    os.dup2(fd, 3, inheritable=False)
-    close_range(4)
-    return 3
+    high = [os.dup(fd) for fd in fds]
+    kept = list(range(3, 3 + len(fds)))
+    for source, number in zip(high, kept, strict=True):
+        if source not in kept:
+            os.dup2(source, number, inheritable=False)
+    close_range(3 + len(fds))
+    return kept
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) -> None:
