@@ -41,21 +41,29 @@ class IgnoreError(ValueError):
         self.line = line
 
 
-def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
-    """The lines around *span* with line numbers, ``>>>`` marks and a caret line.
+_WIDEST = 240  # characters of a line that an excerpt shows
 
-    *source* is the name to print ("Dockerfile"), *text* the whole file.
+
+def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
+    """The lines around *span* with line numbers, ``>>>`` marks and a line of carets.
+
+    *source* is the name to print ("Dockerfile"), *text* the whole file. Carets are under the
+    columns of the span, or under its whole first line when it has none.
     """
-    lines = text.splitlines()
+    lines = [line.rstrip("\r") for line in text.split("\n")]
     first = max(1, span.first - context)
     last = min(len(lines), span.last + context)
     width = len(str(last))
     out = [f"{source}:{span.first}"]
     for number in range(first, last + 1):
-        inside = span.first <= number <= span.last
-        mark = ">>>" if inside else "   "
-        out.append(f" {number:>{width}} | {mark} {lines[number - 1]}".rstrip())
-        if inside and number == span.first and span.column:
-            lead = "".join(c if c == "\t" else " " for c in lines[number - 1][: span.column - 1])
-            out.append(f" {'':>{width}} |     {lead}{'^' * max(1, span.width)}")
+        line = lines[number - 1]
+        mark = ">>>" if span.first <= number <= span.last else "   "
+        shown = line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…"
+        out.append(f" {number:>{width}} | {mark} {shown}".rstrip())
+        start, length = span.column - 1, span.width
+        if number == span.first and not span.column:
+            start, length = len(line) - len(line.lstrip()), len(line.strip())
+        if number == span.first and start < _WIDEST:
+            lead = "".join(c if c == "\t" else " " for c in line[:start])
+            out.append(f" {'':>{width}} |     {lead}{'^' * max(1, min(length, _WIDEST - start))}")
     return "\n".join(out)

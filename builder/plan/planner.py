@@ -33,7 +33,7 @@ class ImageResolver(Protocol):
 
 @dataclass(slots=True)
 class _Stage:
-    """One FROM and its state; ``state`` is None until it is converted."""
+    """One FROM: the stages it is made from and copies from, its state once it is converted."""
 
     index: int
     node: ast.Stage
@@ -65,6 +65,8 @@ class _Planner:
         self._read_global_args()
         for index, node in enumerate(self._file.stages):
             self._stages.append(self._resolve_base(index, node))
+        for stage in self._stages:  # also those the target does not need: their --from must make sense
+            stage.sources = self._sources_of(stage)
         target = self._target()
         for index in self._reachable(target):
             self._convert_stage(self._stages[index])
@@ -148,12 +150,14 @@ class _Planner:
             stage = self._stages[index]
             if stage.base_index is not None:
                 stack.append(stage.base_index)
-            for node in stage.node.instructions:
-                if isinstance(node, ast.Copy) and node.from_:
-                    source = self._stage_named(node.from_, stage, node.span)
-                    if source is not None:
-                        stack.append(source)
+            stack += stage.sources
         return sorted(found)
+
+    def _sources_of(self, stage: _Stage) -> set[int]:
+        """The stages that its ``COPY --from`` name."""
+        copies = [node for node in stage.node.instructions if isinstance(node, ast.Copy) and node.from_]
+        found = {self._stage_named(node.from_, stage, node.span) for node in copies}
+        return {index for index in found if index is not None}
 
     def _stage_named(self, name: str, user: _Stage, span: Span) -> int | None:
         """The index of the stage that ``--from=name`` means in *user*; None: it is an image."""

@@ -8,11 +8,13 @@ here was loaded by the launcher, paths and texts are bytes, and passwd is parsed
 """
 
 import errno
+import fcntl
 import marshal
 import os
 import signal
 import socket
 import stat
+import struct
 
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec
@@ -49,6 +51,7 @@ _MASKED = (
     b"sys/fs/selinux",
 )
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _PASSWD_LIMIT = 10 << 20
 _ID_LIMIT = (1 << 31) - 1
 
@@ -96,6 +99,8 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None
         os.umask(0o022)
         root = _mount_root(spec, store)
         _mount_kernel_files(spec, root)
+        if spec["network"] == "none":
+            _raise_loopback()
         uid, gid, groups, home = _find_user(root, spec["user"])
         socket.sethostname(spec["hostname"].decode("ascii"))
         _enter(root)
@@ -119,6 +124,12 @@ def _report(message: str) -> None:
     """Tell the builder why the step did not start."""
     data = b"E" + message.encode("utf-8", "replace")[:4000]
     os.write(_status[0], data)
+
+
+def _raise_loopback() -> None:
+    """Take ``lo`` of the step's own net namespace up: without a network there still is a localhost."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("=16sH14x", b"lo", _IFF_UP))
 
 
 # -- the root file system ------------------------------------------------------------------

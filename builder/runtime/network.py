@@ -7,7 +7,8 @@ when the builder closes the socket or dies.
 
 Names are numbered. A number belongs to whoever holds the flock on its file under
 /run/pybuild, so two builds never share one, and what a killed build left behind is removed
-by the next that takes its number.
+by the next that comes. Making and removing a network holds one more lock, so that no build
+lists the interfaces while another takes one away.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from builder.runtime import syscalls as sc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _LOCKS = "/run/pybuild"
 _SLOTS = 64
@@ -30,6 +31,7 @@ _ADDRESSES = 1 << 10  # per slot: 10.213.0.0/16 is cut into 64 subnets of /22
 _PREFIX = 22
 _POOL = (10 << 24) | (213 << 16)
 _IPV4 = 2  # nfgen_family NFPROTO_IPV4
+_RETRIES = 10
 _SRCNAT = 100  # priority of source NAT in postrouting
 
 
@@ -99,20 +101,21 @@ class _Bridge:
 
         self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._route: Any = IPRoute()
-        self._sweep()
-        self._slot, self._lock = self._take_slot()
-        self.name = f"pybuild{self._slot}"
         self._next = 0
-        self._clear(self.name)
-        try:
-            self._route.link("add", ifname=self.name, kind="bridge", state="up")
-            self._index: int = self._route.link_lookup(ifname=self.name)[0]
-            self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
-            self._add_nat()
-            _enable_forwarding()
-        except Exception:
-            self.remove()
-            raise
+        with _alone():
+            self._sweep()
+            self._slot, self._lock = self._take_slot()
+            self.name = f"pybuild{self._slot}"
+            try:
+                self._clear(self.name)
+                self._route.link("add", ifname=self.name, kind="bridge", state="up")
+                self._index = self._bridges()[self.name]
+                self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
+                self._add_nat()
+                _enable_forwarding()
+            except Exception:
+                self._clear(self.name)
+                raise
 
     def _address(self, host: int) -> str:
         return socket.inet_ntoa((_POOL + self._slot * _ADDRESSES + host).to_bytes(4, "big"))
@@ -129,35 +132,35 @@ class _Bridge:
                 return slot, lock
         raise NetworkError(f"all {_SLOTS} build networks of this host are taken")
 
+    def _bridges(self) -> dict[str, int]:
+        """The bridges of builds, by name."""
+        links = ((str(link.get_attr("IFLA_IFNAME")), link["index"]) for link in _dump(self._route.get_links))
+        return {name: index for name, index in links if _slot_of(name) is not None}
+
     def _routed(self) -> Iterator[tuple[int, int]]:
         """Ranges of the routes of other interfaces that lie inside our pool."""
-        ours = set(self._route.link_lookup(kind="bridge"))
-        names = {i: self._route.get_links(i)[0].get_attr("IFLA_IFNAME") for i in ours}
-        for route in self._route.get_routes(family=socket.AF_INET):
-            if str(names.get(route.get_attr("RTA_OIF"), "")).startswith("pybuild"):
-                continue
+        ours = set(self._bridges().values())
+        for route in _dump(lambda: self._route.get_routes(family=socket.AF_INET)):
             target, length = route.get_attr("RTA_DST"), route["dst_len"]
-            if target and length >= 16:
+            if target and length >= 16 and route.get_attr("RTA_OIF") not in ours:
                 low = int.from_bytes(socket.inet_aton(target), "big")
                 yield low, low + (1 << (32 - length)) - 1
 
     def _sweep(self) -> None:
         """Remove bridges whose builds were killed: those whose lock can be had."""
-        for index in self._route.link_lookup(kind="bridge"):
-            name = str(self._route.get_links(index)[0].get_attr("IFLA_IFNAME"))
-            number = name.removeprefix("pybuild")
-            if number == name or not number.isdigit():
-                continue
-            lock = _lock_slot(int(number))
+        for name in self._bridges():
+            slot = _slot_of(name)
+            lock = _lock_slot(slot) if slot is not None else None
             if lock is not None:
                 self._clear(name)
                 os.close(lock)
 
     def _clear(self, name: str) -> None:
+        """Remove the bridge and the table *name*, where they are."""
         from pyroute2.nftables.main import NFTables
 
-        for index in self._route.link_lookup(ifname=name):
-            self._route.link("del", index=index)
+        if name in (bridges := self._bridges()):
+            self._route.link("del", index=bridges[name])
         nft: Any = NFTables(nfgen_family=_IPV4)
         with contextlib.suppress(Exception):  # there is none: the usual case
             nft.table("del", name=name)
@@ -208,16 +211,47 @@ class _Bridge:
         return address
 
     def remove(self) -> None:
-        with contextlib.suppress(Exception):  # the next build that takes the number clears it
+        with contextlib.suppress(Exception), _alone():  # else the next build clears it
             self._clear(self.name)
         self._route.close()
         os.close(self._lock)
 
 
+def _slot_of(name: str) -> int | None:
+    """The number in the name of a build's bridge."""
+    number = name.removeprefix("pybuild")
+    return int(number) if number != name and number.isdigit() else None
+
+
+def _dump(request: Callable[[], Iterable[Any]]) -> list[Any]:
+    """A whole answer of the kernel; it is asked again when something changed meanwhile."""
+    from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+
+    for _ in range(_RETRIES):
+        with contextlib.suppress(NetlinkDumpInterrupted):
+            return list(request())
+    return list(request())
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock under which networks are made and removed."""
+    fd = _open_lock("networks")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_lock(name: str) -> int:
+    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
+    return os.open(f"{_LOCKS}/{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
 def _lock_slot(slot: int) -> int | None:
     """The exclusive lock of a slot as a descriptor, or None when another process has it."""
-    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
-    fd = os.open(f"{_LOCKS}/net{slot}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(f"net{slot}")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,0 +1,97 @@
+"""Fixtures for everyone: a place that is fast for many files, the command, base images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import PYBUILD, Pybuild
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_ROOT = os.geteuid() == 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Put temporary folders on tmpfs: a disk without a journal is many times too slow for them."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    shm = Path("/dev/shm")
+    if config.option.basetemp is None and os.access(shm, os.W_OK):
+        config.option.basetemp = tempfile.mkdtemp(prefix="pybuild-tests.", dir=shm)
+        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real containers need root until rootless builds are there."""
+    if not ON_ROOT:
+        why = pytest.mark.skip(reason="needs root: builds make namespaces and mounts")
+        for item in items:
+            if item.get_closest_marker("e2e") or item.get_closest_marker("interop"):
+                item.add_marker(why)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in _left_out(terminalreporter):
+        terminalreporter.write_line(f"NOT RUN although this is root: {report.nodeid}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On a root machine nothing that needs namespaces, a registry or a peer may be skipped."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if isinstance(reporter, pytest.TerminalReporter) and _left_out(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _left_out(reporter: pytest.TerminalReporter) -> list[pytest.TestReport]:
+    skipped = reporter.stats.get("skipped", [])
+    return [r for r in skipped if ON_ROOT and {"e2e", "interop"} & set(r.keywords)]
+
+
+@pytest.fixture(scope="session")
+def tools() -> dict[str, str]:
+    """The distribution's programs that tests use, by name; a missing one fails who asks."""
+    names = (
+        "busybox mmdebstrap skopeo umoci podman docker dockerd containerd ctr docker-registry ip tar".split()
+    )
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return {name: found for name in names if (found := shutil.which(name, path=path))}
+
+
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of busybox:latest, made by the samples' own script."""
+    work = tmp_path_factory.mktemp("busybox")
+    pybuild = Pybuild(work / "store", work)
+    env = pybuild.environment({"PATH": f"{Path(PYBUILD).parent}:{os.environ['PATH']}"})
+    subprocess.run([ROOT / "samples/make-bases", "busybox"], env=env, check=True, capture_output=True)
+    archive = work / "busybox.tar"
+    pybuild("save", "busybox", "-o", archive).ok()
+    return archive
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Path:
+    """One store with busybox in it, for tests that do not look at the store itself."""
+    work = tmp_path_factory.mktemp("shared")
+    Pybuild(work / "store", work)("load", busybox).ok()
+    return work / "store"
+
+
+@pytest.fixture
+def pybuild(shared_store: Path, tmp_path: Path) -> Pybuild:
+    """The command on the shared store."""
+    return Pybuild(shared_store, tmp_path)
+
+
+@pytest.fixture
+def fresh(busybox: Path, tmp_path: Path) -> Iterator[Pybuild]:
+    """The command on a store of its own, with busybox in it."""
+    made = Pybuild(tmp_path / "store", tmp_path)
+    made("load", busybox).ok()
+    yield made

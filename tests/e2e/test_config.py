@@ -1,0 +1,224 @@
+"""Image config and history: variables, quoting, inheritance (dockerfile.md T41 to T62, T87 to T89)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness import Pybuild
+
+pytestmark = pytest.mark.e2e
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SHELL = ["/bin/sh", "-c"]
+
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "T41-values-of-before": ("ENV abc=hello\nENV abc=bye def=$abc", {"Env": ["abc=bye", "def=hello"]}),
+    "T42-legacy-env": ("ENV k a b  c", {"Env": ["k=a b  c"]}),
+    "T42-legacy-quotes": ("ENV k 'a  b' \"c\"", {"Env": ["k=a  b c"]}),
+    "T43-words": ('ENV a=b\\ c d="x y" e=foo%sbar', {"Env": ["a=b c", "d=x y", "e=foo%sbar"]}),
+    "T43-single-quotes": ("ENV a=1 b='$a'", {"Env": ["a=1", "b=$a"]}),
+    "T44-arg-leaves-config": ("ENV X=1\nARG X=2\nENV Y=$X", {"Env": ["X=1", "Y=2"]}),
+    "T48-quoted-args": ('ARG a="x y"\nENV b="$a" c=$a', {"Env": ["b=x y", "c=x y"]}),
+    "T50-labels": (
+        'LABEL "k"="v" a=b\\\n c=\'d e\'\nLABEL a=B',
+        {"Labels": {"k": "v", "a": "B", "c": "d e"}},
+    ),
+    "T51-expose": (
+        "ENV P='80 443/UDP'\nEXPOSE 9000-9002 $P 127.0.0.1:1:2/tcp",
+        {"ExposedPorts": {f"{p}": {} for p in "9000/tcp 9001/tcp 9002/tcp 80/tcp 443/udp 2/tcp".split()}},
+    ),
+    "T54-no-expansion": ("ENV a=1\nCMD echo $a", {"Cmd": [*SHELL, "echo $a"]}),
+    "T55-own-cmd-stays": ('CMD ["a"]\nENTRYPOINT ["b"]', {"Cmd": ["a"], "Entrypoint": ["b"]}),
+    "T55-inherited-cmd-goes": (
+        'CMD ["a"]\nFROM first\nENTRYPOINT ["b"]',
+        {"Cmd": None, "Entrypoint": ["b"]},
+    ),
+    "T56-empty": ('ENTRYPOINT ["x"]\nENTRYPOINT []\nCMD []', {"Cmd": [], "Entrypoint": None}),
+    "T57-not-json": ("CMD ['a', 'b']", {"Cmd": [*SHELL, "['a', 'b']"]}),
+    "T58-workdir": ("WORKDIR /a\nWORKDIR b\nWORKDIR ../c/", {"WorkingDir": "/a/c"}),
+    "T58-workdir-variable": ("ENV d=/x\nWORKDIR $d/y", {"WorkingDir": "/x/y"}),
+    "T60-user-as-written": ("ENV u=bob\nUSER ${u}:staff", {"User": "bob:staff"}),
+    "T61-scratch-path": ("ENV x=1", {"Env": [f"PATH={PATH}", "x=1"]}),
+    "T109-path": ("ENV PATH=$PATH:/x", {"Env": [f"PATH={PATH}:/x"]}),
+    "operators": (
+        "ENV a=1 e=\nENV b=${a:-x} c=${e:-x} d=${e-x} f=${a:+y} g=${none+y} h=${a}b i=$a-b",
+        {"Env": ["a=1", "e=", "b=1", "c=x", "d=", "f=y", "g=", "h=1b", "i=1-b"]},
+    ),
+    "patterns": (
+        "ENV f=a.tar.gz\nENV b=${f%.*} c=${f%%.*} d=${f#*.} e=${f##*.} g=${f/a/b} h=${f//r/R}",
+        {"Env": ["f=a.tar.gz", "b=a.tar", "c=a", "d=tar.gz", "e=gz", "g=b.tar.gz", "h=a.taR.gz"]},
+    ),
+    "exec-entrypoint": ('ENTRYPOINT ["/x", "y z"]', {"Entrypoint": ["/x", "y z"]}),
+    "shell-entrypoint": ("ENTRYPOINT exec x", {"Entrypoint": [*SHELL, "exec x"]}),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings(pybuild: Pybuild, lines: str, expected: dict[str, Any]) -> None:
+    settings = pybuild.build(f"FROM scratch AS first\n{lines}\n").settings
+    got = {name: settings.get(name) for name in expected}
+    if "Env" in got and expected["Env"][0][:5] != "PATH=":
+        got["Env"] = [item for item in got["Env"] if not item.startswith("PATH=")]
+    assert got == expected
+
+
+ARGS: dict[str, tuple[str, list[str], dict[str, str]]] = {
+    "T46-global-hidden": ("ARG v=1\nFROM scratch\nENV o=[$v]", [], {"o": "[]"}),
+    "T46-redeclared": ("ARG v=1\nFROM scratch\nARG v\nENV o=$v", [], {"o": "1"}),
+    "T46-stage-default-wins": ("ARG v=1\nFROM scratch\nARG v=2\nENV o=$v", [], {"o": "2"}),
+    "T46-build-arg-wins": ("ARG v=1\nFROM scratch\nARG v=2\nENV o=$v", ["--build-arg", "v=3"], {"o": "3"}),
+    "T46-undeclared": ("FROM scratch\nENV o=[$v]", ["--build-arg", "v=3"], {"o": "[]"}),
+    "T48-global-from-global": ("ARG a=1\nARG b=$a$a\nFROM scratch\nARG b\nENV o=$b", [], {"o": "11"}),
+    "T49-child-stage": ("FROM scratch AS p\nARG v=1\nFROM p\nENV o=$v", [], {"o": "1"}),
+    "platform": (
+        "FROM scratch\nARG TARGETOS\nARG TARGETSTAGE\nENV o=$TARGETOS/$TARGETSTAGE/[$TARGETARCH]",
+        [],
+        {"o": "linux/default/[]"},
+    ),
+    "several": ("FROM scratch\nARG a=1 b=2 c\nENV o=$a$b[$c]", [], {"o": "12[]"}),
+}
+
+
+@pytest.mark.parametrize(("dockerfile", "options", "expected"), ARGS.values(), ids=ARGS.keys())
+def test_args(pybuild: Pybuild, dockerfile: str, options: list[str], expected: dict[str, str]) -> None:
+    env = pybuild.build(dockerfile + "\n", None, *options).env
+    assert {name: env.get(name) for name in expected} == expected
+
+
+def test_build_arg_from_the_environment(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nARG a\nARG b=no\nENV o=$a$b\n")
+    archive = pybuild.work / "o.tar"
+    options = ("--build-arg", "a", "--build-arg", "b", "-o", f"type=oci,dest={archive}")
+    pybuild(*options, context, env={"a": "yes"}).ok()
+    from oci import read_image
+
+    assert read_image(archive).env["o"] == "yesno"
+
+
+def test_run_sees_args_and_env(pybuild: Pybuild) -> None:
+    """T44, T45, T109: what a RUN's environment holds."""
+    image = pybuild.build(
+        "FROM busybox\nENV X=1 E=2\nARG X=3\nARG unset\nARG empty=\nRUN env > /env\n", None, "--network=none"
+    )
+    env = dict(line.split("=", 1) for line in image.read("env").decode().splitlines())
+    assert (env["X"], env["E"], env["empty"]) == ("3", "2", "")
+    assert "unset" not in env
+    assert env["HOME"] == "/root" and env["PATH"] == PATH
+    assert image.env["X"] == "1"
+
+
+def test_proxy_args_are_no_part_of_key_or_history(pybuild: Pybuild) -> None:
+    """T98: a proxy reaches RUN undeclared, and its value does not change the key."""
+    context = pybuild.context("FROM busybox\nRUN echo $http_proxy > /p\n")
+    first = pybuild("--network=none", "--build-arg", "http_proxy=http://a", context).ok()
+    again = pybuild("--network=none", "--build-arg", "http_proxy=http://b", context).ok()
+    assert (first.executed, again.executed, again.cached) == (1, 0, 2)
+    image = pybuild.export(context, "--network=none", "--build-arg", "http_proxy=http://c")
+    assert image.read("p") == b"http://a\n"
+    assert not any("http:" in str(line) for line in image.history)
+    assert "not declare" not in again.err and "no ARG" not in again.err
+
+
+def test_labels_of_the_command_line_win(pybuild: Pybuild) -> None:
+    """T50."""
+    options = ("--label", "a=cli", "--label", "b=", "--label", "c")
+    image = pybuild.build("FROM scratch\nLABEL a=file d=kept\n", None, *options)
+    assert image.settings["Labels"] == {"a": "cli", "b": "", "c": "", "d": "kept"}
+
+
+def test_history(pybuild: Pybuild) -> None:
+    """T86 to T88: BuildKit's own words, a layer for each line that is not empty."""
+    image = pybuild.build(
+        "FROM busybox\nARG foo=bar\nARG foo=bar2\nENV e=1\nARG bar=123\nRUN true\nRUN [\"true\", \"x\"]\n"
+        "COPY --chown=1:2 --chmod=755 a /b\nWORKDIR /w\nWORKDIR /\nEXPOSE 2375 1234/udp\n"
+        "LABEL a=b\nUSER 5\nENTRYPOINT [\"/e\"]\nCMD [\"a\", \"b\"]\n",
+        {"a": "1"},
+        "--network=none",
+    )  # fmt: skip
+    mine = [line for line in image.history if line.get("comment") == "buildkit.dockerfile.v0"]
+    assert [(line["created_by"], line.get("empty_layer", False)) for line in mine] == [
+        ("ARG foo=bar", True),
+        ("ARG foo=bar2", True),
+        ("ENV e=1", True),
+        ("ARG bar=123", True),
+        ("RUN |2 foo=bar2 bar=123 /bin/sh -c true # buildkit", False),
+        ("RUN |2 foo=bar2 bar=123 true x # buildkit", False),
+        ("COPY --chown=1:2 --chmod=755 a /b # buildkit", False),
+        ("WORKDIR /w", False),
+        ("WORKDIR /", True),
+        ("EXPOSE [1234/udp 2375/tcp]", True),
+        ("LABEL a=b", True),
+        ("USER 5", True),
+        ('ENTRYPOINT ["/e"]', True),
+        ('CMD ["a" "b"]', True),
+    ]
+    assert image.config["created"] == image.history[-1]["created"]
+    assert all(line["created"].endswith("Z") for line in image.history)
+
+
+def test_platform_and_shape(pybuild: Pybuild) -> None:
+    """T91, T93: what runtimes look at."""
+    image = pybuild.build("FROM busybox\n", None, "-t", "a/b:1", "-t", "c")
+    assert (image.config["os"], image.config["architecture"]) == ("linux", "amd64")
+    assert image.manifest["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    names = [d["annotations"]["io.containerd.image.name"] for d in image.index["manifests"]]
+    assert names == ["docker.io/a/b:1", "docker.io/library/c:latest"]
+    refs = [d["annotations"]["org.opencontainers.image.ref.name"] for d in image.index["manifests"]]
+    assert refs == ["1", "latest"]
+
+
+def test_config_of_the_base_is_inherited(pybuild: Pybuild) -> None:
+    """T70, T74: from an image of the store and from a stage alike."""
+    base = pybuild.context('FROM busybox\nENV a=1\nUSER 5\nWORKDIR /w\nLABEL l=1\nCMD ["c"]\nEXPOSE 1\n')
+    pybuild("-t", "inherit-base", "--network=none", base).ok()
+    image = pybuild.build("FROM inherit-base AS s\nFROM s\nENV b=2\nWORKDIR v\nLABEL m=2\nEXPOSE 2\n")
+    settings = image.settings
+    assert (image.env["a"], image.env["b"], settings["User"], settings["Cmd"]) == ("1", "2", "5", ["c"])
+    assert settings["WorkingDir"] == "/w/v"
+    assert settings["Labels"] == {"l": "1", "m": "2"}
+    assert settings["ExposedPorts"] == {"1/tcp": {}, "2/tcp": {}}
+    lines = [line["created_by"] for line in image.history]
+    assert lines.index("ENV a=1") < lines.index("ENV b=2")
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "unknown-instruction": ("FROM scratch\nRUM true\n", "did you mean RUN"),
+    "T47-required": ("FROM busybox:${tag:?say which}\n", "say which"),
+    "T51-port": ("FROM scratch\nEXPOSE 99999\n", "99999"),
+    "T65-later": (
+        "FROM scratch AS a\nCOPY --from=b /x /\nFROM scratch AS b\n",
+        'cannot copy from stage "b", it needs to be defined before current stage "a"',
+    ),
+    "T65-self": ("FROM scratch AS a\nCOPY --from=a /x /\n", "a"),
+    "T65-index": ("FROM scratch\nCOPY --from=5 /x /\n", "invalid stage index 5"),
+    "T57-not-strings": ("FROM scratch\nCMD [1]\n", "arrays must be comprised of strings only"),
+    "T68-only-args": ("ARG a=1\n", "contains no stages to build"),
+    "T68-no-stage": ("# nothing\n", "file with no instructions"),
+    "before-from": ("RUN true\nFROM scratch\n", "FROM"),
+    "from-variable": ("ARG s=x\nFROM scratch\nCOPY --from=$s a b\n", "variable expansion is not supported for --from"),
+    "chmod-flag": ("FROM scratch\nCOPY --chmood=1 a b\n", "did you mean chmod"),
+    "unterminated-quote": ('FROM scratch\nENV a="b\n', "unexpected end of statement"),
+    "bad-substitution": ("FROM scratch\nENV a=${}\n", "bad substitution"),
+    "later-issue": ("FROM scratch\nRUN true\nHEALTHCHECK CMD true\n", "HEALTHCHECK is not supported yet"),
+    "no-shell": ("FROM scratch\nRUN true\n", "/bin/sh"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("dockerfile", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(pybuild: Pybuild, dockerfile: str, says: str) -> None:
+    said = pybuild.refuse(dockerfile, None, "--network=none")
+    assert says in said
+    if "FROM" in dockerfile:
+        assert "^" in said and ">>>" in said
+
+
+def test_a_typo_in_the_target(pybuild: Pybuild) -> None:
+    """T68."""
+    said = pybuild.refuse("FROM scratch AS build\n", None, "--target", "biuld")
+    assert 'target stage "biuld" could not be found' in said and "did you mean build" in said
+
+
+def test_unused_build_arg_is_said(pybuild: Pybuild) -> None:
+    said = pybuild("--build-arg", "verison=1", pybuild.context("FROM scratch\nARG version\n")).ok().err
+    assert "verison" in said

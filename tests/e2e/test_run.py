@@ -1,0 +1,462 @@
+"""RUN: what a step sees, what it cannot touch, how it fails, how it is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import PYBUILD, Pybuild
+
+pytestmark = pytest.mark.e2e
+
+CAPABILITIES = 0x00000000A80425FB  # the 14 that docker and BuildKit give
+
+
+def look(pybuild: Pybuild, script: str, *options: str, lines: str = "") -> str:
+    """What *script* prints inside a step."""
+    flags = options or ("--network=none",)
+    context = pybuild.context(
+        f"FROM busybox\n{lines}\nCOPY look /look\nRUN sh /look > /out 2>&1\n", {"look": script}
+    )
+    return pybuild.export(context, "--no-cache", *flags).read("out").decode("utf-8", "replace")
+
+
+def test_namespaces(pybuild: Pybuild) -> None:
+    """Every kind of its own, also as root."""
+    names = ("user", "mnt", "pid", "net", "uts", "ipc", "cgroup")
+    seen = look(pybuild, "".join(f"readlink /proc/self/ns/{name}\n" for name in names)).split()
+    outside = {os.readlink(f"/proc/self/ns/{name}") for name in names}
+    assert len(seen) == 7 and not outside & set(seen)
+
+
+def test_identity_is_shifted(pybuild: Pybuild) -> None:
+    """Root inside is nobody outside; files it makes are root's in the layer."""
+    image = pybuild.build(
+        "FROM busybox\nRUN cat /proc/self/uid_map > /map; echo x > /f; chown 7:8 /f\n", None, "--network=none"
+    )
+    inside, outside, _count = image.read("map").split()
+    assert inside == b"0" and int(outside) >= 1 << 16
+    root = image.root()
+    assert [(root[p][0].uid, root[p][0].gid) for p in ("map", "f")] == [(0, 0), (7, 8)]
+
+
+def test_capabilities_and_privileges(pybuild: Pybuild) -> None:
+    status = dict(
+        line.split(":\t", 1) for line in look(pybuild, "cat /proc/self/status").splitlines() if ":\t" in line
+    )
+    sets = {name: int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")}
+    assert sets == {
+        "CapPrm": CAPABILITIES,
+        "CapEff": CAPABILITIES,
+        "CapBnd": CAPABILITIES,
+        "CapInh": 0,
+        "CapAmb": 0,
+    }
+
+
+def test_user_has_no_capabilities(pybuild: Pybuild) -> None:
+    """USER: groups of a name from /etc/group, home from passwd, nothing else."""
+    etc = (
+        "RUN echo 'bob:x:10:20::/home/bob:/bin/sh' >> /etc/passwd && "
+        "printf 'wheel:x:30:x,bob\\nstaff:x:20:\\n' >> /etc/group"
+    )
+    said = look(
+        pybuild,
+        "id -u; id -g; id -G; echo $HOME; grep CapEff /proc/self/status",
+        lines=f"{etc}\nRUN touch /out && chmod 666 /out\nUSER bob",
+    )
+    assert said.split() == ["10", "20", "20", "30", "/home/bob", "CapEff:", "0000000000000000"]
+
+
+@pytest.mark.parametrize(
+    ("user", "says"),
+    [("5", "5 0 0"), ("5:6", "5 6 6"), ("nobody", "65534 65534 65534"), ("0:7", "0 7 7")],
+)
+def test_user_forms(pybuild: Pybuild, user: str, says: str) -> None:
+    """T60."""
+    said = look(
+        pybuild, "echo $(id -u) $(id -g) $(id -G)", lines=f"RUN touch /out && chmod 666 /out\nUSER {user}"
+    )
+    assert said.strip() == says
+
+
+def test_unknown_user(pybuild: Pybuild) -> None:
+    """T107."""
+    said = pybuild.refuse("FROM busybox\nUSER alice\nRUN true\n", None, "--network=none")
+    assert "unable to find user alice" in said
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+def test_hostile_passwd(pybuild: Pybuild, kind: str) -> None:
+    """T107: only a regular file inside the root is read, and nothing hangs."""
+    make = {
+        "fifo": "mkfifo /etc/passwd",
+        "link": "ln -s /proc/1/environ /etc/passwd",
+        "directory": "mkdir /etc/passwd",
+    }
+    pybuild.refuse(
+        f"FROM busybox\nRUN rm /etc/passwd && {make[kind]}\nUSER alice\nRUN true\n", None, "--network=none"
+    )
+
+
+def test_what_is_mounted(pybuild: Pybuild) -> None:
+    """Fresh /proc with masks, read-only /sys, a minimal /dev, nothing of the host."""
+    said = look(pybuild, "cat /proc/self/mountinfo")
+    mounts = {line.split()[4]: line.split() for line in said.splitlines()}
+    assert "ro" in mounts["/sys"][5].split(",")
+    assert {"/", "/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys"} <= set(mounts)
+    masked = {
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/proc/sysrq-trigger",
+        "/proc/irq",
+        "/proc/bus",
+    }
+    assert {path for path in masked if os.path.exists(path)} <= set(mounts)
+    assert not [m for m in mounts if m.startswith(("/home", "/work", "/root", "/run", "/var", "/mnt"))]
+    devices = look(pybuild, "cd /dev; ls").split()
+    assert set(devices) == {
+        "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm",
+        "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+    } - ({"console", "core"} - set(devices))  # fmt: skip
+
+
+ESCAPES = {
+    "sysctl": "echo x > /proc/sys/kernel/core_pattern",
+    "sysrq": "echo h > /proc/sysrq-trigger",
+    "sysfs": "echo 0 > /sys/kernel/uevent_helper",
+    "mount": "mount -t tmpfs x /mnt",
+    "remount": "mount -o remount,rw /sys",
+    "device": "mknod /x b 8 0 && dd if=/x of=/dev/null count=1",
+    "kmsg": "cat /proc/kcore | head -c1 | grep .",
+    "time": "date -s 2001-01-01; date +%Y | grep 2001",
+    "hostname": "hostname owned",
+    "unshare": "unshare -m true",
+    "ptrace-init": "cat /proc/1/environ | grep -a PYBUILD",
+    "chroot-escape": "ls /proc/1/root/../../proc/1/root/work",
+}
+
+
+@pytest.mark.parametrize("attempt", ESCAPES.values(), ids=ESCAPES.keys())
+def test_containment(pybuild: Pybuild, attempt: str) -> None:
+    assert look(pybuild, f"if {attempt}; then echo ESCAPED; else echo held; fi").splitlines()[-1] == "held"
+
+
+def test_no_descriptor_leads_out(pybuild: Pybuild) -> None:
+    """Standard input is empty, output a pipe; nothing else is open, in the step or its first process."""
+    said = look(
+        pybuild, "for p in 1 self; do for f in 0 1 2 3 4 5 6 7 8 9; do readlink /proc/$p/fd/$f; done; done"
+    )
+    assert {line.partition(":")[0] for line in said.splitlines()} <= {"/dev/null", "pipe", "/out", "/look"}
+
+
+def test_hosts_and_resolver_never_reach_a_layer(pybuild: Pybuild) -> None:
+    """T85: no stubs, and the folders' own times stay."""
+    image = pybuild.build(
+        "FROM busybox\nRUN cat /etc/hosts /etc/resolv.conf > /seen && echo 1 >> /etc/hosts; true\n",
+        None,
+        "--network=none",
+    )
+    assert b"127.0.0.1\tlocalhost" in image.read("seen")
+    assert image.layers[-1].names == ["seen"]
+
+
+def test_resolver_link_that_dangles(pybuild: Pybuild) -> None:
+    """A base whose /etc/resolv.conf links to where nothing is (systemd's way) works, inside the root."""
+    etc = {"resolv.conf": "-> ../run/systemd/resolve/stub.conf", "hosts": "-> /../../../../../etc/shadow"}
+    image = pybuild.build(
+        "FROM busybox\nCOPY etc /etc\nRUN cat /etc/hosts /etc/resolv.conf > /seen\n",
+        {"etc": etc},
+        "--network=default",
+    )
+    assert b"localhost" in image.read("seen") and b"nameserver" in image.read("seen")
+    assert b"root:" not in image.read("seen")
+    assert not [name for name in image.layers[-1].names if "stub" in name or "shadow" in name]
+
+
+def test_leftover_processes_die_with_the_step(pybuild: Pybuild) -> None:
+    """A daemon that holds the output open neither delays the build nor outlives the step."""
+    script = (
+        "(setsid sh -c 'while :; do sleep 1; echo still; done' &) ; (sleep 1000 &); sleep 1000 & echo done"
+    )
+    started = time.monotonic()
+    context = pybuild.context("FROM busybox\nENV PYBUILD_TEST=1\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    pybuild("--no-cache", "--network=none", context).ok()
+    assert time.monotonic() - started < 20
+
+
+def test_network_default(pybuild: Pybuild) -> None:
+    """An address of its own, a way out, the host's name servers; the host's own network stays unseen."""
+    said = look(pybuild, "ip -o -4 addr; ip route; cat /etc/resolv.conf", "--network=default")
+    assert "eth0" in said and "default via" in said and "nameserver" in said
+    own = subprocess.check_output(["ip", "-o", "link"], text=True)
+    foreign = [line.split(": ")[1].split("@")[0] for line in own.splitlines()]
+    assert not [name for name in foreign if name not in ("lo", "eth0") and f" {name}" in said]
+
+
+def test_network_none(pybuild: Pybuild) -> None:
+    said = look(pybuild, "ip -o link; ip -o -4 addr show lo; ping -c1 -W1 127.0.0.1 >/dev/null && echo up")
+    assert "eth0" not in said and "127.0.0.1/8" in said and said.endswith("up\n")
+
+
+def test_network_host(pybuild: Pybuild) -> None:
+    """Only when the build was given it."""
+    said = look(pybuild, "readlink /proc/self/ns/net", "--network=host")
+    assert said.strip() == os.readlink("/proc/self/ns/net")
+    refused = pybuild.refuse("FROM busybox\nRUN --network=host true\n")
+    assert "network mode host is not allowed" in refused and "--network=host" in refused
+
+
+def test_network_of_one_step(pybuild: Pybuild) -> None:
+    image = pybuild.build("FROM busybox\nRUN --network=none ip -o link > /links\n", None, "--network=default")
+    assert b"eth0" not in image.read("links")
+
+
+def test_two_builds_do_not_meet(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Concurrent builds have networks of their own."""
+    context = pybuild.context("FROM busybox\nRUN ip -o -4 addr show eth0; sleep 2\n")
+    args = [PYBUILD, "--no-cache", "--progress=plain", context]
+    both = [
+        subprocess.Popen(args, env=pybuild.environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [build.communicate(timeout=60)[1] for build in both]
+    assert [build.returncode for build in both] == [0, 0], said
+    addresses = {word for text in said for word in text.split() if word.startswith("10.") and "/" in word}
+    assert len(addresses) == 2, said
+
+
+# -- failing -------------------------------------------------------------------------------
+
+
+def test_exit_status(pybuild: Pybuild) -> None:
+    """The step, its output, the line, the code; nothing is tagged; the next build works."""
+    said = pybuild.refuse(
+        "FROM busybox\nRUN echo before\nRUN echo saying; exit 7\n", None, "-t", "failing", "--network=none"
+    )
+    assert "saying" in said and "exit code: 7" in said and "Dockerfile:3" in said
+    assert "failing" not in pybuild("images").out
+    again = pybuild(
+        "-t", "failing", "--network=none", pybuild.context("FROM busybox\nRUN echo before\nRUN true\n")
+    ).ok()
+    assert again.cached == 2, "the step that worked is still cached"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("sh -c 'kill -9 $$'; exit $?", "exit code: 137"),
+        ("/no/such/program", "127"),
+        ("exit 255", "255"),
+    ],
+)
+def test_ways_to_fail(pybuild: Pybuild, command: str, says: str) -> None:
+    assert says in pybuild.refuse(f"FROM busybox\nRUN {command}\n", None, "--network=none")
+
+
+def test_exec_form_of_nothing(pybuild: Pybuild) -> None:
+    said = pybuild.refuse('FROM busybox\nRUN ["/no/such/program"]\n', None, "--network=none")
+    assert "/no/such/program" in said and "no such file" in said.lower()
+
+
+def test_workdir_that_is_a_file(pybuild: Pybuild) -> None:
+    said = pybuild.refuse("FROM busybox\nRUN echo > /f\nWORKDIR /f/x\n", None, "--network=none")
+    assert "/f" in said
+
+
+def test_output_is_never_clipped(pybuild: Pybuild) -> None:
+    """Every line, in order, and bytes that would move the terminal's cursor made harmless."""
+    context = pybuild.context("FROM busybox\nRUN seq 1 30000; printf '\\033[2Jescape\\r\\n'\n")
+    said = pybuild("--no-cache", "--network=none", context).ok().err
+    numbers = [line.split()[-1] for line in said.splitlines() if line.split()[-1].isdigit()]
+    assert numbers == [str(n) for n in range(1, 30001)]
+    assert "\033[2J" not in said
+
+
+def test_quiet_prints_only_the_id(pybuild: Pybuild) -> None:
+    done = pybuild("-q", "--network=none", pybuild.context("FROM busybox\nRUN echo loud\n")).ok()
+    assert done.err == "" and done.out.startswith("sha256:") and len(done.out) == 72
+
+
+def test_parallel_stages(pybuild: Pybuild) -> None:
+    """Independent steps run at once: each waits for the other's arrival... by their output."""
+    context = pybuild.context(
+        "FROM busybox AS a\nRUN echo start; sleep 1; echo e"
+        "nd\nFROM busybox AS b\nRUN sleep 0.3; echo start; sleep 1; echo e"
+        "nd\n"
+        "FROM scratch\nCOPY --from=a /etc/group /a\nCOPY --from=b /etc/group /b\n"
+    )
+    said = pybuild("--no-cache", "--network=none", context).ok().err
+    words = [line.split()[-1] for line in said.splitlines() if line.endswith((" start", " end"))]
+    assert words == ["start", "start", "end", "end"]
+    one = pybuild("--no-cache", "--network=none", "--jobs=1", context).ok().err
+    words = [line.split()[-1] for line in one.splitlines() if line.endswith((" start", " end"))]
+    assert words == ["start", "end", "start", "end"]
+
+
+def test_equal_steps_run_once(pybuild: Pybuild) -> None:
+    """T101."""
+    context = pybuild.context(
+        "FROM busybox AS a\nRUN cat /proc/sys/kernel/random/uuid > /u\nFROM busybox AS b\n"
+        "RUN cat /proc/sys/kernel/random/uuid > /u\nFROM scratch\nCOPY --from=a /u /a\nCOPY --from=b /u /b\n"
+    )
+    image = pybuild.export(context, "--no-cache", "--network=none")
+    assert image.read("a") == image.read("b")
+
+
+def test_a_failing_stage_stops_the_others(pybuild: Pybuild) -> None:
+    context = pybuild.context(
+        "FROM busybox AS a\nENV PYBUILD_TEST=1\nRUN sleep 1000\nFROM busybox AS b\nRUN sleep 0.5; exit 3\n"
+        "FROM scratch\nCOPY --from=a / /a\nCOPY --from=b / /b\n"
+    )
+    started = time.monotonic()
+    assert "exit code: 3" in pybuild("--network=none", context).failed().err
+    assert time.monotonic() - started < 20
+
+
+# -- stopping ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(fresh: Pybuild, number: signal.Signals) -> None:
+    """One line, exit code 130, nothing tagged, nothing left; the finished step is kept."""
+    context = fresh.context(
+        "FROM busybox\nENV PYBUILD_TEST=1\nRUN echo one > /one\nRUN echo here; sleep 1000\n"
+    )
+    build = subprocess.Popen(
+        [PYBUILD, "-t", "x", context], env=fresh.environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert build.stderr is not None
+    lines = []
+    for line in build.stderr:
+        lines.append(line)
+        if line.endswith(" here\n"):
+            break
+    build.send_signal(number)
+    rest = build.stderr.read()
+    build.stderr.close()
+    assert build.wait(timeout=20) == 130
+    assert "cancelled" in rest and "Traceback" not in rest
+    assert [line.split()[0] for line in fresh("images").out.splitlines()] == ["NAME", "busybox:latest"]
+    again = fresh(fresh.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN echo one > /one\n")).ok()
+    assert again.executed == 0
+    assert not list((fresh.store / "tmp").iterdir())
+
+
+def test_killed(fresh: Pybuild) -> None:
+    """SIGKILL: the step dies with the build, and the next build cleans up and works."""
+    context = fresh.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN echo here; sleep 1000\n")
+    build = subprocess.Popen([PYBUILD, context], env=fresh.environment(), stderr=subprocess.PIPE, text=True)
+    assert build.stderr is not None
+    while not build.stderr.readline().endswith(" here\n"):
+        pass
+    build.kill()
+    build.wait(timeout=20)
+    build.stderr.close()
+    fresh("--network=none", fresh.context("FROM busybox\nRUN echo fine > /f\n")).ok()
+    assert not list((fresh.store / "tmp").iterdir())
+
+
+def test_closed_output(pybuild: Pybuild) -> None:
+    """Nobody reads what we print: no traceback, no hang."""
+    context = pybuild.context("FROM busybox\nRUN seq 1 100000\n")
+    script = f"exec {PYBUILD} --no-cache --network=none {context} 2>&1 | head -1"
+    done = subprocess.run(
+        ["sh", "-c", script],
+        env=pybuild.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_started_from_a_hostile_folder(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Modules of the current folder are never imported (architecture 6)."""
+    evil = tmp_path / "evil"
+    for name in ("builder", "grammar", "cache", "json", "lark", "pyroute2"):
+        (evil / name).mkdir(parents=True)
+        (evil / name / "__init__.py").write_text("raise SystemExit('PWNED')")
+    (evil / "Dockerfile").write_text("FROM busybox\nRUN true\n")
+    done = pybuild("--no-cache", ".", cwd=evil).ok()
+    assert "PWNED" not in done.err + done.out
+
+
+# -- pybuild run ---------------------------------------------------------------------------
+
+
+def test_run_command(pybuild: Pybuild) -> None:
+    """An image's own command, another one, its code, its input; what it writes is gone."""
+    context = pybuild.context(
+        'FROM busybox\nENV a=b\nWORKDIR /w\nENTRYPOINT ["sh", "-c"]\nCMD ["echo $a; pwd; echo x > /x"]\n'
+    )
+    pybuild("-t", "runme", "--network=none", context).ok()
+    first = pybuild("run", "--network=none", "runme").ok()
+    assert first.out == "b\n/w\n"
+    assert pybuild("run", "--network=none", "runme", "ls /x").code == 1
+    assert pybuild("run", "--network=none", "runme", "exit 9").code == 9
+    assert pybuild("run", "--network=none", "runme", "sh -c 'kill -9 $$'; exit $?").code == 137
+    assert pybuild("run", "-i", "--network=none", "runme", "cat", stdin=b"in").out == "in"
+    assert pybuild("run", "--network=none", "nope").failed().err.startswith("error: there is no image")
+
+
+def test_full_disk(pybuild: Pybuild, tmp_path: Path, busybox: Path) -> None:
+    """One error that says so; nothing tagged; once there is room the next build works."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mount], check=True)
+    try:
+        small = Pybuild(mount / "store", tmp_path)
+        small("load", busybox).ok()
+        said = (
+            small(
+                "-t",
+                "x",
+                "--network=none",
+                small.context("FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=64\n"),
+            )
+            .failed()
+            .err
+        )
+        assert "No space left" in said
+        copy = small.context("FROM scratch\nCOPY big /\n", {"big": b"x" * (64 << 20)})
+        assert "space" in small(copy).failed().err
+        assert not list((mount / "store/tmp").iterdir())
+        assert small("images").out.count("\n") == 2
+        small("-t", "x", "--network=none", small.context("FROM busybox\nRUN echo fine\n")).ok()
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_out_of_memory_is_named(pybuild: Pybuild) -> None:
+    """A step killed by the kernel for its memory says so, where the machine lets us make one."""
+    group = Path("/sys/fs/cgroup/memory/pybuild-oom-test")
+    if not group.parent.is_dir():
+        pytest.fail("this machine has no cgroup v1 memory controller: write the v2 twin of this test")
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(200 << 20))
+        context = pybuild.context("FROM busybox\nRUN dd if=/dev/zero of=/dev/null bs=300M count=1\n")
+        enter = f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid())); os.execv('{PYBUILD}', ['pybuild', '--network=none', '{context}'])"
+        done = subprocess.run(
+            [sys.executable, "-c", enter],
+            env=pybuild.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1 and "memory" in done.stderr, done.stderr
+    finally:
+        for _ in range(50):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)

@@ -1,0 +1,127 @@
+"""Run the installed ``pybuild`` command as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from oci import Image, read_image
+
+PYBUILD = str(Path(sys.executable).with_name("pybuild"))
+
+Tree = Mapping[str, "str | bytes | Tree | None"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def cached(self) -> int:
+        """How many steps the cache answered, as plain progress tells."""
+        return self.err.count(" CACHED\n")
+
+    @property
+    def executed(self) -> int:
+        return self.err.count(" DONE ")
+
+    def ok(self) -> Result:
+        assert self.code == 0, f"exit code {self.code}\n{self.err}"
+        return self
+
+    def failed(self, code: int = 1) -> Result:
+        """A clean failure: the code, one error line, no traceback."""
+        assert self.code == code, f"exit code {self.code}, not {code}\n{self.err}"
+        assert "Traceback" not in self.err, self.err
+        assert self.err.count("\nerror: ") + self.err.startswith("error: ") == (1 if code != 130 else 0), (
+            self.err
+        )
+        return self
+
+
+@dataclass(frozen=True)
+class Pybuild:
+    """The command on one store, with a folder for contexts and exports."""
+
+    store: Path
+    work: Path
+
+    def __call__(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float = 120,
+    ) -> Result:
+        done = subprocess.run(
+            [PYBUILD, *map(str, args)],
+            cwd=cwd or self.work,
+            env=self.environment(env),
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=timeout,
+        )
+        return Result(done.returncode, _text(done.stdout), _text(done.stderr))
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What the command sees: this store, nothing of the outside that changes a build."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        return {**kept, "PYBUILD_ROOT": str(self.store), "LC_ALL": "C.UTF-8", **(more or {})}
+
+    def context(self, dockerfile: str | None, files: Tree | None = None, name: str = "context") -> Path:
+        """A build context, emptied and written anew."""
+        folder = self.work / name
+        if folder.exists():
+            subprocess.run(["rm", "-rf", folder], check=True)
+        make_tree(folder, files or {})
+        if dockerfile is not None:
+            (folder / "Dockerfile").write_bytes(dockerfile.encode())
+        return folder
+
+    def build(self, dockerfile: str, files: Tree | None = None, *options: str) -> Image:
+        """Build *dockerfile* and return what the export holds."""
+        context = self.context(dockerfile, files)
+        return self.export(context, *options)
+
+    def export(self, context: Path, *options: str | Path) -> Image:
+        """Build a context and return what the export holds."""
+        archive = self.work / "export.tar"
+        self(*options, "-o", f"type=oci,dest={archive}", context).ok()
+        return read_image(archive)
+
+    def refuse(self, dockerfile: str, files: Tree | None = None, *options: str, code: int = 1) -> str:
+        """Build *dockerfile*, which must fail cleanly; what was said."""
+        return self(*options, self.context(dockerfile, files)).failed(code).err
+
+
+def make_tree(folder: Path, files: Tree) -> Path:
+    """Write *files*: a text or bytes is a file, a mapping a folder, ``-> x`` as text a link to x."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir()
+        elif isinstance(content, str) and content.startswith("-> "):
+            path.symlink_to(content[3:])
+        elif isinstance(content, str):
+            path.write_text(content)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            make_tree(path, content)
+    return folder
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
