@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,9 +85,10 @@ def _read_regular(path: str, limit: int, what: str) -> bytes | None:
         return None
     except OSError as error:
         raise BuildError(f"reading {what} {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BuildError(f"{what} {path} is not a regular file")
     with open(fd, "rb") as file:
-        if not os.path.isfile(f"/proc/self/fd/{fd}"):
-            raise BuildError(f"{what} {path} is not a regular file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BuildError(f"{what} {path} is larger than {limit >> 20} MiB")

@@ -152,7 +152,8 @@ def _may_run(options: argparse.Namespace) -> bool:
     """Whether the Dockerfile can have RUN steps at all: a look at its bytes, before it is parsed."""
     path = options.file or os.path.join(options.context, "Dockerfile")
     try:
-        with open(path, "rb") as file:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo
+        with open(fd, "rb") as file:
             return b"run" in file.read(_DOCKERFILE_PEEK).lower()
     except OSError:
         return True

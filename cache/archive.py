@@ -57,13 +57,17 @@ class TarReader:
         zero_blocks = 0
         pax: dict[bytes, bytes] = {}
         long_name = long_link = b""
+        first = True
         while True:
             self._skip()
             block = self._exactly(_BLOCK, "a header", end_ok=True)
             if not block:
+                if first:
+                    raise ArchiveError("the archive is empty")
                 if pax or long_name or long_link:
                     raise ArchiveError("the archive ends inside an extended header")
                 return
+            first = False
             if not block.strip(b"\0"):
                 zero_blocks += 1
                 if zero_blocks == 2:

@@ -1,0 +1,351 @@
+"""The cache never lies: what makes a step run again and what does not (dockerfile.md T94 to T110)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import PYBUILD, Pybuild, Tree
+
+pytestmark = pytest.mark.e2e
+
+UUID = "cat /proc/sys/kernel/random/uuid"
+
+
+def again(pybuild: Pybuild, context: Path, *options: str) -> bool:
+    """Whether a build of *context* executes anything."""
+    return pybuild("--network=none", *options, context).ok().executed > 0
+
+
+Change = Callable[[Path], object]
+
+BUSTS: dict[str, Change] = {
+    "content": lambda c: (c / "d/f").write_text("other"),
+    "same-size": lambda c: (c / "d/f").write_text("2"),
+    "T95-mode": lambda c: (c / "d/f").chmod(0o600),
+    "directory-mode": lambda c: (c / "d").chmod(0o700),
+    "T97-renamed": lambda c: (c / "d/f").rename(c / "d/g"),
+    "added": lambda c: (c / "d/new").write_text(""),
+    "removed": lambda c: (c / "d/e/x").unlink(),
+    "link-target": lambda c: ((c / "d/l").unlink(), (c / "d/l").symlink_to("elsewhere")),
+    "file-to-link": lambda c: ((c / "d/f").unlink(), (c / "d/f").symlink_to("e/x")),
+    "file-to-directory": lambda c: ((c / "d/f").unlink(), (c / "d/f").mkdir()),
+    "xattr": lambda c: os.setxattr(c / "d/f", "user.x", b"1"),
+    "T100-same-metadata": lambda c: _sneak(c / "d/f", "3"),
+}
+
+KEEPS: dict[str, Change] = {
+    "T94-mtime": lambda c: os.utime(c / "d/f", (1, 1)),
+    "owner": lambda c: os.chown(c / "d/f", 5, 5),
+    "rewritten": lambda c: ((c / "d/f").unlink(), (c / "d/f").write_text("1")),
+    "T110-elsewhere": lambda c: (c / "other").write_text("x"),
+    "comment": lambda c: (c / "Dockerfile").write_text("# a comment\n" + (c / "Dockerfile").read_text()),
+    "stage-name": lambda c: (c / "Dockerfile").write_text((c / "Dockerfile").read_text().replace("busybox", "busybox AS x")),
+}  # fmt: skip
+
+SOME: Tree = {"d": {"f": "1", "e": {"x": "2"}, "l": "-> f"}, "other": "y"}
+
+
+def _sneak(path: Path, content: str) -> None:
+    """Change a file and give it back its size and times: only its ctime tells."""
+    found = path.stat()
+    path.write_text(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", BUSTS.values(), ids=BUSTS.keys())
+def test_runs_again(pybuild: Pybuild, change: Change) -> None:
+    """And what it builds then is what a fresh build of the same context is."""
+    context = pybuild.context(f"FROM busybox\nCOPY d /d\nRUN {UUID} > /u\n", SOME)
+    again(pybuild, context)
+    assert not again(pybuild, context)
+    change(context)
+    assert again(pybuild, context)
+    warm = pybuild.export(context, "--network=none").layers[-2].data
+    assert warm == pybuild.export(context, "--network=none", "--no-cache").layers[-2].data
+
+
+@pytest.mark.parametrize("change", KEEPS.values(), ids=KEEPS.keys())
+def test_stays_cached(pybuild: Pybuild, change: Change) -> None:
+    context = pybuild.context(f"FROM busybox\nCOPY d /d\nRUN {UUID} > /u\n", SOME)
+    first = pybuild.export(context, "--network=none").read("u")
+    change(context)
+    assert not again(pybuild, context)
+    assert pybuild.export(context, "--network=none").read("u") == first
+
+
+def test_file_replaced_between_two_quick_builds(pybuild: Pybuild) -> None:
+    """Racily clean: a file written in the very moment it was scanned is hashed again."""
+    context = pybuild.context("FROM scratch\nCOPY f /f\n", {"f": "0"})
+    for number in range(1, 8):
+        (context / "f").write_text(str(number))
+        assert pybuild.export(context).read("f") == str(number).encode()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "runs"),
+    [
+        ("RUN true", "RUN true ", False),
+        ("RUN true", "RUN  true", False),
+        ("RUN true", "run true", False),
+        ("RUN true && true", "RUN true && \\\n  true", True),
+        ("RUN true", 'RUN ["/bin/sh", "-c", "true"]', False),
+        ("ENV a=1\nRUN true", "ENV a=2\nRUN true", True),
+        ("ARG a=1\nRUN true", "ARG a=2\nRUN true", True),
+        ("RUN true\nENV a=1", "RUN true\nENV a=2", False),
+        ("LABEL a=1\nRUN true", "LABEL a=2\nRUN true", False),
+        ("USER 0\nRUN true", "USER 1\nRUN true", True),
+        ("WORKDIR /a\nRUN true", "WORKDIR /b\nRUN true", True),
+        ("RUN true", "RUN --network=none true", False),
+    ],
+)
+def test_what_a_run_depends_on(pybuild: Pybuild, first: str, second: str, runs: bool) -> None:
+    """T98; the first line makes the case's steps its own."""
+    mark = f"RUN echo {abs(hash((first, second)))}-{time.time_ns()}\n"
+    again(pybuild, pybuild.context(f"FROM busybox\n{mark}{first}\n"))
+    assert again(pybuild, pybuild.context(f"FROM busybox\n{mark}{second}\n")) is runs
+
+
+def test_copy_from_is_keyed_by_content(pybuild: Pybuild) -> None:
+    """T99: a stage that ran again and made equal files leaves its copiers cached."""
+    text = (
+        "FROM busybox AS a\nARG v=0\nRUN echo same > /f\nFROM busybox\nCOPY --from=a /f /f\nRUN "
+        + UUID
+        + " > /u\n"
+    )
+    context = pybuild.context(text)
+    first = pybuild.export(context, "--network=none").read("u")
+    done = pybuild("--network=none", "--build-arg", "v=1", context).ok()
+    assert done.executed == 1
+    assert pybuild.export(context, "--network=none", "--build-arg", "v=1").read("u") == first
+
+
+def test_no_cache_runs_and_keeps(pybuild: Pybuild) -> None:
+    """T102: every step runs, and what it made is what the next build finds."""
+    context = pybuild.context(f"FROM busybox\nRUN {UUID} > /u\n")
+    first = pybuild.export(context, "--network=none").read("u")
+    second = pybuild.export(context, "--network=none", "--no-cache").read("u")
+    assert first != second
+    assert pybuild.export(context, "--network=none").read("u") == second
+
+
+def test_cached_build_starts_and_writes_nothing(fresh: Pybuild) -> None:
+    """No container, no file more (T101): not even in the index."""
+    context = fresh.context("FROM busybox\nCOPY d /d\nRUN echo 1 > /f\n", SOME)
+    fresh("-t", "x", "--network=none", context).ok()
+    fresh("-t", "x", "--network=none", context).ok()
+    before = _files(fresh.store)
+    for _ in range(3):
+        done = fresh("-t", "x", "--network=none", context).ok()
+        assert done.executed == 0 and done.cached == 3
+    assert _files(fresh.store) == before
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and the time of its last change, besides locks and logs of SQLite."""
+    found = {}
+    for base, _folders, names in os.walk(folder):
+        for name in names:
+            info = os.lstat(os.path.join(base, name))
+            if not name.endswith(("-shm", "-wal", ".lock")):
+                found[os.path.join(base, name)] = (info.st_size, info.st_mtime_ns)
+    return found
+
+
+def test_cached_build_traces(fresh: Pybuild, tmp_path: Path) -> None:
+    """A fully cached build forks nothing and opens no connection."""
+    context = fresh.context("FROM busybox\nRUN echo 1 > /f\n")
+    fresh("-t", "x", context).ok()
+    trace = tmp_path / "trace"
+    done = subprocess.run(
+        ["strace", "-f", "-o", trace, "-e", "trace=connect,clone,clone3,fork,vfork,execve", PYBUILD, "-t", "x", context],
+        cwd=fresh.work,
+        env=fresh.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    assert "CACHED" in done.stderr
+    calls = [line.split("(")[0].split()[-1] for line in trace.read_text().splitlines() if "(" in line]
+    assert calls == ["execve"]
+
+
+def test_tag_moves_with_a_cached_build(pybuild: Pybuild) -> None:
+    """Replaying a cached build tags as asked, whatever the name meant meanwhile."""
+    one = pybuild.context("FROM busybox\nRUN echo one\n", name="one")
+    two = pybuild.context("FROM busybox\nRUN echo two\n", name="two")
+    ids = [pybuild("-q", "-t", "moving", "--network=none", c).ok().out for c in (one, two, one, one)]
+    assert ids[0] == ids[2] == ids[3] != ids[1]
+    shown = next(line for line in pybuild("images").out.splitlines() if line.startswith("moving"))
+    assert ids[0][7:19] in shown
+
+
+def test_base_image_replaced(pybuild: Pybuild) -> None:
+    """T103: a tag means what the store has now."""
+    base = pybuild.context("FROM busybox\nRUN echo one > /v\n", name="base")
+    context = pybuild.context("FROM moving-base\nRUN cp /v /w\n")
+    pybuild("-t", "moving-base", "--network=none", base).ok()
+    assert pybuild.export(context, "--network=none").read("w") == b"one\n"
+    (base / "Dockerfile").write_text("FROM busybox\nRUN echo two > /v\n")
+    pybuild("-t", "moving-base", "--network=none", base).ok()
+    assert pybuild("--network=none", context).ok().executed == 1
+    assert pybuild.export(context, "--network=none").read("w") == b"two\n"
+
+
+def test_same_image_on_two_stores(pybuild: Pybuild, fresh: Pybuild) -> None:
+    """T104: equal layers, whatever store or day."""
+    files: Tree = {"a": {"b": "1", "l": "-> b"}}
+    text = "FROM scratch\nCOPY a /x/y\nWORKDIR /w\nCOPY --chown=3:4 a .\n"
+    first = pybuild.build(text, files)
+    made = first.root()["x"][0].mtime
+    second = fresh.export(pybuild.work / "context")
+    assert first.config["rootfs"] == second.config["rootfs"]
+    assert made == second.root()["x"][0].mtime
+
+
+def test_ignore_file_change_is_seen(pybuild: Pybuild) -> None:
+    """Also one that appears, and one that takes precedence."""
+    context = pybuild.context("FROM scratch\nCOPY d /d\n", {"d": {"a": "1", "b": "2"}})
+    names = lambda: {p for p in pybuild.export(context).tree() if p != "d"}  # noqa: E731
+    assert names() == {"d/a", "d/b"}
+    pybuild(context).ok()
+    (context / ".dockerignore").write_text("d/a\n")
+    pybuild(context).ok()
+    assert names() == {"d/b"}
+    (context / "Dockerfile.dockerignore").write_text("d/b\n")
+    pybuild(context).ok()
+    assert names() == {"d/a"}
+
+
+def test_environment_is_no_input(pybuild: Pybuild) -> None:
+    """The caller's environment reaches no step; a build argument taken from it does."""
+    context = pybuild.context("FROM busybox\nARG v\nRUN echo [$v] [$LEAK] > /out\n")
+    pybuild("--network=none", "-t", "env", "--build-arg", "v", context, env={"v": "1", "LEAK": "x"}).ok()
+    assert pybuild("run", "--network=none", "env", "cat", "/out").out == "[1] []\n"
+    pybuild("--network=none", "-t", "env", "--build-arg", "v", context, env={"v": "2", "LEAK": "x"}).ok()
+    assert pybuild("run", "--network=none", "env", "cat", "/out").out == "[2] []\n"
+
+
+# -- one store, several builds; damage -----------------------------------------------------
+
+
+def test_concurrent_equal_builds_run_each_step_once(fresh: Pybuild) -> None:
+    context = fresh.context(f"FROM busybox\nRUN sleep 0.5; {UUID} > /u\nRUN sleep 0.2\n")
+    args = [PYBUILD, "--network=none", "--progress=plain", context]
+    builds = [
+        subprocess.Popen(args, env=fresh.environment(), stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    said = [build.communicate(timeout=60)[1] for build in builds]
+    assert [build.returncode for build in builds] == [0] * 4, said
+    assert sum(text.count(" DONE ") for text in said) == 2
+    assert len({line for text in said for line in text.splitlines() if line.startswith("image ")}) == 1
+
+
+def test_concurrent_different_builds(fresh: Pybuild) -> None:
+    contexts = [
+        fresh.context(f"FROM busybox\nRUN echo {n} > /f\nCOPY f /g\n", {"f": str(n)}, f"c{n}")
+        for n in range(6)
+    ]
+    builds = [
+        subprocess.Popen([PYBUILD, "-t", f"n{n}", context], env=fresh.environment(), stderr=subprocess.PIPE)
+        for n, context in enumerate(contexts)
+    ]
+    said = [build.communicate(timeout=120)[1] for build in builds]
+    assert [build.returncode for build in builds] == [0] * 6, said
+    for number in range(6):
+        out = fresh("run", "--network=none", f"n{number}", "cat", "/f", "/g").ok().out
+        assert out == f"{number}\n{number}"
+
+
+def test_killed_at_random_moments(fresh: Pybuild) -> None:
+    """SIGKILL whenever: no later build is wrong, nothing stays."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    moments = random.Random(seed)
+    context = fresh.context(
+        "FROM busybox\nCOPY d /d\nRUN cp -r /d /e\nRUN rm -r /d\n",
+        {"d": {f"f{n}": "x" * 999 for n in range(300)}},
+    )
+    for _ in range(12):
+        build = subprocess.Popen(
+            [PYBUILD, "--no-cache", "-t", "x", context], env=fresh.environment(), stderr=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(0.02, 0.5))
+        build.send_signal(signal.SIGKILL)
+        build.wait()
+    image = fresh.export(context)
+    assert image.layers[-1].names == [".wh.d"]
+    assert sum(path.startswith("e/f") for path in image.tree()) == 300
+    assert not list((fresh.store / "tmp").iterdir())
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "index-garbage": lambda store: (store / "index.db").write_bytes(b"garbage" * 999) and None,
+    "index-truncated": lambda store: os.truncate(store / "index.db", 1000),
+    "index-empty": lambda store: os.truncate(store / "index.db", 0),
+    "index-other-schema": lambda store: _other_schema(store / "index.db"),
+}
+
+
+def _other_schema(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE something (else_)")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_index(fresh: Pybuild, damage: Callable[[Path], None]) -> None:
+    """The index is only a cache: without it steps run again, and what is built is right."""
+    context = fresh.context("FROM busybox\nRUN echo fine > /f\n")
+    fresh("--network=none", context).ok()
+    for name in ("index.db-wal", "index.db-shm"):
+        (fresh.store / name).unlink(missing_ok=True)
+    damage(fresh.store)
+    done = fresh("-t", "x", "--network=none", context)
+    assert "Traceback" not in done.err
+    if done.code:
+        assert "error: " in done.err and "hint: " in done.err
+    else:
+        assert fresh("run", "--network=none", "x", "cat", "/f").out == "fine\n"
+
+
+def test_corrupt_blob(fresh: Pybuild, tmp_path: Path) -> None:
+    """A flipped bit in what an export would hold is found before it leaves."""
+    context = fresh.context("FROM busybox\nCOPY f /f\n", {"f": os.urandom(5000)})
+    fresh("-t", "x", "-o", f"type=oci,dest={tmp_path}/a.tar", context).ok()
+    for path in (fresh.store / "blobs").rglob("*"):
+        if path.is_file():
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.chmod(0o600)
+            path.write_bytes(data)
+    said = fresh("save", "x", "-o", f"{tmp_path}/b.tar").failed().err
+    assert "sha256:" in said
+    assert not (tmp_path / "b.tar").exists()
+
+
+def test_store_in_odd_places(busybox: Path, tmp_path: Path) -> None:
+    """Names with spaces, colons, commas, backslashes, newlines; relative paths."""
+    for name in ("a b", "a:b,c", "a\\b", "a\nb", "ü" * 60):
+        odd = Pybuild(tmp_path / name / "store", tmp_path)
+        odd("load", busybox).ok()
+        odd("-t", "x", "--network=none", odd.context("FROM busybox\nRUN echo 1 > /f\nRUN echo 2 > /g\n")).ok()
+    (tmp_path / "here").mkdir()
+    relative = Pybuild(Path("here/store"), tmp_path)
+    relative("load", busybox).ok()
+    relative("--network=none", relative.context("FROM busybox\nRUN true\n")).ok()
+
+
+def test_many_layers(pybuild: Pybuild) -> None:
+    """More steps than one mount option page of long names would take."""
+    lines = "".join(f"RUN echo {n} > /f{n}\n" for n in range(120))
+    image = pybuild.export(pybuild.context("FROM busybox\n" + lines), "--network=none")
+    assert len(image.layers) == 121
+    assert image.read("f119") == b"119\n"

@@ -1,0 +1,215 @@
+"""Exports, saves, loads, names: what leaves, what comes in, what the store shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from harness import PYBUILD, Pybuild
+from oci import read_image
+
+pytestmark = pytest.mark.e2e
+
+
+def test_to_a_file_and_to_standard_output(pybuild: Pybuild) -> None:
+    """``-o`` twice in one build; ``-`` carries nothing but the archive."""
+    context = pybuild.context("FROM busybox\nCOPY f /f\n", {"f": "1"})
+    file = pybuild.work / "a.tar"
+    done = subprocess.run(
+        [PYBUILD, "-o", f"type=oci,dest={file}", "-o", "type=oci,dest=-", context],
+        env=pybuild.environment(),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == file.read_bytes()
+    assert read_image(done.stdout).read("f") == b"1"
+
+
+def test_export_is_reproducible(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM busybox\nCOPY f /f\n", {"f": "1"})
+    pybuild.export(context)
+    first = (pybuild.work / "export.tar").read_bytes()
+    pybuild.export(context)
+    assert (pybuild.work / "export.tar").read_bytes() == first
+
+
+def test_export_into_a_missing_folder(pybuild: Pybuild) -> None:
+    """Nothing is tagged when an export fails."""
+    context = pybuild.context("FROM busybox\n")
+    said = pybuild("-t", "unexported", "-o", f"type=oci,dest={pybuild.work}/no/a.tar", context).failed().err
+    assert "no/a.tar" in said
+    assert "unexported" not in pybuild("images").out
+
+
+def test_export_replaces_at_once(pybuild: Pybuild) -> None:
+    """What was there stays whole until the new archive is; a full disk leaves it."""
+    small = pybuild.work / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
+    try:
+        (small / "a.tar").write_bytes(b"old")
+        context = pybuild.context("FROM busybox\nCOPY f /f\n", {"f": os.urandom(4 << 20)})
+        said = pybuild("-o", f"type=oci,dest={small}/a.tar", context).failed().err
+        assert "space" in said
+        assert [p.name for p in small.iterdir()] == ["a.tar"] and (small / "a.tar").read_bytes() == b"old"
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_iidfile_quiet_images(pybuild: Pybuild) -> None:
+    """The image ID is the digest of the config, the same everywhere."""
+    context = pybuild.context("FROM busybox\nENV x=iid\n")
+    iid = pybuild.work / "iid"
+    out = pybuild("-q", "-t", "iid:7", "-t", "other/iid", "--iidfile", iid, context).ok().out.strip()
+    assert out == iid.read_text() and re.fullmatch("sha256:[0-9a-f]{64}", out)
+    assert pybuild.export(context).manifest["config"]["digest"] == out
+    rows = [line.split() for line in pybuild("images").out.splitlines()]
+    assert {row[0] for row in rows if row[1] == out[7:19]} == {"iid:7", "other/iid:latest"}
+
+
+def test_save_and_load(pybuild: Pybuild, fresh: Pybuild) -> None:
+    """An image goes from store to store unchanged, by file and through a pipe."""
+    context = pybuild.context('FROM busybox\nCOPY f /f\nRUN rm /f\nCMD ["x"]\n', {"f": "1"})
+    image = pybuild("-q", "-t", "travel:1", "--network=none", context).ok().out
+    archive = pybuild.work / "t.tar"
+    pybuild("save", "travel:1", "-o", archive).ok()
+    assert "docker.io/library/travel:1" in fresh("load", archive).ok().out
+    assert fresh("-q", fresh.context("FROM travel:1\n")).ok().code == 0
+    assert image[7:19] in fresh("images").out
+    piped = subprocess.run(
+        [PYBUILD, "save", "travel:1"], env=pybuild.environment(), stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert piped == archive.read_bytes()
+    assert fresh("load", "-", stdin=piped).ok()
+    assert fresh("run", "--network=none", "travel:1", "ls", "/").ok().out.count("f\n") == 0
+
+
+def test_save_of_nothing(pybuild: Pybuild) -> None:
+    said = pybuild("save", "nope", "-o", pybuild.work / "x.tar").failed().err
+    assert "nope" in said and "pybuild images" in said
+    assert not (pybuild.work / "x.tar").exists()
+
+
+def rewritten(archive: Path, change: dict[str, bytes], out: Path) -> Path:
+    """The archive with some files' bytes replaced."""
+    with tarfile.open(archive) as old, tarfile.open(out, "w") as new:
+        for member in old:
+            data = b""
+            if member.isreg():
+                data = change.get(member.name, old.extractfile(member).read())  # type: ignore[union-attr]
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    return out
+
+
+def test_load_of_what_lies(fresh: Pybuild) -> None:
+    """Digests, sizes and diff IDs are checked before anything is named (REG)."""
+    fresh("-t", "good", fresh.context("FROM busybox\nCOPY f /f\n", {"f": "1"})).ok()
+    archive = fresh.work / "good.tar"
+    fresh("save", "good", "-o", archive).ok()
+    image = read_image(archive)
+    index = json.loads(image.files["index.json"])
+    manifest_name = "blobs/" + index["manifests"][0]["digest"].replace(":", "/")
+    layer_name = "blobs/" + image.manifest["layers"][-1]["digest"].replace(":", "/")
+    other_layer = image.files["blobs/" + image.manifest["layers"][0]["digest"].replace(":", "/")]
+    index["manifests"][0]["size"] = 5
+    lies = {
+        "manifest": {manifest_name: image.files[manifest_name].replace(b"sha256", b"sha256", 1) + b" "},
+        "layer": {layer_name: other_layer},
+        "index": {"index.json": b"[" * 100000},
+        "index-json": {"index.json": b"{}"},
+        "size": {"index.json": json.dumps(index).encode()},
+        "layout": {"oci-layout": b"{}", "manifest.json": b"[]"},
+    }
+    target = Pybuild(fresh.work / "target", fresh.work)
+    for name, lie in lies.items():
+        bad = rewritten(
+            archive,
+            {**lie, **({} if "manifest.json" in lie else {"manifest.json": b"[]"})},
+            fresh.work / "bad.tar",
+        )
+        done = target("load", bad)
+        assert done.code == 1 and "Traceback" not in done.err, (name, done.err)
+        assert target("images").out.count("\n") == 1, name
+    assert target("load", archive).ok().out.startswith("loaded")
+
+
+def test_bad_names_and_options(pybuild: Pybuild) -> None:
+    """A usage error is code 2 and says what would be right."""
+    context = pybuild.context("FROM busybox\n")
+    for options, says in (
+        (["-t", "UPPER"], "UPPER"),
+        (["-t", "a:b:c"], "a:b:c"),
+        (["-t", "../x"], "../x"),
+        (["--jobs", "0"], "--jobs"),
+        (["--nope"], "--nope"),
+        (["-o", "type=zip,dest=x"], "zip"),
+        (["-o", "type=oci"], "dest"),
+        (["--build-arg", "=x"], "--build-arg"),
+    ):
+        done = pybuild(*options, context)
+        assert done.code in (1, 2) and says in done.err and "Traceback" not in done.err, options
+    assert pybuild(pybuild.work / "nowhere").failed(2).err.startswith("error: the context")
+    assert pybuild().failed(2)
+    assert pybuild("--version").ok().out.startswith("pybuild ")
+    assert "CONTEXT" in pybuild("--help").ok().out
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "binary", "huge"])
+def test_dockerfile_that_is_none(pybuild: Pybuild, kind: str) -> None:
+    """Never a hang, never a traceback."""
+    context = pybuild.context(None)
+    path = context / "Dockerfile"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "binary":
+        path.write_bytes(b"\x7fELF\0\xff\xfe" * 100)
+    elif kind == "huge":
+        path.write_bytes(b"# x\n" * (5 << 20))
+    assert "Dockerfile" in pybuild(context, timeout=20).failed().err
+
+
+def test_dockerfile_elsewhere(pybuild: Pybuild, tmp_path: Path) -> None:
+    """``-f`` outside the context, a link, lower case; errors name the file as given."""
+    context = pybuild.context(None, {"f": "1"})
+    (tmp_path / "other").write_text("FROM scratch\nCOPY f /\n")
+    assert pybuild.export(context, "-f", tmp_path / "other").tree() == {"f": "1"}
+    (context / "dockerfile").write_text("FROM scratch\nCOPY f /lower\n")
+    assert pybuild.export(context).tree() == {"lower": "1"}
+    (context / "Dockerfile").symlink_to("real")
+    (context / "real").write_text("FROM scratch\nCOPY f /linked\n")
+    assert pybuild.export(context).tree() == {"linked": "1"}
+    (context / "Dockerfile").unlink()
+    (context / "Dockerfile").symlink_to("/etc/hostname")
+    pybuild(context).failed()
+
+
+def test_progress_on_a_terminal(pybuild: Pybuild) -> None:
+    """A terminal gets bars and every line of output; nothing else is mixed in."""
+    import pty
+
+    context = pybuild.context("FROM busybox\nRUN echo shown-line\n")
+    main, side = pty.openpty()
+    build = subprocess.Popen(
+        [PYBUILD, "--no-cache", "--network=none", context],
+        env=pybuild.environment({"TERM": "xterm"}),
+        stderr=side,
+    )
+    os.close(side)
+    said = b""
+    try:
+        while data := os.read(main, 4096):
+            said += data
+    except OSError:
+        pass  # the other side is closed
+    os.close(main)
+    assert build.wait(timeout=20) == 0
+    assert b"RUN echo shown-line" in said and b"shown-line\r\n" in said
