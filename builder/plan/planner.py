@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from builder.errors import PlanError
+from builder.errors import BuildError, Cancelled, PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
 from builder.plan.convert import StageContext, StageState, convert, unsupported
 from builder.plan.graph import Plan, Step, needed
@@ -14,6 +14,7 @@ from builder.plan.ops import FromImage, Op
 from builder.plan.scope import Scope, platform_args
 from builder.request import BuildRequest
 from cache.digest import Digest
+from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
 from grammar.reference import Reference, parse_reference
@@ -27,7 +28,7 @@ class ImageResolver(Protocol):
     """Where base images come from."""
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        """The image ID and config of *reference*. Raises BuildError."""
+        """The image ID and config of *reference*. Raises BuildError or CacheError."""
         ...
 
 
@@ -239,7 +240,12 @@ class _Planner:
             raise PlanError(
                 f"{name!r} is neither a stage of this file nor an image name: {error}", span
             ) from None
-        image, config = self._resolver.resolve(reference, self._platform)
+        try:
+            image, config = self._resolver.resolve(reference, self._platform)
+        except Cancelled:
+            raise
+        except (BuildError, CacheError) as error:
+            raise PlanError(error.message, span, error.hint) from error
         self._bases[str(reference)] = image
         return FromImage(name, image, config.diff_ids), config
 

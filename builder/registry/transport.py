@@ -25,12 +25,17 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
 _TRIES = 6
+_CONNECT_TRIES = 3  # nobody listens, or the name is not known: seldom cured by waiting
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_TIMEOUT = 15.0
 _READ_TIMEOUT = 60.0
 _CHUNK = 1 << 18
+
+
+class _NotConnected(OSError):
+    """No connection could be made."""
 
 
 @dataclass(slots=True)
@@ -87,13 +92,15 @@ class Transport:
 
         Raises Unavailable after the last try and Untrusted for an unsafe redirect.
         """
-        failure = ""
-        for attempt in range(_TRIES):
+        failure, tries, attempt = "", _TRIES, 0
+        while attempt < tries:
+            response = None
             try:
                 response = self._follow(url, dict(headers))
+            except _NotConnected as error:
+                failure, tries = str(error), _CONNECT_TRIES
             except OSError as error:
                 failure = str(error)
-                response = None
             if response is not None and response.status not in _TRANSIENT:
                 return response
             wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2**attempt) * self.jitter()
@@ -101,7 +108,8 @@ class Transport:
                 failure = f"it answered {response.status}"
                 wait = max(wait, _retry_after(response.headers))
                 response._raw.close()
-            if attempt < _TRIES - 1:
+            attempt += 1
+            if attempt < tries:
                 self.sleep(wait)
         raise Unavailable(
             f"{self.registry} could not be reached: {failure[:300]}",
@@ -132,6 +140,15 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
             )
+        except urllib3.exceptions.SSLError as error:
+            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise OSError(str(error)) from None
+            raise Untrusted(
+                f"{self.registry} has no certificate that this machine trusts: {error}",
+                "add its certificate authority to the machine's, or name it in SSL_CERT_FILE",
+            ) from None
+        except urllib3.exceptions.NewConnectionError as error:
+            raise _NotConnected(str(error)) from None
         except urllib3.exceptions.HTTPError as error:
             raise OSError(str(error)) from None
         found = {key.lower(): value for key, value in raw.headers.items()}

@@ -77,6 +77,8 @@ def test_web_application(samples: Pybuild, web: str) -> None:
             assert time.monotonic() < end, "it does not answer"
             time.sleep(0.2)
     assert samples("run", "--network=none", "web", "id", "-u").out == "1000\n"
-    assert samples("run", "--network=none", "web", "test", "-e", "/usr/lib/python3/dist-packages/pip").code == 1
+    assert (
+        samples("run", "--network=none", "web", "test", "-e", "/usr/lib/python3/dist-packages/pip").code == 1
+    )
     cached = samples(SAMPLES / "web-python").ok()
     assert cached.executed == 0
