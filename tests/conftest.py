@@ -23,7 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     shm = Path("/dev/shm")
     if config.option.basetemp is None and os.access(shm, os.W_OK):
         config.option.basetemp = tempfile.mkdtemp(prefix="pybuild-tests.", dir=shm)
-        config.add_cleanup(lambda: subprocess.run(["rm", "-rf", config.option.basetemp], check=True))
+        config.add_cleanup(lambda: remove(config.option.basetemp))
+
+
+def remove(folder: str) -> None:
+    """Remove a folder, deep and odd trees too."""
+    subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

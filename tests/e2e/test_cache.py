@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,59 +22,50 @@ def again(pybuild: Pybuild, context: Path, *options: str) -> bool:
     return pybuild("--network=none", *options, context).ok().executed > 0
 
 
-Change = Callable[[Path], object]
-
-BUSTS: dict[str, Change] = {
-    "content": lambda c: (c / "d/f").write_text("other"),
-    "same-size": lambda c: (c / "d/f").write_text("2"),
-    "T95-mode": lambda c: (c / "d/f").chmod(0o600),
-    "directory-mode": lambda c: (c / "d").chmod(0o700),
-    "T97-renamed": lambda c: (c / "d/f").rename(c / "d/g"),
-    "added": lambda c: (c / "d/new").write_text(""),
-    "removed": lambda c: (c / "d/e/x").unlink(),
-    "link-target": lambda c: ((c / "d/l").unlink(), (c / "d/l").symlink_to("elsewhere")),
-    "file-to-link": lambda c: ((c / "d/f").unlink(), (c / "d/f").symlink_to("e/x")),
-    "file-to-directory": lambda c: ((c / "d/f").unlink(), (c / "d/f").mkdir()),
-    "xattr": lambda c: os.setxattr(c / "d/f", "user.x", b"1"),
-    "T100-same-metadata": lambda c: _sneak(c / "d/f", "3"),
+BUSTS = {
+    "content": "printf other > d/f",
+    "same-size": "printf 2 > d/f",
+    "T95-mode": "chmod 600 d/f",
+    "directory-mode": "chmod 700 d",
+    "T97-renamed": "mv d/f d/g",
+    "added": "touch d/new",
+    "removed": "rm d/e/x",
+    "link-target": "ln -sfn elsewhere d/l",
+    "file-to-link": "ln -sf e/x d/f",
+    "file-to-directory": "rm d/f; mkdir d/f",
+    "xattr": 'python3 -c \'import os; os.setxattr("d/f", "user.x", b"1")\'',
+    "T100-same-metadata": 't=$(stat -c %y d/f); printf 3 > d/f; touch -d "$t" d/f',
 }
 
-KEEPS: dict[str, Change] = {
-    "T94-mtime": lambda c: os.utime(c / "d/f", (1, 1)),
-    "owner": lambda c: os.chown(c / "d/f", 5, 5),
-    "rewritten": lambda c: ((c / "d/f").unlink(), (c / "d/f").write_text("1")),
-    "T110-elsewhere": lambda c: (c / "other").write_text("x"),
-    "comment": lambda c: (c / "Dockerfile").write_text("# a comment\n" + (c / "Dockerfile").read_text()),
-    "stage-name": lambda c: (c / "Dockerfile").write_text((c / "Dockerfile").read_text().replace("busybox", "busybox AS x")),
-}  # fmt: skip
+KEEPS = {
+    "T94-mtime": "touch -d 2001-01-01 d/f",
+    "owner": "chown 5:5 d/f",
+    "rewritten": "rm d/f; printf 1 > d/f",
+    "T110-elsewhere": "echo x > other",
+    "comment": "sed -i '1i # a comment' Dockerfile",
+    "stage-name": "sed -i 's/busybox/busybox AS x/' Dockerfile",
+}
 
 SOME: Tree = {"d": {"f": "1", "e": {"x": "2"}, "l": "-> f"}, "other": "y"}
 
 
-def _sneak(path: Path, content: str) -> None:
-    """Change a file and give it back its size and times: only its ctime tells."""
-    found = path.stat()
-    path.write_text(content)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
 @pytest.mark.parametrize("change", BUSTS.values(), ids=BUSTS.keys())
-def test_runs_again(pybuild: Pybuild, change: Change) -> None:
+def test_runs_again(pybuild: Pybuild, change: str) -> None:
     """And what it builds then is what a fresh build of the same context is."""
     context = pybuild.context(f"FROM busybox\nCOPY d /d\nRUN {UUID} > /u\n", SOME)
     again(pybuild, context)
     assert not again(pybuild, context)
-    change(context)
+    subprocess.run(["sh", "-ec", change], cwd=context, check=True)
     assert again(pybuild, context)
     warm = pybuild.export(context, "--network=none").layers[-2].data
     assert warm == pybuild.export(context, "--network=none", "--no-cache").layers[-2].data
 
 
 @pytest.mark.parametrize("change", KEEPS.values(), ids=KEEPS.keys())
-def test_stays_cached(pybuild: Pybuild, change: Change) -> None:
+def test_stays_cached(pybuild: Pybuild, change: str) -> None:
     context = pybuild.context(f"FROM busybox\nCOPY d /d\nRUN {UUID} > /u\n", SOME)
     first = pybuild.export(context, "--network=none").read("u")
-    change(context)
+    subprocess.run(["sh", "-ec", change], cwd=context, check=True)
     assert not again(pybuild, context)
     assert pybuild.export(context, "--network=none").read("u") == first
 
@@ -213,7 +202,10 @@ def test_same_image_on_two_stores(pybuild: Pybuild, fresh: Pybuild) -> None:
 def test_ignore_file_change_is_seen(pybuild: Pybuild) -> None:
     """Also one that appears, and one that takes precedence."""
     context = pybuild.context("FROM scratch\nCOPY d /d\n", {"d": {"a": "1", "b": "2"}})
-    names = lambda: {p for p in pybuild.export(context).tree() if p != "d"}  # noqa: E731
+
+    def names() -> set[str]:
+        return {path for path in pybuild.export(context).tree() if path != "d"}
+
     assert names() == {"d/a", "d/b"}
     pybuild(context).ok()
     (context / ".dockerignore").write_text("d/a\n")
@@ -238,7 +230,7 @@ def test_environment_is_no_input(pybuild: Pybuild) -> None:
 
 def test_concurrent_equal_builds_run_each_step_once(fresh: Pybuild) -> None:
     context = fresh.context(f"FROM busybox\nRUN sleep 0.5; {UUID} > /u\nRUN sleep 0.2\n")
-    args = [PYBUILD, "--network=none", "--progress=plain", context]
+    args = [PYBUILD, "--network=none", "--progress=plain", str(context)]
     builds = [
         subprocess.Popen(args, env=fresh.environment(), stderr=subprocess.PIPE, text=True) for _ in range(4)
     ]
@@ -286,28 +278,25 @@ def test_killed_at_random_moments(fresh: Pybuild) -> None:
     assert not list((fresh.store / "tmp").iterdir())
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "index-garbage": lambda store: (store / "index.db").write_bytes(b"garbage" * 999) and None,
-    "index-truncated": lambda store: os.truncate(store / "index.db", 1000),
-    "index-empty": lambda store: os.truncate(store / "index.db", 0),
-    "index-other-schema": lambda store: _other_schema(store / "index.db"),
+DAMAGES = {
+    "garbage": b"garbage" * 999,
+    "empty": b"",
+    "truncated": b"SQLite format 3\0\x10\0\x01\x01\0",
+    "missing": None,
 }
 
 
-def _other_schema(path: Path) -> None:
-    path.unlink()
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE something (else_)")
-
-
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damaged_index(fresh: Pybuild, damage: Callable[[Path], None]) -> None:
+def test_damaged_index(fresh: Pybuild, damage: bytes | None) -> None:
     """The index is only a cache: without it steps run again, and what is built is right."""
     context = fresh.context("FROM busybox\nRUN echo fine > /f\n")
     fresh("--network=none", context).ok()
     for name in ("index.db-wal", "index.db-shm"):
         (fresh.store / name).unlink(missing_ok=True)
-    damage(fresh.store)
+    if damage is None:
+        (fresh.store / "index.db").unlink()
+    else:
+        (fresh.store / "index.db").write_bytes(damage)
     done = fresh("-t", "x", "--network=none", context)
     assert "Traceback" not in done.err
     if done.code:

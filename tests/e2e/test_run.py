@@ -222,7 +222,7 @@ def test_network_of_one_step(pybuild: Pybuild) -> None:
 def test_two_builds_do_not_meet(pybuild: Pybuild, tmp_path: Path) -> None:
     """Concurrent builds have networks of their own."""
     context = pybuild.context("FROM busybox\nRUN ip -o -4 addr show eth0; sleep 2\n")
-    args = [PYBUILD, "--no-cache", "--progress=plain", context]
+    args = [PYBUILD, "--no-cache", "--progress=plain", str(context)]
     both = [
         subprocess.Popen(args, env=pybuild.environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]

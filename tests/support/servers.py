@@ -91,7 +91,7 @@ class Misbehaving:
         self.thread.join()
 
     def serve(self, path: str, data: bytes, media: str = "application/octet-stream", **headers: str) -> None:
-        self.answers[path] = lambda handler: send(handler, data, media, **headers)
+        self.answers[path] = lambda handler: send(handler, data, media, 200, **headers)
 
     def image(self, name: str, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
         """Serve a whole image; *files* are blobs by digest."""
