@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from builder import VERSION
+from builder.assemble import assemble
 from builder.errors import BuildError, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
-from builder.image.assemble import assemble
 from builder.image.local import put_config
 from builder.image.model import ImageConfig
 from builder.plan.graph import Plan, Step

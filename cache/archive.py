@@ -87,6 +87,8 @@ class TarReader:
             member.name = long_name or member.name
             member.link = long_link or member.link
             _apply_pax(member, pax)
+            if kind == b"\0" and member.name.endswith(b"/"):
+                member.kind = "d"  # v7 archives mark directories so
             pax, long_name, long_link = {}, b"", b""
             _check(member, kind)
             if member.kind != "f":
@@ -160,8 +162,6 @@ def _parse(block: bytes) -> tuple[Member, bytes]:
     )
     if member.kind in ("c", "b"):
         member.rdev = _device(_number(block[329:337], "devmajor"), _number(block[337:345], "devminor"))
-    if kind in (b"0", b"\0") and name.endswith(b"/"):
-        member.kind = "d"  # v7 archives mark directories so
     if member.kind != "f" and not 0 <= member.size <= _SIZE_LIMIT:
         raise ArchiveError("a header's size is out of range")
     return member, kind
