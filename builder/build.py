@@ -117,7 +117,7 @@ def build(
         raise _with_excerpt(error, shown, text) from None
     name = hashlib.sha256(os.path.realpath(request.context).encode("utf-8", "surrogateescape")).hexdigest()
     index = StatIndex(store.path("contexts", name))
-    context = ContextSource(request.context, name, index, _ignore(inputs), inputs.ignore[0])
+    context = ContextSource(request.context, name, index, _ignore(inputs), inputs.ignore[0], sink)
     workshop = Workshop(store, launcher, context)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:

@@ -6,10 +6,11 @@ The only module that prints errors and decides how the process ends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from builder import VERSION
@@ -312,8 +313,8 @@ def _load(args: Sequence[str], argv: Sequence[str]) -> int:
     from builder.image.load import load
 
     _need_root("unpacking layers")
-    with _open_store(options) as store, _input(options.file) as file:
-        for name in load(store, file.read):
+    with _open_store(options) as store, _input(options.file) as file, _metered(file, "loading") as read:
+        for name in load(store, read):
             sys.stdout.write(f"loaded {name}\n")
         store.sync()
     return 0
@@ -332,8 +333,8 @@ def _import(args: Sequence[str], argv: Sequence[str]) -> int:
 
     _need_root("unpacking a root file system")
     name = str(reference(options.name))
-    with _open_store(options) as store, _input(options.file) as file:
-        image = from_root(store, add_tar(store, file.read), os.path.basename(options.file))
+    with _open_store(options) as store, _input(options.file) as file, _metered(file, "importing") as read:
+        image = from_root(store, add_tar(store, read), os.path.basename(options.file))
         store.sync()
         store.tag(name, image)
     sys.stdout.write(image + "\n")
@@ -345,6 +346,29 @@ def _input(path: str) -> Any:
         return open(0 if path == "-" else path, "rb")
     except OSError as error:
         raise BuildError(f"reading {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _metered(file: Any, label: str) -> Iterator[Callable[[int], bytes]]:
+    """A read function over *file*, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield file.read
+        return
+    from builder.events import Meter
+    from builder.progress.tty import Tty
+
+    sink = Tty(sys.stderr)
+    meter = Meter(label, os.fstat(file.fileno()).st_size, sink)
+
+    def read(count: int) -> bytes:
+        data: bytes = file.read(count)
+        meter.add(len(data))
+        return data
+
+    try:
+        yield read
+    finally:
+        sink.close()
 
 
 # -- run -----------------------------------------------------------------------------------

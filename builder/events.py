@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SolveStarted:
+    """The plan is made and has this many steps."""
+
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +73,24 @@ class Notice:
     warning: bool = False
 
 
-Event = StepStarted | StepCached | StepOutput | StepFinished | StepFailed | Transfer | Notice
+Event = SolveStarted | StepStarted | StepCached | StepOutput | StepFinished | StepFailed | Transfer | Notice
 Sink = Callable[[Event], None]
+
+
+class Meter:
+    """Counts one transfer and tells *sink*. Safe to call from several threads."""
+
+    def __init__(self, label: str, total: int, sink: Sink, unit: str = "B") -> None:
+        self._label, self._total, self._sink, self._unit = label, total, sink, unit
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._sink(Transfer(self._label, self._done, self._total, self._unit))
+
+    def finish(self) -> None:
+        """All is there. A transfer too short to have shown anything stays silent."""
+        if self._done:
+            self._sink(Transfer(self._label, self._total, self._total, self._unit, finished=True))

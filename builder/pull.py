@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from builder.errors import BuildError
-from builder.events import Sink, Transfer
+from builder.events import Meter, Sink
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, parse_config
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
@@ -43,36 +42,23 @@ def pull(
         config = parse_config(data, f"the config of {reference}")
         _check(reference, config, layers, platform)
         total = sum(layer.size for layer in layers)
-        counter = _Counter(f"pulling {reference.familiar}", total, sink)
+        pulling = Meter(f"pulling {reference.familiar}", total, sink)
+        unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             jobs = [
-                pool.submit(_layer, store, registry, reference.repository, layer, expected, counter.add)
+                pool.submit(
+                    _layer, store, registry, reference.repository, layer, expected, pulling, unpacking
+                )
                 for layer, expected in zip(layers, config.diff_ids, strict=True)
             ]
             for job in jobs:
                 job.result()
-        counter.finish()
+        pulling.finish()
+        unpacking.finish()
     store.sync()
     image = store.put_blob(data)
     store.tag(str(reference), image)
     return image
-
-
-class _Counter:
-    """Adds up the bytes of parallel downloads."""
-
-    def __init__(self, label: str, total: int, sink: Sink) -> None:
-        self._label, self._total, self._sink = label, total, sink
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._sink(Transfer(self._label, self._done, self._total))
-
-    def finish(self) -> None:
-        self._sink(Transfer(self._label, self._total, self._total, finished=True))
 
 
 def _image_manifest(
@@ -151,19 +137,26 @@ def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor], 
 
 
 def _layer(
-    store: Store, registry: Registry, repository: str, layer: Descriptor, expected: Digest, progress: Any
+    store: Store,
+    registry: Registry,
+    repository: str,
+    layer: Descriptor,
+    expected: Digest,
+    pulling: Meter,
+    unpacking: Meter,
 ) -> None:
     """One layer: downloaded unless its blob is here, unpacked unless its tree is."""
     if store.index.unpacked(expected):
-        progress(layer.size)
+        pulling.add(layer.size)
+        unpacking.add(layer.size)
         return
     if store.has_blob(layer.digest):
-        progress(layer.size)
+        pulling.add(layer.size)
     else:
         temporary = store.temporary()
         try:
             with open(temporary, "x+b") as file:
-                registry.blob(repository, layer, file, progress)
+                registry.blob(repository, layer, file, pulling.add)
                 file.flush()
                 os.fsync(file.fileno())
             store.publish(temporary, store.blob_path(layer.digest))
@@ -172,4 +165,4 @@ def _layer(
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-    add_blob(store, layer, expected)
+    add_blob(store, layer, expected, unpacking.add)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from builder.errors import BuildError, Cancelled, StepError
 from builder.events import (
     Event,
+    SolveStarted,
     StepCached,
     StepFailed,
     StepFinished,
@@ -80,6 +81,7 @@ class Solver:
     def run(self, jobs: int) -> None:
         """Solve every step. Raises the first failure after every running step has ended."""
         steps = self._plan.steps
+        self._sink(SolveStarted(len(steps)))
         waiting = {id(step): len(step.inputs) for step in steps}
         users: dict[int, list[Step]] = {id(step): [] for step in steps}
         for step in steps:

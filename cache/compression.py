@@ -57,6 +57,21 @@ def detect(start: bytes) -> str:
     return NONE
 
 
+def detecting(read: Read) -> Read:
+    """A read function over a stream whose first bytes show its compression, or that it has none."""
+    start = read(512)
+    kind = detect(start)
+
+    def source(count: int) -> bytes:
+        nonlocal start
+        if start:
+            data, start = start[:count], start[count:]
+            return data
+        return read(count)
+
+    return decompressing(source, kind)
+
+
 def decompressing(read: Read, compression: str) -> Read:
     """A read function over the decompressed stream. Damaged input raises ArchiveError."""
     if compression == NONE:

@@ -106,16 +106,7 @@ def add_tar(store: Store, read: Read) -> Digest:
 
     Returns its diff ID, which is that of our tar, not of the one read.
     """
-    start = read(512)
-
-    def source(count: int) -> bytes:
-        nonlocal start
-        if start:
-            data, start = start[:count], start[count:]
-            return data
-        return read(count)
-
-    stream = comp.decompressing(source, comp.detect(start))
+    stream = comp.detecting(read)
     with draft(store, ()) as made:
         _unpack(made.upper, stream)
         snapshot = commit(made)

@@ -30,6 +30,7 @@ Content = tuple[str, tuple[tuple[str, bytes], ...]]
 _SETTLED = 50_000_000  # ns: coarse clocks tick every 4 to 10 ms
 _FORMAT = 1
 _CHUNK = 1 << 20
+_BATCH = 500  # entries between two signs of progress
 
 
 def stat_entry(path: str, found: os.stat_result) -> Stat:
@@ -208,15 +209,20 @@ def read_content(root: int, path: str, item: Stat) -> Content:
         os.close(fd)
 
 
-def content_digest(root: int, entries: "Iterable[Stat]", index: StatIndex, base: str) -> str:
+def content_digest(
+    root: int, entries: "Iterable[Stat]", index: StatIndex, base: str, progress: "Callable[[int], None]"
+) -> str:
     """The digest that decides a COPY's cache key: names, modes, sizes, links and contents.
 
     Not owners (a context's are always 0:0) and not times (dockerfile.md T94). Names count
-    from *base*, the selected path, so that equal trees elsewhere are equal.
+    from *base*, the selected path, so that equal trees elsewhere are equal. *progress* is
+    told of every batch of entries.
     """
     sha = hashlib.sha256()
     first_of: dict[tuple[int, int], str] = {}
-    for item in entries:
+    for number, item in enumerate(entries, 1):
+        if number % _BATCH == 0:
+            progress(_BATCH)
         path, mode, size = item[0], item[1], item[2]
         name = path[len(base) :]
         kind = stat.S_IFMT(mode)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import marshal
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -92,7 +91,7 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
     """
     if reduce:
         normalise(made.upper, made.lower())
-    name = secrets.token_hex(5)
+    name = os.urandom(5).hex()
     os.rename(made.upper, made.store.path("snapshots", name))
     if entries is not None:
         body = marshal.dumps([tuple(entry) for entry in entries])

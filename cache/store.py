@@ -23,7 +23,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import CacheError, CorruptError, MissingError, SpaceError
@@ -131,7 +130,7 @@ class Store:
         """A new path (nothing there yet) below this process's session folder."""
         if not self._session:
             self._open_session()
-        return os.path.join(self._session, secrets.token_hex(4))
+        return os.path.join(self._session, os.urandom(4).hex())
 
     def _open_session(self) -> None:
         """Make the session folder and sweep those of processes that are gone."""
@@ -145,7 +144,7 @@ class Store:
                         remove_tree(name, dir_fd=guard)
                 finally:
                     os.close(fd)
-            name = secrets.token_hex(4)
+            name = os.urandom(4).hex()
             os.mkdir(name, 0o700, dir_fd=guard)
             self._session = self.path("tmp", name)
             self._session_fd = os.open(self._session, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

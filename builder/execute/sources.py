@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from builder.errors import BuildError
+from builder.events import Meter, Sink
 from builder.execute.keeper import keeper
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
@@ -124,7 +125,9 @@ class ContextSource:
     ``name`` tells contexts apart, so that each finds its stat index and last layers again.
     """
 
-    def __init__(self, folder: str, name: str, index: StatIndex, ignore: Ignore, ignore_name: str) -> None:
+    def __init__(
+        self, folder: str, name: str, index: StatIndex, ignore: Ignore, ignore_name: str, sink: Sink
+    ) -> None:
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -135,6 +138,7 @@ class ContextSource:
         self.index = index
         self._ignore = ignore
         self._ignore_name = ignore_name
+        self._sink = sink
         self._scanned: dict[str, list[Stat]] = {}
         # What the build took from the context, for replay: digest by path, listed folders.
         self.digests: dict[str, str] = {}
@@ -192,14 +196,16 @@ class ContextSource:
         return value
 
     def _read(self, selected: Selected, entries: list[Stat]) -> str:
+        meter = Meter("reading the build context", len(entries), self._sink, "files")
         try:
-            value = content_digest(self._root, entries, self.index, selected.path)
+            value = content_digest(self._root, entries, self.index, selected.path, meter.add)
         except OSError as error:
             raise BuildError(
                 f"reading the build context: {error.strerror}: {error.filename!r}",
                 "make it readable, or exclude it in .dockerignore",
             ) from None
         self.index.remember(selected.path, entries, value)
+        meter.finish()
         return value
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:

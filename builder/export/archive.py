@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from builder.errors import BuildError
-from builder.events import Event, Transfer
+from builder.events import Meter, Sink
 from builder.image.model import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, ImageConfig, manifest, to_json
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
@@ -23,7 +23,6 @@ from cache.store import Store
 from grammar.reference import parse_reference
 
 _CHUNK = 1 << 20
-Sink = Callable[[Event], None]
 
 
 def write_archive(
@@ -43,7 +42,7 @@ def write_archive(
     layers = []
     for number, layer in enumerate(config.diff_ids, 1):
         layers.append(
-            blob(store, layer, progress=_counter(f"packing layer {number}/{len(config.diff_ids)}", sink))
+            blob(store, layer, progress=Meter(f"packing layer {number}/{len(config.diff_ids)}", 0, sink).add)
         )
     config_blob = Descriptor(CONFIG_TYPE, image, os.path.getsize(store.blob_path(image)))
     body = manifest(config_blob, tuple(layers))
@@ -58,17 +57,6 @@ def write_archive(
     blobs = {item.digest: item.size for item in (config_blob, top, *layers)}
     with _destination(dest) as write:
         _write_tar(store, small, blobs, write, sink)
-
-
-def _counter(label: str, sink: Sink) -> Callable[[int], None]:
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        sink(Transfer(label, done, 0))
-
-    return count
 
 
 def _index(top: Descriptor, config: ImageConfig, names: tuple[str, ...]) -> bytes:
@@ -134,8 +122,7 @@ def _write_tar(
     write: Callable[[bytes], object],
     sink: Sink,
 ) -> None:
-    total = sum(blobs.values())
-    done = 0
+    exporting = Meter("exporting", sum(blobs.values()), sink)
     for folder in ("blobs", "blobs/sha256"):
         write(header(Entry(folder, DIRECTORY, 0o755)))
     for name in sorted(blobs, key=hex_of):
@@ -143,11 +130,10 @@ def _write_tar(
         with open(store.blob_path(name), "rb") as file:
             while data := file.read(_CHUNK):
                 write(data)
-                done += len(data)
-                sink(Transfer("exporting", done, total))
+                exporting.add(len(data))
         write(bytes(-blobs[name] % 512))
     for path, data in sorted(small.items()):
         write(header(Entry(path, FILE, 0o644, size=len(data))))
         write(data + bytes(-len(data) % 512))
     write(bytes(1024))
-    sink(Transfer("exporting", total, total, finished=True))
+    exporting.finish()

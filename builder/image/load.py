@@ -35,19 +35,10 @@ def load(store: Store, read: Read) -> list[str]:
 
     Raises BuildError or CacheError, and then nothing has been tagged.
     """
-    start = read(512)
-
-    def source(count: int) -> bytes:
-        nonlocal start
-        if start:
-            data, start = start[:count], start[count:]
-            return data
-        return read(count)
-
     folder = store.temporary()
     os.mkdir(folder, 0o700)
     archive = _Archive(store, folder)
-    archive.read(comp.decompressing(source, comp.detect(start)))
+    archive.read(comp.detecting(read))
     images = archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
     if not images:
         raise BuildError("the archive holds no image for this platform", f"this machine is {host()}")

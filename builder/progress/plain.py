@@ -9,6 +9,7 @@ from typing import TextIO
 from builder.events import (
     Event,
     Notice,
+    SolveStarted,
     StepCached,
     StepFailed,
     StepFinished,
@@ -33,6 +34,8 @@ class Plain:
     def __call__(self, event: Event) -> None:
         with self._lock:
             match event:
+                case SolveStarted():
+                    pass
                 case StepStarted():
                     self._started[event.number] = time.monotonic()
                     self.line(lines.started(event.number, event.name))

@@ -6,26 +6,31 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from builder.events import Event, StepCached, StepFinished, Transfer
+from builder.events import Event, SolveStarted, StepCached, StepFinished, StepStarted, Transfer
+from builder.progress.lines import printable
 from builder.progress.plain import Plain
+
+_NAME_WIDTH = 60
+_STEPS_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
 
 
 class Tty(Plain):
     """A sink that keeps one bar for the steps and one for each running transfer."""
 
-    def __init__(self, stream: TextIO, steps: int = 0) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._file = stream
         self._bars: dict[str, Any] = {}
         self._steps: Any | None = None
-        self._done = 0
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        if isinstance(event, StepCached | StepFinished):
-            with self._lock:
-                if self._steps is None:
-                    self._steps = self._bar("steps", 0, "step")
+        with self._lock:
+            if isinstance(event, SolveStarted):
+                self._steps = self._bar("steps", event.steps, "step", _STEPS_FORMAT)
+            elif self._steps is not None and isinstance(event, StepStarted):
+                self._steps.set_postfix_str(printable(event.name)[:_NAME_WIDTH])
+            elif self._steps is not None and isinstance(event, StepCached | StepFinished):
                 self._steps.update(1)
 
     def transfer(self, event: Transfer) -> None:
@@ -37,13 +42,14 @@ class Tty(Plain):
             self._bars.pop(event.label).close()
             super().transfer(event)
 
-    def _bar(self, label: str, total: int, unit: str) -> Any:
+    def _bar(self, label: str, total: int, unit: str, bar_format: str | None = None) -> Any:
         return tqdm(
             total=total or None,
             desc=label,
             unit=unit,
             unit_scale=unit == "B",
             file=self._file,
+            bar_format=bar_format,
             leave=False,
             dynamic_ncols=True,
         )

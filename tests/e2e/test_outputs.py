@@ -194,10 +194,14 @@ def test_dockerfile_elsewhere(pybuild: Pybuild, tmp_path: Path) -> None:
 
 def test_progress_on_a_terminal(pybuild: Pybuild) -> None:
     """A terminal gets bars and every line of output; nothing else is mixed in."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     context = pybuild.context("FROM busybox\nRUN echo shown-line\n")
     main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     build = subprocess.Popen(
         [PYBUILD, "--no-cache", "--network=none", context],
         env=pybuild.environment({"TERM": "xterm"}),
@@ -212,4 +216,5 @@ def test_progress_on_a_terminal(pybuild: Pybuild) -> None:
         pass  # the other side is closed
     os.close(main)
     assert build.wait(timeout=20) == 0
+    assert b"steps: 1/2" in said
     assert b"RUN echo shown-line" in said and b"shown-line\r\n" in said
