@@ -23,6 +23,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import CacheError, CorruptError, MissingError, SpaceError
@@ -58,6 +59,7 @@ class Store:
         self.root = os.path.abspath(root)
         self._session = ""
         self._session_fd = -1
+        self._opening = threading.Lock()
         try:
             self._prepare()
         except OSError as error:
@@ -128,8 +130,9 @@ class Store:
 
     def temporary(self) -> str:
         """A new path (nothing there yet) below this process's session folder."""
-        if not self._session:
-            self._open_session()
+        with self._opening:
+            if not self._session:
+                self._open_session()
         return os.path.join(self._session, os.urandom(4).hex())
 
     def _open_session(self) -> None:

@@ -50,7 +50,7 @@ def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
     *source* is the name to print ("Dockerfile"), *text* the whole file. Carets are under the
     columns of the span, or under its whole first line when it has none.
     """
-    lines = [line.rstrip("\r") for line in text.split("\n")]
+    lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
     first = max(1, span.first - context)
     last = min(len(lines), span.last + context)
     width = len(str(last))

@@ -61,7 +61,8 @@ class Given:
         """A bool flag's value, None when it was not given."""
         if name not in self.flags:
             return None
-        return self.flags[name][0].value in (None, "true")
+        value = self.flags[name][0].value
+        return value is None or value.lower() == "true"
 
 
 def check_flags(keyword: str, flags: list[Flag]) -> Given:
@@ -77,7 +78,7 @@ def check_flags(keyword: str, flags: list[Flag]) -> Given:
             raise DockerfileError(f"unknown flag: --{flag.name}{guess}", flag.span, hint)
         if flag.name in given.flags and kind != LIST:
             raise DockerfileError(f"Duplicate flag specified: {flag.name}", flag.span)
-        if kind == BOOL and flag.value not in (None, "true", "false"):
+        if kind == BOOL and flag.value is not None and flag.value.lower() not in ("true", "false"):
             raise DockerfileError(
                 f"Expecting boolean value for flag {flag.name}, not: {flag.value}", flag.span
             )

@@ -120,10 +120,93 @@ def _accepts(token: _Token, char: str) -> bool:
     if kind == _LITERAL:
         return literal == char
     if kind == _ONE:
-        return True
+        return char != "/"
     assert parsed is not None
     negated, ranges = parsed
     return any(low <= char <= high for low, high in ranges) != negated
+
+
+# -- "**" glued to other characters ---------------------------------------------------------
+#
+# moby gives it a meaning of its own: at the front any characters may come before, at the end
+# any after, and in the middle any whole components. Rare, so it is matched character by
+# character, over the whole path.
+
+_BEFORE, _COMPONENTS, _AFTER = "before", "components", "after"
+
+
+def _has_glued_stars(pattern: str) -> bool:
+    """Whether an unescaped ``**`` stands in one component with something else."""
+    place = _find_stars(pattern, 0)
+    while place >= 0:
+        if pattern[max(place - 1, 0) : place] not in ("", "/") or pattern[place + 2 : place + 3] not in (
+            "",
+            "/",
+        ):
+            return True
+        place = _find_stars(pattern, place + 2)
+    return False
+
+
+def _compile_deep(pattern: str) -> list[_Token]:
+    """The tokens of a whole pattern. Raises GlobError."""
+    tokens: list[_Token] = []
+    place = 0
+    while (stars := _find_stars(pattern, place)) >= 0:
+        tokens += _compile(pattern[place:stars])
+        place = stars + 2
+        place += pattern[place : place + 1] == "/"
+        plain_after = not any(char in pattern[place:] for char in "*?[\\")
+        if place >= len(pattern):
+            tokens.append((_AFTER, "", None))
+        elif stars == 0 and plain_after and pattern[place - 1] != "/":
+            tokens.append((_BEFORE, "", None))
+        else:
+            tokens.append((_COMPONENTS, "", None))
+    return tokens + _compile(pattern[place:])
+
+
+def _find_stars(pattern: str, place: int) -> int:
+    """Where the next unescaped ``**`` begins, -1 for nowhere."""
+    while place < len(pattern):
+        if pattern.startswith("**", place):
+            return place
+        place += 2 if pattern[place] == "\\" else 1
+    return -1
+
+
+def _match_deep(tokens: Sequence[_Token], path: str) -> bool:
+    """Match with a set of states: ``2 * n`` before token n, ``2 * n + 1`` inside it."""
+    states = _reachable(tokens, {0})
+    for char in path:
+        after: set[int] = set()
+        for state in states:
+            number, inside = divmod(state, 2)
+            if number == len(tokens):
+                continue
+            token = tokens[number]
+            if token[0] in (_BEFORE, _AFTER) or (token[0] == _STAR and char != "/"):
+                after.add(state)
+            elif token[0] == _COMPONENTS:
+                after.add(2 * number + 1)
+                if char == "/":
+                    after.add(2 * number + 2)
+            elif token[0] != _STAR and not inside and _accepts(token, char):
+                after.add(2 * number + 2)
+        states = _reachable(tokens, after)
+    return 2 * len(tokens) in states
+
+
+def _reachable(tokens: Sequence[_Token], states: set[int]) -> set[int]:
+    """States and those that need no further character."""
+    stack = list(states)
+    while stack:
+        number, inside = divmod(stack.pop(), 2)
+        skips = number < len(tokens) and tokens[number][0] in (_BEFORE, _AFTER, _STAR, _COMPONENTS)
+        if skips and not inside and 2 * number + 2 not in states:
+            states.add(2 * number + 2)
+            stack.append(2 * number + 2)
+    return states
 
 
 # -- patterns of an ignore file ------------------------------------------------------------
@@ -135,13 +218,13 @@ class Pattern:
     def __init__(self, text: str, negated: bool, line: int) -> None:
         self.negated = negated
         self.line = line
+        self._deep = _compile_deep(text) if _has_glued_stars(text) else None
         self._parts: list[str | list[_Token] | None] = []
         for part in text.split("/"):
             if part == "**":
                 if not self._parts or self._parts[-1] is not None:
                     self._parts.append(None)
             elif has_glob(part):
-                # "**" inside a component is an ordinary star there.
                 self._parts.append(_compile(part))
             else:
                 self._parts.append(part)
@@ -153,6 +236,8 @@ class Pattern:
         """Whether the pattern matches this very path."""
         if self.literal:
             return self.literal == path
+        if self._deep is not None:
+            return _match_deep(self._deep, path)
         parts = path.split("/")
         if self.first and self.first != parts[0]:
             return False

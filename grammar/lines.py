@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 from dataclasses import dataclass
 
 from grammar.ast import Directives, Heredoc
@@ -15,7 +16,7 @@ from grammar.errors import DockerfileError
 from grammar.span import Span
 
 _LINE_LIMIT = 65535
-_BLANKS = " \t\v\f\r"
+BLANKS = " \t\v\f\r\n"  # what separates words; other blanks of Unicode do not (L12)
 _DIRECTIVES = ("syntax", "escape", "check")
 _HEREDOC_KEYWORDS = ("add", "copy", "run")
 
@@ -36,23 +37,32 @@ class LogicalLine:
     comments: tuple[str, ...] = ()
 
     def span(self, offset: int = -1, width: int = 0) -> Span:
-        """The span of the whole instruction, or of *width* characters at *offset* of the text."""
+        """The span of the whole instruction, or of *width* characters at *offset* of the text.
+
+        Of what a continuation splits, the part on its first line.
+        """
         if offset < 0:
             return Span(self.first, self.last)
         place = bisect.bisect_right([piece[0] for piece in self.pieces], offset) - 1
-        start, line, column = self.pieces[max(place, 0)]
-        return Span(line, line, column + offset - start, max(width, 1))
+        place = max(place, 0)
+        start, line, column = self.pieces[place]
+        end = self.pieces[place + 1][0] if place + 1 < len(self.pieces) else len(self.text)
+        return Span(line, line, column + offset - start, max(1, min(width, end - offset)))
 
 
-def split_lines(text: str) -> tuple[Directives, list[LogicalLine]]:
-    """Cut a Dockerfile into logical lines. Raises DockerfileError."""
+def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLine]]:
+    """Cut a Dockerfile into logical lines. Raises DockerfileError.
+
+    With *escape* the text is a piece of a file that has this escape character: it has no
+    directives of its own.
+    """
     physical = text.removeprefix("\ufeff").split("\n")
     for number, line in enumerate(physical, 1):
-        if len(line) > _LINE_LIMIT and len(line.encode("utf-8", "surrogatepass")) > _LINE_LIMIT:
+        if len(line) * 4 > _LINE_LIMIT and len(line.encode("utf-8", "surrogateescape")) > _LINE_LIMIT:
             raise DockerfileError(
                 f"dockerfile line greater than max allowed size of {_LINE_LIMIT}", Span(number, number)
             )
-    directives = _directives(physical)
+    directives = Directives(escape=escape) if escape else _directives(physical)
     return directives, _Scanner(physical, directives.escape).run()
 
 
@@ -71,8 +81,20 @@ def _directives(physical: list[str]) -> Directives:
             raise DockerfileError(
                 f"invalid escape token '{value}' does not match ` or \\", Span(number, number)
             )
+        if key == "syntax":
+            _check_syntax(value.split(None, 1)[0], Span(number, number))
         found[key] = value
     return Directives(found.get("syntax", ""), found.get("escape", "\\"), found.get("check", ""))
+
+
+def _check_syntax(name: str, span: Span) -> None:
+    """``# syntax=`` names a frontend; ours is built in and nothing is ever fetched for it."""
+    if not name.removeprefix("docker.io/").startswith("docker/dockerfile"):
+        raise DockerfileError(
+            f"syntax {name!r} is not supported",
+            span,
+            "pybuild understands docker/dockerfile itself and never runs another frontend",
+        )
 
 
 class _Scanner:
@@ -87,8 +109,7 @@ class _Scanner:
     def run(self) -> list[LogicalLine]:
         out = []
         while self._next < len(self._physical):
-            line = self._physical[self._next]
-            stripped = line.strip()
+            stripped = self._physical[self._next].strip()
             if stripped.startswith("#"):
                 self._comments.append(stripped[1:].strip())
                 self._next += 1
@@ -96,7 +117,9 @@ class _Scanner:
                 self._comments.clear()
                 self._next += 1
             else:
-                out.append(self._instruction())
+                line = self._instruction()
+                if line.text.strip():  # else there was nothing but an escape
+                    out.append(line)
                 self._comments.clear()
         return out
 
@@ -186,11 +209,21 @@ def heredoc_words(text: str) -> list[str]:
     return raw_words(rest)
 
 
+def bare_words(text: str) -> list[str]:
+    """Split at blanks, quotes having no meaning."""
+    return [word for word in re.split(f"[{BLANKS}]+", text) if word]
+
+
+def first_word(text: str) -> str:
+    """The first word of an instruction or trigger: its keyword."""
+    return _cut(text)[0]
+
+
 def _cut(text: str) -> tuple[str, str, str]:
-    text = text.lstrip(_BLANKS)
+    text = text.lstrip(BLANKS)
     for place, char in enumerate(text):
-        if char in _BLANKS:
-            return text[:place], char, text[place:].lstrip(_BLANKS)
+        if char in BLANKS:
+            return text[:place], char, text[place:].lstrip(BLANKS)
     return text, "", ""
 
 

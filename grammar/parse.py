@@ -10,7 +10,7 @@ from typing import Any
 
 from grammar import ast
 from grammar.errors import DockerfileError
-from grammar.lines import LogicalLine, split_lines
+from grammar.lines import LogicalLine, first_word, split_lines
 from grammar.span import Span
 
 KEYWORDS = (
@@ -38,7 +38,6 @@ KEYWORDS = (
 def parse(text: str) -> ast.Dockerfile:
     """Parse a whole Dockerfile. Raises DockerfileError."""
     directives, lines = split_lines(text)
-    _check_syntax(directives)
     if not lines:
         raise DockerfileError("file with no instructions", hint="a Dockerfile starts with FROM")
     global_args: list[ast.Arg] = []
@@ -63,7 +62,7 @@ def parse(text: str) -> ast.Dockerfile:
 
 def parse_instruction(text: str, span: Span, escape: str = "\\") -> ast.Instruction:
     """Parse one instruction that does not stand in a file, such as a base image's trigger."""
-    _directives, lines = split_lines(text)
+    _directives, lines = split_lines(text, escape)
     if len(lines) != 1:
         raise DockerfileError(f"not one instruction: {text!r}", span)
     try:
@@ -79,7 +78,7 @@ def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
     from grammar.transform import transform
 
     text = line.text.rstrip()
-    keyword = text.split(None, 1)[0]
+    keyword = first_word(text)
     if keyword.upper() not in KEYWORDS:
         close = difflib.get_close_matches(keyword.upper(), KEYWORDS, 1, 0.6)
         guess = f" (did you mean {close[0]}?)" if close else ""
@@ -103,17 +102,6 @@ def _parser(escape: str) -> Any:
         for line in grammar.split("\n")
     )
     return Lark(grammar, parser="lalr", lexer="contextual", maybe_placeholders=False)
-
-
-def _check_syntax(directives: ast.Directives) -> None:
-    """``# syntax=`` names a frontend; ours is built in and nothing is ever fetched for it."""
-    name = directives.syntax.split(None, 1)[0] if directives.syntax else ""
-    if name and not name.removeprefix("docker.io/").startswith("docker/dockerfile"):
-        raise DockerfileError(
-            f"syntax {name!r} is not supported",
-            Span(1, 1),
-            "pybuild understands docker/dockerfile itself and never runs another frontend",
-        )
 
 
 def _display(line: LogicalLine) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from grammar import ast
 from grammar.errors import DockerfileError
 from grammar.flags import Given, check_flags
-from grammar.lines import LogicalLine, parse_heredoc
+from grammar.lines import LogicalLine, bare_words, first_word, parse_heredoc
 from grammar.span import Span
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -60,7 +60,7 @@ def transform(tree: Any, source: LogicalLine, escape: str) -> ast.Instruction:
 def _flag(token: Any, source: LogicalLine, escape: str) -> ast.Flag:
     name, equals, value = _unquote(str(token)[2:], escape).partition("=")
     span = source.span(token.start_pos, len(str(token)))
-    return ast.Flag(name.lower(), value if equals else None, span)
+    return ast.Flag(name, value if equals else None, span)
 
 
 def _unquote(text: str, escape: str) -> str:
@@ -209,7 +209,7 @@ def _bare_words(line: Line, token: Any) -> list[tuple[str, Span]]:
     out = []
     offset = 0
     text = str(token)
-    for word in text.split():
+    for word in bare_words(text):
         offset = text.index(word, offset)
         out.append((word, line.source.span(token.start_pos + offset, len(word))))
         offset += len(word)
@@ -253,7 +253,7 @@ def _add(line: Line) -> ast.Add:
 
 def _volume(line: Line) -> ast.Volume:
     argv = json_array(line)
-    paths = tuple(line.rest.split()) if argv is None else argv
+    paths = tuple(bare_words(line.rest)) if argv is None else argv
     if not paths:
         raise line.error("VOLUME requires at least one argument")
     if not all(path.strip() for path in paths):
@@ -271,10 +271,11 @@ def _key_values(line: Line) -> tuple[tuple[ast.Pair, ...], bool]:
     first = line.tokens[0]
     if "=" not in str(first):
         text = line.source.text.rstrip()[first.start_pos :]
-        key, *value = text.split(None, 1)
+        key = first_word(text)
+        value = text[len(key) :].strip()
         if not value:
             raise line.error(f"{line.keyword} must have two arguments", first)
-        return (ast.Pair(key, value[0], line.at(first)),), True
+        return (ast.Pair(key, value, line.at(first)),), True
     pairs = []
     for token in line.tokens:
         key, equals, value_text = str(token).partition("=")
@@ -359,7 +360,7 @@ def _onbuild(line: Line) -> ast.Onbuild:
     if not line.rest:
         raise line.error("ONBUILD requires at least one argument")
     token = line.tokens[-1]
-    keyword = line.rest.split(None, 1)[0].upper()
+    keyword = first_word(line.rest).upper()
     if keyword == "ONBUILD":
         raise line.error("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed", token)
     if keyword in _FORBIDDEN_TRIGGERS:

@@ -96,7 +96,7 @@ class _Lexer:
         self._escape = escape
         self._missing = missing
         self._raw_quotes = raw_quotes
-        self._budget = _SIZE
+        self._spent = 0
 
     def _peek(self) -> str:
         return self._text[self._place] if self._place < len(self._text) else _END
@@ -107,9 +107,8 @@ class _Lexer:
         return char
 
     def _spend(self, text: str) -> str:
-        self._budget -= len(text)
-        if self._budget < 0:
-            raise ExpansionError(f"expands to more than {_SIZE} characters")
+        self._spent += len(text)
+        _bounded(self._spent)
         return text
 
     def until(self, stop: str, depth: int, keep_escapes: bool = False) -> tuple[str, list[str]]:
@@ -122,7 +121,7 @@ class _Lexer:
             if stop and char == stop:
                 self._next()
                 return "".join(out), words.finish()
-            if char in "'\"":
+            if char in "'\"" and not self._raw_quotes:
                 piece = self._single() if char == "'" else self._double(depth)
                 words.add_raw(piece)
             elif char == "$":
@@ -152,15 +151,15 @@ class _Lexer:
         if end < 0:
             raise ExpansionError("unexpected end of statement while looking for matching single-quote")
         self._place = end + 1
-        return self._text[start : end + 1] if self._raw_quotes else self._text[start + 1 : end]
+        return self._text[start + 1 : end]
 
     def _double(self, depth: int) -> str:
         """Up to the closing quote; only quote, dollar and the escape itself can be escaped."""
-        out = [self._next() if self._raw_quotes else self._skip()]
+        self._next()
+        out: list[str] = []
         while char := self._peek():
             if char == '"':
                 self._next()
-                out.append(char if self._raw_quotes else "")
                 return "".join(out)
             if char == "$":
                 out.append(self._dollar(depth))
@@ -174,10 +173,6 @@ class _Lexer:
                     char = self._next()
             out.append(char)
         raise ExpansionError("unexpected end of statement while looking for matching double-quote")
-
-    def _skip(self) -> str:
-        self._next()
-        return ""
 
     # -- variables -------------------------------------------------------------------------
 
@@ -209,7 +204,7 @@ class _Lexer:
         return self._text[start : self._place]
 
     def _value(self, name: str) -> str | None:
-        """The variable's value, None when unset. Positional and special ones are always unset."""
+        """The variable's value, None when unset, as positional and special ones are in any build."""
         value = self._env.get(name)
         if value is None:
             self._missing.add(name)
@@ -261,7 +256,7 @@ class _Lexer:
         if everywhere:
             self._next()
         pattern = self._operand("/", depth, keep_escapes=True)
-        replacement = self._operand("}", depth, keep_escapes=False)
+        replacement = self._operand("}", depth, keep_escapes=True)
         return replace_pattern(self._value(name) or "", pattern, replacement, everywhere)
 
 
@@ -292,20 +287,31 @@ def _compile(pattern: str) -> list[tuple[str, str]]:
     return tokens
 
 
-def _matches(tokens: list[tuple[str, str]], text: str, longest: bool) -> int:
-    """The length of the shortest or longest prefix of *text* that matches, -1 for none."""
-    if len(tokens) * max(len(text), 1) > _WORK:
-        raise ExpansionError("a pattern and its text are too long together")
+class _Work:
+    """What matching may cost: a hostile pattern ends in an error, not in hours."""
+
+    def __init__(self) -> None:
+        self._left = _WORK
+
+    def spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise ExpansionError("a pattern and its text are too long together")
+
+
+def _matches(tokens: list[tuple[str, str]], text: str, start: int, longest: bool, work: _Work) -> int:
+    """The length of the shortest or longest match at *start* of *text*, -1 for none."""
     states = _closure(tokens, {0})
     found = 0 if len(tokens) in states else -1
-    for place, char in enumerate(text):
+    for place in range(start, len(text)):
         if found >= 0 and not longest:
             return found
-        states = _closure(tokens, {n for s in states for n in _step(tokens, s, char)})
+        work.spend(len(states))
+        states = _closure(tokens, {n for s in states for n in _step(tokens, s, text[place])})
         if not states:
             break
         if len(tokens) in states:
-            found = place + 1
+            found = place + 1 - start
     return found
 
 
@@ -325,14 +331,19 @@ def _step(tokens: list[tuple[str, str]], state: int, char: str) -> tuple[int, ..
 
 def strip_prefix(value: str, pattern: str, longest: bool) -> str:
     """``${v#p}`` and ``${v##p}``."""
-    length = _matches(_compile(pattern), value, longest)
+    length = _matches(_compile(pattern), value, 0, longest, _Work())
     return value[length:] if length > 0 else value
 
 
 def strip_suffix(value: str, pattern: str, longest: bool) -> str:
     """``${v%p}`` and ``${v%%p}``."""
-    length = _matches(_compile(pattern)[::-1], value[::-1], longest)
+    length = _matches(_compile(pattern)[::-1], value[::-1], 0, longest, _Work())
     return value[: len(value) - length] if length > 0 else value
+
+
+def _bounded(size: int) -> None:
+    if size > _SIZE:
+        raise ExpansionError(f"expands to more than {_SIZE} characters")
 
 
 def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
@@ -340,17 +351,22 @@ def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool
     tokens = _compile(pattern)
     if not tokens:
         return value
-    if len(tokens) * len(value) * len(value) > _WORK:
-        raise ExpansionError("a pattern and its text are too long together")
+    if not any(kind for kind, _literal in tokens):
+        literal = "".join(literal for _kind, literal in tokens)
+        _bounded(value.count(literal) * len(replacement))
+        return value.replace(literal, replacement, -1 if everywhere else 1)
+    work = _Work()
     out: list[str] = []
-    place = 0
+    place = grown = 0
     while place < len(value):
-        length = _matches(tokens, value[place:], True)
+        length = _matches(tokens, value, place, True, work)
         if length <= 0:
             out.append(value[place])
             place += 1
             continue
         out.append(replacement)
+        grown += len(replacement)
+        _bounded(grown)
         place += length
         if not everywhere:
             break
