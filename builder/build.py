@@ -20,6 +20,7 @@ from builder.image.local import put_config
 from builder.image.model import ImageConfig
 from builder.plan.graph import Plan, Step
 from builder.plan.planner import plan
+from builder.replay import Look
 from builder.request import BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime.host import Launcher
@@ -101,10 +102,12 @@ def build(
     store: Store,
     launcher: Launcher,
     sink: Sink,
+    look: Look | None = None,
 ) -> tuple[BuildResult, Plan, Solver, ContextSource]:
     """Build an image and tag it. Raises BuildError (with an excerpt of the file) or CacheError.
 
-    On any failure nothing is tagged; finished steps stay cached.
+    On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
+    seen of the context a moment ago.
     """
     text = inputs.dockerfile[1].decode("utf-8", "surrogateescape")
     shown = os.path.relpath(inputs.dockerfile[0])
@@ -115,9 +118,7 @@ def build(
         raise _with_excerpt(located, shown, text) from None
     except PlanError as error:
         raise _with_excerpt(error, shown, text) from None
-    name = hashlib.sha256(os.path.realpath(request.context).encode("utf-8", "surrogateescape")).hexdigest()
-    index = StatIndex(store.path("contexts", name))
-    context = ContextSource(request.context, name, index, _ignore(inputs), inputs.ignore[0], sink)
+    context = _context(request, inputs, store, sink, look)
     workshop = Workshop(store, launcher, context)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:
@@ -126,7 +127,7 @@ def build(
         raise _with_excerpt(error, shown, text) from None
     finally:
         with contextlib.suppress(OSError):
-            index.save(_write_index(store))
+            context.index.save(_write_index(store))
     config = _image(made, solver, store)
     store.sync()
     image = put_config(store, config)
@@ -152,6 +153,17 @@ def _with_excerpt(error: PlanError | StepError, source: str, text: str) -> Build
     if error.span is not None:
         error.excerpt = excerpt(source, text, error.span)
     return error
+
+
+def _context(
+    request: BuildRequest, inputs: Inputs, store: Store, sink: Sink, look: Look | None
+) -> ContextSource:
+    name = hashlib.sha256(os.path.realpath(request.context).encode("utf-8", "surrogateescape")).hexdigest()
+    if look is not None and (look.context, look.ignore) != (request.context, inputs.ignore[1] or b""):
+        look = None
+    index = look.index if look is not None else StatIndex(store.path("contexts", name))
+    scanned = look.scanned if look is not None else {}
+    return ContextSource(request.context, name, index, scanned, _ignore(inputs), inputs.ignore[0], sink)
 
 
 def _ignore(inputs: Inputs) -> Ignore:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, Cancelled, UsageError
+from builder.replay import Look
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
@@ -23,22 +24,22 @@ _DEFAULT_JOBS = 8
 _DOCKERFILE_PEEK = 16 << 20
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command line *argv*; returns the exit code."""
+def run(argv: Sequence[str], look: Look | None = None) -> int:
+    """Run the command line *argv*; returns the exit code. *look* is what replay has seen."""
     signal.signal(signal.SIGTERM, _cancel)
     signal.signal(signal.SIGHUP, _cancel)
     name = argv[0] if argv and argv[0] in _COMMANDS else "build"
     rest = argv[1:] if argv and argv[0] in _COMMANDS else argv
     try:
-        commands: dict[str, Callable[[Sequence[str], Sequence[str]], int]] = {
-            "build": _build,
+        commands: dict[str, Callable[[Sequence[str]], int]] = {
+            "build": lambda args: _build(args, argv, look),
             "images": _images,
             "save": _save,
             "load": _load,
             "import": _import,
             "run": _run,
         }
-        return commands[name](rest, argv)
+        return commands[name](rest)
     except (KeyboardInterrupt, Cancelled):
         _say("pybuild: cancelled; nothing was tagged, finished steps stay cached")
         return Cancelled.exit_code
@@ -122,7 +123,7 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build(args: Sequence[str], argv: Sequence[str]) -> int:
+def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     options = _build_parser().parse_args(args)
     _need_root("building")
     # The helpers are forked while this process is small and has no threads.
@@ -137,7 +138,7 @@ def _build(args: Sequence[str], argv: Sequence[str]) -> int:
         inputs = read_inputs(request)
         sink = _sink(options)
         try:
-            result, plan, solver, context = build(request, inputs, store, session.launcher, sink)
+            result, plan, solver, context = build(request, inputs, store, session.launcher, sink, look)
             warn_unused(result, sink)
         finally:
             sink.close()
@@ -258,7 +259,7 @@ def _need_root(what: str) -> None:
 # -- images --------------------------------------------------------------------------------
 
 
-def _images(args: Sequence[str], argv: Sequence[str]) -> int:
+def _images(args: Sequence[str]) -> int:
     parser = _Parser(prog="pybuild images", description="List the images of the store.")
     options = parser.parse_args(args)
     from builder.image.local import config_of, size
@@ -281,7 +282,7 @@ def _images(args: Sequence[str], argv: Sequence[str]) -> int:
     return 0
 
 
-def _save(args: Sequence[str], argv: Sequence[str]) -> int:
+def _save(args: Sequence[str]) -> int:
     parser = _Parser(
         prog="pybuild save",
         description="Write an image to an archive that docker, podman and containerd load.",
@@ -306,7 +307,7 @@ def _save(args: Sequence[str], argv: Sequence[str]) -> int:
     return 0
 
 
-def _load(args: Sequence[str], argv: Sequence[str]) -> int:
+def _load(args: Sequence[str]) -> int:
     parser = _Parser(prog="pybuild load", description="Load an OCI or docker archive into the store.")
     parser.add_argument("file", metavar="FILE", help='an archive, "-" for standard input')
     options = parser.parse_args(args)
@@ -320,7 +321,7 @@ def _load(args: Sequence[str], argv: Sequence[str]) -> int:
     return 0
 
 
-def _import(args: Sequence[str], argv: Sequence[str]) -> int:
+def _import(args: Sequence[str]) -> int:
     parser = _Parser(
         prog="pybuild import",
         description="Make an image of one layer from a root file system's tar (gz, xz, zst too).",
@@ -374,7 +375,7 @@ def _metered(file: Any, label: str) -> Iterator[Callable[[int], bytes]]:
 # -- run -----------------------------------------------------------------------------------
 
 
-def _run(args: Sequence[str], argv: Sequence[str]) -> int:
+def _run(args: Sequence[str]) -> int:
     parser = _Parser(
         prog="pybuild run",
         description="Run a container from an image; what it writes is thrown away at its end.",

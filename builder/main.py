@@ -16,8 +16,9 @@ def main() -> int:
         return 0
     from builder.replay import replay
 
-    if replay(argv):
+    done, look = replay(argv)
+    if done:
         return 0
     from builder.cli import run
 
-    return run(argv)
+    return run(argv, look)

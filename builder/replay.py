@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import TypedDict
 
     from builder.execute.keeper import Keeper
+    from cache.scan import Stat, StatIndex
 
     class Memo(TypedDict):
         """What a build read and concluded; see ``holds``."""
@@ -50,23 +51,38 @@ if TYPE_CHECKING:
 _ENVIRONMENT = ("PYBUILD_ROOT", "XDG_DATA_HOME", "HOME", "SOURCE_DATE_EPOCH")
 
 
-def replay(argv: "Sequence[str]") -> bool:
-    """Repeat the conclusion of the last build with this command line, if everything still holds."""
+class Look:
+    """What replay has seen of a context, so that a full build need not look again."""
+
+    def __init__(self, context: str, ignore: bytes, index: "StatIndex") -> None:
+        self.context = context
+        self.ignore = ignore
+        self.index = index
+        self.scanned: dict[str, list[Stat]] = {}
+
+
+def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
+    """Repeat the conclusion of the last build with this command line, if everything still holds.
+
+    Returns whether it did, and if not what it had seen of the context by then.
+    """
     root = _root(argv)
     if root is None or not os.path.exists(os.path.join(root, "version")):
-        return False
+        return False, None
     try:
         with Store(root) as store:
             data = store.index.memo(memo_key(argv))
             if data is None:
-                return False
+                return False, None
             memo: Memo = marshal.loads(data)
-            if not holds(memo, store):
-                return False
-            _conclude(memo, store)
-            return True
+            if not _holds(memo, store):
+                return False, None
+            same, look = _same_context(memo, store)
+            if same:
+                _conclude(memo, store)
+            return same, look
     except (CacheError, OSError, ValueError):
-        return False  # the full build says what is wrong
+        return False, None  # the full build says what is wrong
 
 
 def memo_key(argv: "Sequence[str]") -> str:
@@ -88,8 +104,8 @@ def _root(argv: "Sequence[str]") -> "str | None":
     return default_root()
 
 
-def holds(memo: "Memo", store: Store) -> bool:
-    """Whether everything the build read is as it was, and its steps are still cached."""
+def _holds(memo: "Memo", store: Store) -> bool:
+    """Whether all but the context is as it was, and the steps are still cached."""
     for path, digest in memo["files"]:
         if file_digest(path) != digest:
             return False
@@ -98,15 +114,14 @@ def holds(memo: "Memo", store: Store) -> bool:
             return False
     if not store.index.unchanged(memo["steps"]):
         return False
-    if not os.path.exists(store.path("blobs", "sha256", memo["image"][7:])):
-        return False
-    return _same_context(memo, store)
+    return os.path.exists(store.path("blobs", "sha256", memo["image"][7:]))
 
 
 def file_digest(path: str) -> str:
     """The sha256 hex of a file, "" when there is none."""
     try:
-        with open(path, "rb") as file:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo by now
+        with open(fd, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return ""
@@ -118,28 +133,28 @@ def listing_digest(path: str) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _same_context(memo: "Memo", store: Store) -> bool:
+def _same_context(memo: "Memo", store: Store) -> "tuple[bool, Look | None]":
+    """Whether the context holds what it held."""
     if not memo["selections"] and not memo["listings"]:
-        return True
+        return True, None
     for path, digest in memo["listings"]:
         if listing_digest(os.path.join(memo["context"], path)) != digest:
-            return False
+            return False, None
     from cache.scan import StatIndex, scan
 
-    index = StatIndex(store.path("contexts", memo["context_name"]))
+    look = Look(memo["context"], memo["ignore"], StatIndex(store.path("contexts", memo["context_name"])))
+    top = os.path.realpath(memo["context"])
     root = os.open(memo["context"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for path, digest in memo["selections"]:
-            if os.path.realpath(os.path.join(memo["context"], path)) != os.path.realpath(memo["context"]) + (
-                f"/{path}" if path else ""
-            ):
-                return False  # a link has come into the path
-            entries = scan(root, path, _keeper(memo["ignore"], path))
-            if index.known(path, entries) != digest:
-                return False
+            if os.path.realpath(os.path.join(top, path)) != os.path.join(top, path).rstrip("/"):
+                return False, look  # a link has come into the path
+            look.scanned[path] = scan(root, path, _keeper(memo["ignore"], path))
+            if look.index.known(path, look.scanned[path]) != digest:
+                return False, look
     finally:
         os.close(root)
-    return True
+    return True, look
 
 
 def _keeper(ignore: bytes, path: str) -> "Keeper | None":

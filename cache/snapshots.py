@@ -97,6 +97,7 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
         body = marshal.dumps([tuple(entry) for entry in entries])
         with open(made.store.path("files", name), "wb") as file:
             file.write(hashlib.sha256(body).digest() + body)
+        made.store.manifests[name] = entries
     made.store.index.add_snapshot(name)
     made.snapshot = name
     return name
@@ -104,6 +105,8 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
 
 def manifest(store: Store, snapshot: str) -> list[Entry] | None:
     """The files of a COPY layer as they were written, or None when it keeps no such list."""
+    if snapshot in store.manifests:
+        return store.manifests[snapshot]
     try:
         with open(store.path("files", snapshot), "rb") as file:
             check, body = file.read(32), file.read()
@@ -111,4 +114,4 @@ def manifest(store: Store, snapshot: str) -> list[Entry] | None:
         return None
     if hashlib.sha256(body).digest() != check:
         return None
-    return [Entry(*fields) for fields in marshal.loads(body)]
+    return list(map(Entry._make, marshal.loads(body)))

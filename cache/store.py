@@ -35,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cache.entries import Entry
+
 LAYOUT_VERSION = 1
 _FOLDERS = ("blobs", "blobs/sha256", "snapshots", "files", "refs", "contexts", "mounts", "locks", "tmp")
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
@@ -60,6 +62,7 @@ class Store:
         self._session = ""
         self._session_fd = -1
         self._opening = threading.Lock()
+        self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
         try:
             self._prepare()
         except OSError as error:

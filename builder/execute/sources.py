@@ -123,10 +123,18 @@ class ContextSource:
     """The build context: a directory of the host, owners ignored, ignore rules applied.
 
     ``name`` tells contexts apart, so that each finds its stat index and last layers again.
+    *scanned* is what is known of it already, by selected path.
     """
 
     def __init__(
-        self, folder: str, name: str, index: StatIndex, ignore: Ignore, ignore_name: str, sink: Sink
+        self,
+        folder: str,
+        name: str,
+        index: StatIndex,
+        scanned: dict[str, list[Stat]],
+        ignore: Ignore,
+        ignore_name: str,
+        sink: Sink,
     ) -> None:
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -139,7 +147,7 @@ class ContextSource:
         self._ignore = ignore
         self._ignore_name = ignore_name
         self._sink = sink
-        self._scanned: dict[str, list[Stat]] = {}
+        self._scanned = scanned
         # What the build took from the context, for replay: digest by path, listed folders.
         self.digests: dict[str, str] = {}
         self.listed: set[str] = set()
