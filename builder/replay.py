@@ -17,6 +17,7 @@ import sys
 
 from builder import VERSION
 from builder.progress import lines
+from cache.digest import Digest
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
@@ -114,7 +115,8 @@ def _holds(memo: "Memo", store: Store) -> bool:
             return False
     if not store.index.unchanged(memo["steps"]):
         return False
-    return os.path.exists(store.path("blobs", "sha256", memo["image"][7:]))
+    store.read_blob(Digest(memo["image"]))  # raises when it is damaged or gone
+    return True
 
 
 def file_digest(path: str) -> str:
@@ -168,9 +170,7 @@ def _keeper(ignore: bytes, path: str) -> "Keeper | None":
 
 def _conclude(memo: "Memo", store: Store) -> None:
     """Show the build as cached and give the image its names again."""
-    from cache.digest import digest
-
-    image = digest(memo["image"])
+    image = Digest(memo["image"])
     for tag in memo["tags"]:
         store.tag(tag, image)
     if memo["iidfile"]:

@@ -35,6 +35,7 @@ from builder.plan.ops import CopyFiles, FromImage, MakeDir, RunCommand
 from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, commit, draft, manifest, tree_of
+from cache.tree import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,13 @@ class Selection:
 
 @dataclass(slots=True)
 class _Shared:
-    """State of one solve that its threads share, under ``lock``."""
+    """State of one solve that its threads share, under ``lock``; it tells when one ends."""
 
     ready: list[Step]
     waiting: dict[int, int]
     users: dict[int, list[Step]]
-    left: int
+    jobs: int
+    threads: int = 0
     lock: threading.Condition = field(default_factory=threading.Condition)
     failure: BaseException | None = None
 
@@ -88,50 +90,53 @@ class Solver:
             for needed in step.inputs:
                 users[id(needed)].append(step)
         ready = [step for step in reversed(steps) if not step.inputs]
-        shared = _Shared(ready, waiting, users, len(steps))
-        count = max(1, min(jobs, len(steps)))
-        threads = [threading.Thread(target=self._work, args=(shared,), daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:  # Ctrl-C arrives here, in the main thread
-            self._fail(shared, Cancelled())
-            for thread in threads:
-                thread.join()
-            raise
+        shared = _Shared(ready, waiting, users, jobs)
+        with shared.lock:
+            self._hire(shared, len(ready))
+            try:
+                while shared.threads:
+                    shared.lock.wait()
+            except BaseException:  # Ctrl-C arrives here, in the main thread
+                self._fail(shared, Cancelled())
+                while shared.threads:
+                    shared.lock.wait()
+                raise
         if shared.failure is not None:
             raise shared.failure
 
+    def _hire(self, shared: _Shared, steps: int) -> None:
+        """Start a thread for each of *steps* more ready steps, as far as ``--jobs`` allows."""
+        for _ in range(min(steps, shared.jobs - shared.threads)):
+            shared.threads += 1
+            threading.Thread(target=self._work, args=(shared,), daemon=True).start()
+
     def _work(self, shared: _Shared) -> None:
-        """Take ready steps until none will come."""
+        """Take ready steps until there are none; who makes others ready starts threads for them."""
         while True:
             with shared.lock:
-                while not shared.ready and shared.left and shared.failure is None:
-                    shared.lock.wait()
-                if not shared.left or shared.failure is not None:
+                if not shared.ready or shared.failure is not None:
+                    shared.threads -= 1
+                    shared.lock.notify_all()
                     return
                 step = shared.ready.pop()
             try:
                 result = self._solve(step)
             except BaseException as error:
-                self._fail(shared, error)
-                return
+                with shared.lock:
+                    self._fail(shared, error)
+                continue
             with shared.lock:
                 self.results[id(step)] = result
-                shared.left -= 1
+                before = len(shared.ready)
                 for user in shared.users[id(step)]:
                     shared.waiting[id(user)] -= 1
                     if not shared.waiting[id(user)]:
                         shared.ready.append(user)
-                shared.lock.notify_all()
+                self._hire(shared, len(shared.ready) - before - 1)
 
     def _fail(self, shared: _Shared, error: BaseException) -> None:
-        with shared.lock:
-            if shared.failure is None:
-                shared.failure = error
-            shared.lock.notify_all()
+        if shared.failure is None:
+            shared.failure = error
         self._workshop.cancel()
 
     # -- one step --------------------------------------------------------------------------
@@ -189,7 +194,8 @@ class Solver:
         if op.from_context:
             files: Source = self._workshop.context
         else:
-            files = TreeSource(tree_of(self._store, source.snapshots if source else ()))
+            below = source.snapshots if source is not None else ()
+            files = TreeSource(tree_of(self._store, below) if below else Tree((self._store.empty,)))
         return Selection(files, [files.select(pattern) for pattern in op.sources])
 
     def _execute(self, step: Step, parent: Solved, selection: Selection | None) -> str:

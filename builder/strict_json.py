@@ -7,8 +7,12 @@ exceptions on deep nesting and long numbers (security.md D10).
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 from builder.errors import BuildError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def loads(data: bytes, what: str, limit: int) -> object:
@@ -16,15 +20,31 @@ def loads(data: bytes, what: str, limit: int) -> object:
     if len(data) > limit:
         raise BuildError(f"{what} is larger than {limit} bytes")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_refuse,
             parse_int=_integer,
         )
+        return _valid(value) if b"\\u" in data else value
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BuildError(f"{what} is not valid JSON: {reason[:200]}") from None
+
+
+def valid_text(text: str) -> str:
+    """*text* with every lone surrogate replaced by U+FFFD, as Go reads and writes JSON."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def _valid(value: Any) -> Any:
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, list):
+        return [_valid(item) for item in value]
+    if isinstance(value, dict):
+        return {valid_text(key): _valid(item) for key, item in value.items()}
+    return value
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -52,6 +52,7 @@ class TarReader:
         self._read = read
         self._left = 0
         self._pad = 0
+        self.ended = False  # whether the end marker was there
 
     def __iter__(self) -> Iterator[Member]:
         zero_blocks = 0
@@ -70,10 +71,11 @@ class TarReader:
             first = False
             if not block.strip(b"\0"):
                 zero_blocks += 1
+                self.ended = True
                 if zero_blocks == 2:
                     return
                 continue
-            zero_blocks = 0
+            zero_blocks, self.ended = 0, False
             member, kind = _parse(block)
             if kind in b"xgLKXN":
                 data = self._special(member.size)
@@ -222,6 +224,8 @@ def _apply_pax(member: Member, pax: dict[bytes, bytes]) -> None:
         elif key == b"mtime":
             member.mtime = _pax_time(value)
         elif key.startswith(b"SCHILY.xattr."):
+            if b"\0" in key:
+                raise ArchiveError("the name of an extended attribute holds a NUL byte")
             member.xattrs[os.fsdecode(key[13:])] = value
         elif key.startswith(b"GNU.sparse."):
             raise ArchiveError("sparse files are not supported in layers (image-spec layer.md)")

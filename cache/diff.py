@@ -12,26 +12,42 @@ import contextlib
 import os
 import stat
 
+from cache.errors import LayerError
+from cache.pack import WHITEOUT_PREFIX
 from cache.tree import Node, Tree, merged_names
 from cache.trees import OPAQUE, image_xattrs, is_opaque, is_whiteout
 
+_DEEPEST = 400  # directories of a path that a layer's other readers can still follow
+
 
 def normalise(upper: str, lower: Tree) -> None:
-    """Reduce the directory *upper* in place to its difference from *lower*."""
-    if lower.root is not None:
-        _directory(upper, lower.root, lower)
+    """Reduce the directory *upper* in place to its difference from *lower*.
 
-
-def _directory(upper: str, below: Node, lower: Tree) -> bool:
-    """Reduce one directory that exists on both sides; whether anything in it is left.
-
-    Recursion is as deep as the tree a step built; the kernel caps that at PATH_MAX.
+    Raises LayerError for what no layer can say.
     """
+    if lower.root is not None:
+        _directory(upper, lower.root, lower, 0)
+
+
+def check_name(name: str) -> None:
+    """Raise LayerError for a name that a layer's tar would turn into something else."""
+    if name.startswith(WHITEOUT_PREFIX):
+        raise LayerError(
+            f"a file is named {name!r}, which in a layer means that another one is deleted",
+            "no image can hold a name that begins with .wh.",
+        )
+
+
+def _directory(upper: str, below: Node, lower: Tree, depth: int) -> bool:
+    """Reduce one directory that exists on both sides; whether anything in it is left."""
+    if depth > _DEEPEST:
+        raise LayerError(f"directories are nested more than {_DEEPEST} deep")
     before = os.lstat(upper)
     if is_opaque(upper):
         _expand_opaque(upper, below, lower)
     changed = False
     for name in os.listdir(upper):
+        check_name(name)
         path = f"{upper}/{name}"
         found = os.lstat(path)
         under = lower.child(below, name)
@@ -43,7 +59,7 @@ def _directory(upper: str, below: Node, lower: Tree) -> bool:
             if stat.S_ISDIR(found.st_mode):
                 _strip(path)
         elif stat.S_ISDIR(found.st_mode):
-            if under.is_dir and not _directory(path, under, lower) and _same(path, found, under):
+            if under.is_dir and not _directory(path, under, lower, depth + 1) and _same(path, found, under):
                 os.rmdir(path)
                 continue
             if not under.is_dir:
@@ -82,6 +98,7 @@ def _strip(path: str) -> None:
             os.removexattr(folder, OPAQUE)
         with os.scandir(folder) as entries:
             for entry in list(entries):
+                check_name(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
                 elif is_whiteout(entry.stat(follow_symlinks=False)):

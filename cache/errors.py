@@ -34,5 +34,9 @@ class ArchiveError(CacheError):
     """A tar stream or its compression is malformed, hostile, or exceeds a limit."""
 
 
+class LayerError(CacheError):
+    """What a step left cannot be said in a layer."""
+
+
 class SpaceError(CacheError):
     """No space (or no inodes, or quota) left where the store lives."""

@@ -1,4 +1,7 @@
-"""The index: which key has which result. SQLite, one file, always rebuildable by building.
+"""The index: which key has which result. SQLite, one file; losing it loses cached steps only.
+
+That a layer is unpacked in a snapshot is also said by a link in the folder ``layers``, made
+once the snapshot is on disk, so that images outlive the index.
 
 Records of snapshots whose data has not been synced to disk carry the boot they were made
 in, and count only in that boot: a killed build loses nothing, a power cut cannot leave a
@@ -9,12 +12,14 @@ import os
 import sqlite3
 import threading
 
-from cache.errors import CacheError
+from cache.errors import CacheError, CorruptError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
+_HINT = "remove it if this goes on: cached steps are lost, images are not"
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE snapshots (
@@ -37,6 +42,9 @@ class Index:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        root = os.path.dirname(path)
+        self._snapshots = os.path.join(root, "snapshots")
+        self._layers = os.path.join(root, "layers")
         self._lock = threading.Lock()
         self._boot = _boot_id()
         try:
@@ -50,7 +58,10 @@ class Index:
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise CacheError(f"the index {self._path} cannot be opened: {error}") from None
         try:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version != _SCHEMA_VERSION:
@@ -76,124 +87,137 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
-    def _one(self, query: str, *values: object) -> "tuple[object, ...] | None":
+    def _run(self, query: str, *values: object) -> "list[Any]":
+        """All rows of one statement. Raises CacheError."""
         with self._lock:
             try:
-                row: tuple[object, ...] | None = self._db.execute(query, values).fetchone()
+                return self._db.execute(query, values).fetchall()
+            except sqlite3.OperationalError as error:
+                raise CacheError(f"using the index {self._path}: {error}", _HINT) from None
             except sqlite3.Error as error:
-                raise CacheError(f"reading the index {self._path}: {error}") from None
-            return row
+                raise CorruptError(f"the index {self._path} is damaged: {error}", _HINT) from None
 
-    def _write(self, query: str, *values: object) -> None:
-        with self._lock:
-            try:
-                self._db.execute(query, values)
-            except sqlite3.Error as error:
-                raise CacheError(f"writing the index {self._path}: {error}") from None
+    def _there(self, snapshot: str) -> bool:
+        return os.path.lexists(os.path.join(self._snapshots, snapshot))
 
     # -- steps -----------------------------------------------------------------------------
 
     def find(self, key: str) -> "tuple[str, int] | None":
         """``(snapshot, created)`` of a step's result, or None: never done, or lost with a boot."""
-        row = self._one(
+        rows = self._run(
             "SELECT s.id, k.created FROM steps k JOIN snapshots s ON s.id = k.snapshot"
             " WHERE k.key = ? AND s.boot IN ('', ?)",
             key,
             self._boot,
         )
-        return (str(row[0]), int(str(row[1]))) if row else None
+        return rows[0] if rows and self._there(rows[0][0]) else None
 
     def record(self, key: str, snapshot: str, created: int, identity: str) -> None:
         """Say that the step *key* gave *snapshot*; *identity* is kept to explain later misses."""
-        self._write("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", key, snapshot, created, identity)
+        self._run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", key, snapshot, created, identity)
 
     def unchanged(self, results: "Iterable[tuple[str, str]]") -> bool:
         """Whether every ``(key, snapshot)`` pair is still the recorded and usable result."""
         wanted = dict(results)
         marks = ",".join("?" * len(wanted))
-        with self._lock:
-            try:
-                rows = self._db.execute(
-                    "SELECT k.key, s.id FROM steps k JOIN snapshots s ON s.id = k.snapshot"
-                    f" WHERE k.key IN ({marks}) AND s.boot IN ('', ?)",
-                    (*wanted, self._boot),
-                ).fetchall()
-            except sqlite3.Error:
-                return False
-        return dict(rows) == wanted
+        rows = self._run(
+            "SELECT k.key, s.id FROM steps k JOIN snapshots s ON s.id = k.snapshot"
+            f" WHERE k.key IN ({marks}) AND s.boot IN ('', ?)",
+            *wanted,
+            self._boot,
+        )
+        return dict(rows) == wanted and all(map(self._there, wanted.values()))
 
     # -- snapshots -------------------------------------------------------------------------
 
     def add_snapshot(self, snapshot: str) -> None:
-        self._write("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self._boot)
+        self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self._boot)
 
     def usable(self, snapshot: str) -> bool:
         """Whether a snapshot is complete: synced, or made since this machine was started."""
-        row = self._one("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self._boot)
-        return row is not None
+        rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self._boot)
+        return bool(rows) and self._there(snapshot)
 
     def unsynced(self) -> list[str]:
         """Snapshots of this boot that no sync has covered yet."""
-        with self._lock:
-            rows = self._db.execute("SELECT id FROM snapshots WHERE boot = ?", (self._boot,)).fetchall()
-        return [row[0] for row in rows]
+        return [row[0] for row in self._run("SELECT id FROM snapshots WHERE boot = ?", self._boot)]
 
     def mark_synced(self, snapshots: list[str]) -> None:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("UPDATE snapshots SET boot = '' WHERE id = ?", [(s,) for s in snapshots])
-            self._db.execute("COMMIT")
+        """Say that *snapshots* are on disk, and which layers they are outside the index too."""
+        marks = ",".join("?" * len(snapshots))
+        for diff_id, snapshot in self._run(
+            f"SELECT diff_id, snapshot FROM unpacked WHERE snapshot IN ({marks})", *snapshots
+        ):
+            self._link_layer(diff_id, snapshot)
+        self._run(f"UPDATE snapshots SET boot = '' WHERE id IN ({marks})", *snapshots)
+
+    def _link_layer(self, diff_id: str, snapshot: str) -> None:
+        link = os.path.join(self._layers, diff_id.partition(":")[2])
+        target = f"../snapshots/{snapshot}"
+        try:
+            os.symlink(target, link)
+        except FileExistsError:
+            if os.path.exists(link):
+                return
+            os.unlink(link)  # what it named is gone
+            os.symlink(target, link)
 
     def diff_id(self, snapshot: str) -> "tuple[str, int]":
         """The diff ID and tar size of a snapshot that was packed before, else ("", 0)."""
-        row = self._one("SELECT diff_id, size FROM snapshots WHERE id = ?", snapshot)
-        return (str(row[0]), int(str(row[1]))) if row else ("", 0)
+        rows = self._run("SELECT diff_id, size FROM snapshots WHERE id = ?", snapshot)
+        return rows[0] if rows else ("", 0)
 
     def set_diff_id(self, snapshot: str, diff_id: str, size: int) -> None:
-        self._write("UPDATE snapshots SET diff_id = ?, size = ? WHERE id = ?", diff_id, size, snapshot)
+        self._run("UPDATE snapshots SET diff_id = ?, size = ? WHERE id = ?", diff_id, size, snapshot)
 
     # -- layers ----------------------------------------------------------------------------
 
     def unpacked(self, diff_id: str) -> str:
         """The snapshot a layer was unpacked to, or ""."""
-        row = self._one(
+        rows = self._run(
             "SELECT s.id FROM unpacked u JOIN snapshots s ON s.id = u.snapshot"
             " WHERE u.diff_id = ? AND s.boot IN ('', ?)",
             diff_id,
             self._boot,
         )
-        return str(row[0]) if row else ""
+        if rows:
+            return rows[0][0] if self._there(rows[0][0]) else ""
+        return self._unpacked_before(diff_id)
+
+    def _unpacked_before(self, diff_id: str) -> str:
+        """The same by the links, for an index that was lost; it learns it anew."""
+        link = os.path.join(self._layers, diff_id.partition(":")[2])
+        try:
+            snapshot = os.path.basename(os.readlink(link))
+        except OSError:
+            return ""
+        if not snapshot or not self._there(snapshot):
+            return ""
+        self._run("INSERT OR IGNORE INTO snapshots (id, boot, diff_id) VALUES (?, '', ?)", snapshot, diff_id)
+        self.set_unpacked(diff_id, snapshot)
+        return snapshot
 
     def set_unpacked(self, diff_id: str, snapshot: str) -> None:
-        self._write("INSERT OR REPLACE INTO unpacked VALUES (?, ?)", diff_id, snapshot)
-
-    def blob(self, diff_id: str, media_type: str) -> "tuple[str, int] | None":
-        """Digest and size of the blob that holds a layer in this form."""
-        row = self._one(
-            "SELECT digest, size FROM blobs WHERE diff_id = ? AND media_type = ?", diff_id, media_type
-        )
-        return (str(row[0]), int(str(row[1]))) if row else None
+        self._run("INSERT OR REPLACE INTO unpacked VALUES (?, ?)", diff_id, snapshot)
 
     def blobs(self, diff_id: str) -> "list[tuple[str, str, int]]":
         """``(media type, digest, size)`` of every form a layer is stored in."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT media_type, digest, size FROM blobs WHERE diff_id = ? ORDER BY media_type", (diff_id,)
-            ).fetchall()
+        query = "SELECT media_type, digest, size FROM blobs WHERE diff_id = ? ORDER BY media_type"
+        return self._run(query, diff_id)
 
     def add_blob(self, diff_id: str, media_type: str, digest: str, size: int) -> None:
-        self._write("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", diff_id, media_type, digest, size)
+        self._run("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", diff_id, media_type, digest, size)
 
     # -- memos -----------------------------------------------------------------------------
 
     def memo(self, key: str) -> "bytes | None":
-        row = self._one("SELECT value FROM memos WHERE key = ?", key)
-        return bytes(row[0]) if row and isinstance(row[0], bytes) else None
+        rows = self._run("SELECT value FROM memos WHERE key = ?", key)
+        return bytes(rows[0][0]) if rows and isinstance(rows[0][0], bytes) else None
 
     def set_memo(self, key: str, value: bytes) -> None:
         """Remember a small value under *key*, in place of what was there."""
         if self.memo(key) != value:
-            self._write("INSERT OR REPLACE INTO memos VALUES (?, ?)", key, value)
+            self._run("INSERT OR REPLACE INTO memos VALUES (?, ?)", key, value)
 
 
 def _boot_id() -> str:

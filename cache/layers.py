@@ -31,7 +31,8 @@ def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
         return digest(known), size
     value, size = _pack(store, snapshot, lambda data: None)
     store.index.set_diff_id(snapshot, value, size)
-    store.index.set_unpacked(value, snapshot)
+    if not store.index.unpacked(value):  # the first tree to be this layer stays it
+        store.index.set_unpacked(value, snapshot)
     return value, size
 
 
@@ -108,7 +109,7 @@ def add_tar(store: Store, read: Read) -> Digest:
     """
     stream = comp.detecting(read)
     with draft(store, ()) as made:
-        _unpack(made.upper, stream)
+        _unpack(made.upper, stream, base=True)
         snapshot = commit(made)
     return diff_id(store, snapshot)[0]
 
@@ -144,11 +145,11 @@ def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: P
     return snapshot
 
 
-def _unpack(folder: str, read: Read) -> Digest:
+def _unpack(folder: str, read: Read, base: bool = False) -> Digest:
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         space = os.statvfs(root)
-        return unpack_layer(read, root, limit=space.f_bavail * space.f_frsize)
+        return unpack_layer(read, root, limit=space.f_bavail * space.f_frsize, base=base)
     finally:
         os.close(root)
 

@@ -15,6 +15,8 @@ from cache.store import Store, write_error
 from cache.tree import Tree
 from cache.trees import remove_tree
 
+_ROOT_MODE = 0o755
+
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
@@ -64,23 +66,13 @@ def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
     try:
         os.mkdir(folder, 0o700)
         os.mkdir(made.upper)
+        os.chmod(made.upper, _ROOT_MODE)
         os.mkdir(os.path.join(folder, "work"), 0o700)
-        _copy_root(made)
         yield made
     except OSError as error:
         raise write_error(error, f"a layer in {store.root}") from error
     finally:
         remove_tree(folder)
-
-
-def _copy_root(made: Draft) -> None:
-    """The merged root shows the upper's own metadata, so it starts as the lower's."""
-    root = made.lower().root
-    if root is None:
-        os.chmod(made.upper, 0o755)
-        return
-    os.chown(made.upper, root.found.st_uid, root.found.st_gid)
-    os.chmod(made.upper, root.found.st_mode & 0o7777)
 
 
 def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False) -> str:
@@ -91,6 +83,10 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
     """
     if reduce:
         normalise(made.upper, made.lower())
+    # A layer's tar does not hold the root directory itself, so it must be the same in all:
+    # two snapshots that pack to one diff ID have to be one tree.
+    os.chown(made.upper, 0, 0)
+    os.chmod(made.upper, _ROOT_MODE)
     name = os.urandom(5).hex()
     os.rename(made.upper, made.store.path("snapshots", name))
     if entries is not None:

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
     from cache.entries import Entry
 
 LAYOUT_VERSION = 1
-_FOLDERS = ("blobs", "blobs/sha256", "snapshots", "files", "refs", "contexts", "mounts", "locks", "tmp")
+_LONGEST_NAME = 240  # of a file, in bytes
+_FOLDERS = (
+    *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
+    *("refs", "contexts", "mounts", "locks", "tmp"),
+)
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
@@ -71,6 +75,11 @@ class Store:
             ) from None
         self.index = Index(self.path("index.db"))
 
+    @property
+    def empty(self) -> str:
+        """A directory with nothing in it: the root of a stage from scratch."""
+        return self.path("mounts", "proc")
+
     def path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)
 
@@ -78,8 +87,8 @@ class Store:
         """Open or make the layout; a root that others could enter is closed to them."""
         version = f"{LAYOUT_VERSION}\n"
         try:
-            with open(self.path("version"), encoding="ascii") as file:
-                found = file.read()
+            with open(self.path("version"), encoding="ascii", errors="replace") as file:
+                found = file.read(100)
         except FileNotFoundError:
             found = ""
         if found and found != version:
@@ -94,14 +103,15 @@ class Store:
             raise CacheError(f"the store {self.root} belongs to uid {info.st_uid}, not to you")
         if info.st_mode & 0o077:
             os.chmod(self.root, 0o700)
+        self._make_layout()
         if not found:
-            self._make_layout()
             with open(self.path("version"), "w", encoding="ascii") as file:
                 file.write(version)
         self._lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def _make_layout(self) -> None:
+        """Make what is missing; in a store in use that is nothing."""
         for folder in _FOLDERS:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.path(folder), 0o700)
@@ -144,12 +154,8 @@ class Store:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX)
             for name in os.listdir(guard):
-                fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=guard)
-                try:
-                    if try_lock(fd):
-                        remove_tree(name, dir_fd=guard)
-                finally:
-                    os.close(fd)
+                with contextlib.suppress(OSError):  # what cannot be removed is no reason not to build
+                    _sweep(guard, name)
             name = os.urandom(4).hex()
             os.mkdir(name, 0o700, dir_fd=guard)
             self._session = self.path("tmp", name)
@@ -216,22 +222,39 @@ class Store:
     def tag(self, name: str, image: Digest) -> None:
         """Make *name* (a canonical reference) mean the image whose config is *image*."""
         if self.resolve(name) != image:
-            self.write_file(self._ref_path(name), (image + "\n").encode())
+            self.write_file(self._ref_path(name), f"{image}\n{name}\n".encode())
 
     def resolve(self, name: str) -> Digest | None:
         """The image ID that *name* means here, or None."""
         try:
-            with open(self._ref_path(name), encoding="ascii") as file:
-                return digest(file.read(100).strip())
+            with open(self._ref_path(name), "rb") as file:
+                return digest(file.readline(100).decode("ascii", "replace").strip())
         except FileNotFoundError:
             return None
+        except (OSError, CacheError):
+            raise CorruptError(
+                f"the record of the image name {name} is damaged", f"remove {self._ref_path(name)}"
+            ) from None
 
     def names(self) -> list[str]:
         """Every image name, sorted."""
-        return sorted(_decode(name) for name in os.listdir(self.path("refs")))
+        found = []
+        for entry in os.listdir(self.path("refs")):
+            try:
+                with open(self.path("refs", entry), "rb") as file:
+                    name = file.read(2000).decode("utf-8", "replace").partition("\n")[2].strip()
+            except OSError:
+                continue
+            if name and os.path.basename(self._ref_path(name)) == entry:
+                found.append(name)
+        return sorted(found)
 
     def _ref_path(self, name: str) -> str:
-        return self.path("refs", _encode(name))
+        """The file of a name: the name itself, but for "/" and for what is too long."""
+        encoded = name.replace("%", "%25").replace("/", "%2f")
+        if len(encoded) > _LONGEST_NAME:
+            encoded = "%" + hex_of(digest_of(name.encode()))
+        return self.path("refs", encoded)
 
     # -- durability ------------------------------------------------------------------------
 
@@ -245,13 +268,18 @@ class Store:
             self.index.mark_synced(waiting)
 
 
-def _encode(name: str) -> str:
-    """A file name for an image name; only "/" and "%" need help in the reference grammar."""
-    return name.replace("%", "%25").replace("/", "%2f")
-
-
-def _decode(name: str) -> str:
-    return name.replace("%2f", "/").replace("%25", "%")
+def _sweep(folder: int, name: str) -> None:
+    """Remove a session of a process that is gone, or whatever else lies in its place."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=folder)
+        return
+    try:
+        if try_lock(fd):
+            remove_tree(name, dir_fd=folder)
+    finally:
+        os.close(fd)
 
 
 def write_error(error: OSError, what: str) -> CacheError:

@@ -117,8 +117,10 @@ def _child(parent: Node, name: str) -> Node | None:
         real = f"{folder}/{name}"
         try:
             found = os.lstat(real)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                continue
+            raise
         if is_whiteout(found):
             break
         if not stat.S_ISDIR(found.st_mode):

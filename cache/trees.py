@@ -1,8 +1,12 @@
 """Operations on whole directory trees of the store, by descriptor and without following links."""
 
-import contextlib
+import errno
 import os
 import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Files of a layer may be owned by anyone and hold anything; only these attributes are part
 # of an image. What overlayfs itself keeps must never be taken from one (UNP-10).
@@ -48,10 +52,14 @@ def is_opaque(path: "str | int") -> bool:
         return False
 
 
+_DEEPEST = 64  # directories open at once while a tree is removed
+
+
 def remove_tree(name: str, dir_fd: int | None = None) -> None:
     """Remove *name* and all below it; missing is fine. Never follows a link or leaves the device.
 
-    Iterative, so that a hostile depth cannot exhaust the stack. Raises OSError.
+    Linear in the entries, with a bounded number of descriptors whatever the depth: what lies
+    too deep is first moved up to the top. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=dir_fd)
@@ -60,41 +68,61 @@ def remove_tree(name: str, dir_fd: int | None = None) -> None:
         return
     except (IsADirectoryError, PermissionError):
         pass
-    top = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    device = os.fstat(top).st_dev
-    stack = [(top, "")]
+    top = os.open(name, _FOLDER, dir_fd=dir_fd)
     try:
-        while stack:
-            fd, _own = stack[-1]
-            below = _empty(fd)
-            if below is None:
-                fd, own = stack.pop()
-                os.close(fd)
-                if stack:
-                    os.rmdir(own, dir_fd=stack[-1][0])
-                continue
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            child = os.open(below, flags, dir_fd=fd)
-            if os.fstat(child).st_dev != device:
-                os.close(child)
-                raise OSError(18, "refusing to remove across a mount point", below)
-            stack.append((child, below))
+        device = os.fstat(top).st_dev
+        moved = 0
+        todo = _empty(top)
+        while todo:
+            below = todo.pop()
+            for deep, folder in _remove_below(top, below, device):
+                moved += 1
+                shelf = f"pybuild-removed-{moved}"
+                os.rename(folder, shelf, src_dir_fd=deep, dst_dir_fd=top)
+                todo.append(shelf)
     finally:
-        for fd, _own in stack:
-            os.close(fd)
+        os.close(top)
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def _empty(fd: int) -> str | None:
-    """Unlink every non-directory of *fd*; the name of one directory left, or None."""
-    left = None
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _remove_below(top: int, name: str, device: int) -> "Iterator[tuple[int, str]]":
+    """Remove the directory *name* of *top*; directories that are too deep are yielded, to be moved."""
+    stack: list[tuple[int, str, list[str]]] = []
+
+    def enter(parent: int, folder: str) -> None:
+        fd = os.open(folder, _FOLDER, dir_fd=parent)
+        stack.append((fd, folder, []))
+        if os.fstat(fd).st_dev != device:
+            raise OSError(errno.EXDEV, "refusing to remove across a mount point", folder)
+        stack[-1][2].extend(_empty(fd))
+
+    try:
+        enter(top, name)
+        while stack:
+            fd, own, left = stack[-1]
+            if not left:
+                stack.pop()
+                os.close(fd)
+                os.rmdir(own, dir_fd=stack[-1][0] if stack else top)
+            elif len(stack) < _DEEPEST:
+                enter(fd, left.pop())
+            else:
+                yield fd, left.pop()
+    finally:
+        for fd, _own, _left in stack:
+            os.close(fd)
+
+
+def _empty(fd: int) -> list[str]:
+    """Unlink every non-directory of *fd*; the names of the directories."""
+    left = []
     with os.scandir(fd) as entries:
         for entry in list(entries):
             if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(entry.name, dir_fd=fd)
-                    continue
-                left = entry.name
+                left.append(entry.name)
             else:
                 os.unlink(entry.name, dir_fd=fd)
     return left

@@ -29,10 +29,12 @@ _MAX_ID = (1 << 31) - 1  # the ids a step can map: builder.runtime.spec.ID_COUNT
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def unpack_layer(read: Read, root: int, limit: int = 1 << 42) -> Digest:
+def unpack_layer(read: Read, root: int, limit: int = 1 << 42, base: bool = False) -> Digest:
     """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
 
-    *limit* caps the bytes of file content. Returns the diff ID: the digest of the whole
+    *limit* caps the bytes of file content. With *base* the tar is a whole root file system
+    rather than a layer: nothing lies below that whiteouts could hide, and no digest says
+    whether it is complete, so it must have its end marker. Returns the diff ID: the digest of the whole
     stream, whatever follows the end marker included. Raises ArchiveError for a malformed or
     hostile archive and SpaceError when the disk is full; the caller removes the directory.
     """
@@ -44,7 +46,7 @@ def unpack_layer(read: Read, root: int, limit: int = 1 << 42) -> Digest:
         return data
 
     reader = TarReader(hashed)
-    writer = _Writer(root, limit)
+    writer = _Writer(root, limit, base)
     name = b""
     try:
         for count, member in enumerate(reader):
@@ -53,6 +55,8 @@ def unpack_layer(read: Read, root: int, limit: int = 1 << 42) -> Digest:
             name = member.name
             writer.add(member, reader)
         name = b""
+        if base and not reader.ended:
+            raise ArchiveError("the archive ends too early: it has no end marker")
         writer.finish()
         reader.drain()
     except OSError as error:
@@ -68,8 +72,9 @@ def unpack_layer(read: Read, root: int, limit: int = 1 << 42) -> Digest:
 class _Writer:
     """The directory being filled, with the parent of the last member kept open."""
 
-    def __init__(self, root: int, limit: int) -> None:
+    def __init__(self, root: int, limit: int, base: bool) -> None:
         self._root = root
+        self._base = base
         self._left = limit
         self._parent_path: bytes | None = None
         self._parent = -1
@@ -100,11 +105,9 @@ class _Writer:
             self._create(parent, name, member, reader)
 
     def _root_directory(self, member: Member) -> None:
-        """A "./" member: only a directory may stand there, and only its metadata counts."""
+        """A "./" member: only a directory may stand there; the roots of all snapshots are alike."""
         if member.kind != "d":
             raise ArchiveError(f"the root of a layer must be a directory, not a {member.kind!r}")
-        self._own(self._root, member)
-        self._times[b""] = member.mtime
 
     # -- parents ---------------------------------------------------------------------------
 
@@ -123,21 +126,27 @@ class _Writer:
     def _open_or_make(self, path: bytes) -> int:
         """Open a directory inside the root; missing parents are made 0755, owned by root."""
         flags = os.O_RDONLY | os.O_DIRECTORY
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return open_in_root(self._root, path, flags)
-        except FileNotFoundError:
-            above, _, name = path.rpartition(b"/")
-            fd = self._open_or_make(above) if above else os.dup(self._root)
+        fd, built = os.dup(self._root), b""
+        for name in path.split(b"/"):
+            built += (b"/" if built else b"") + name
             try:
-                if name in (b"", b".", b".."):
-                    raise ArchiveError(f"a missing directory in {os.fsdecode(path)!r}") from None
-                with contextlib.suppress(FileExistsError):
+                following = open_in_root(self._root, built, flags)
+            except FileNotFoundError:
+                try:
+                    if name in (b"", b".", b".."):
+                        raise ArchiveError(f"a missing directory in {os.fsdecode(path)!r}") from None
                     os.mkdir(name, 0o755, dir_fd=fd)
                     os.chmod(name, 0o755, dir_fd=fd)
-                    self._times.setdefault(path, 0)
-            finally:
-                os.close(fd)
-            return open_in_root(self._root, path, flags)
+                    self._times.setdefault(built, 0)
+                    following = open_in_root(self._root, built, flags)
+                except (OSError, ArchiveError):
+                    os.close(fd)
+                    raise
+            os.close(fd)
+            fd = following
+        return fd
 
     # -- members ---------------------------------------------------------------------------
 
@@ -164,7 +173,9 @@ class _Writer:
             try:
                 self._left -= member.size
                 if self._left < 0:
-                    raise ArchiveError("the layer's content is larger than allowed")
+                    raise SpaceError(
+                        "the layer's files need more space than there is", "free space, or use another --root"
+                    )
                 for data in reader.chunks():
                     _write_all(fd, data)
                 self._own(fd, member)
@@ -231,6 +242,8 @@ class _Writer:
     # -- whiteouts -------------------------------------------------------------------------
 
     def _whiteout(self, parent_path: bytes, name: bytes) -> None:
+        if self._base:
+            return
         if name == _OPAQUE_MARK:
             self._whiteouts.append((parent_path, b""))
             return

@@ -58,6 +58,8 @@ def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLi
     """
     physical = text.removeprefix("\ufeff").split("\n")
     for number, line in enumerate(physical, 1):
+        if "\0" in line:
+            raise DockerfileError("a NUL byte: this is not a Dockerfile", Span(number, number))
         if len(line) * 4 > _LINE_LIMIT and len(line.encode("utf-8", "surrogateescape")) > _LINE_LIMIT:
             raise DockerfileError(
                 f"dockerfile line greater than max allowed size of {_LINE_LIMIT}", Span(number, number)

@@ -102,7 +102,14 @@ def json_array(line: Line) -> tuple[str, ...] | None:
         raise line.error(
             "when using JSON array syntax, arrays must be comprised of strings only", line.tokens[-1]
         )
-    return tuple(value)
+    if any("\0" in item for item in value):
+        raise line.error("an argument holds a NUL character", line.tokens[-1])
+    return tuple(map(_valid_text, value))
+
+
+def _valid_text(text: str) -> str:
+    """A JSON string as Go reads it: half of a surrogate pair, or a byte that is no text, is U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _reject(constant: str) -> object:

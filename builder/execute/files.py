@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 from builder.errors import BuildError
 from builder.execute.sources import Selected, Source
-from builder.execute.users import owner
+from builder.execute.users import owner, owner_or_root
 from builder.plan.ops import CopyFiles, MakeDir
+from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
 from cache.snapshots import Draft
@@ -49,8 +50,6 @@ def copy_files(
         for selection in chosen:
             for selected in selection:
                 _copy_one(writer, source, selected, op.dest)
-            if not selection and op.dest.endswith("/"):
-                writer.make_parents(lower.resolve(op.dest)[0])
         return writer.finish()
     finally:
         writer.close()
@@ -60,7 +59,7 @@ def make_dir(op: MakeDir, draft: Draft) -> list[Entry]:
     """Execute a WORKDIR into *draft*; nothing when the directory is there."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)
-    ids = owner(lower, op.user, "WORKDIR with USER") if op.user else None
+    ids = owner_or_root(lower, op.user, "WORKDIR") if op.user and node is None else None
     writer = _Writer(draft.upper, lower, ids, None, None)
     try:
         if node is None:
@@ -145,24 +144,29 @@ class _Writer:
 
     def make_parents(self, path: str) -> None:
         """Make *path* a directory of this layer: copied up where it exists, new otherwise."""
-        if path in self._below:
-            return
-        above, _, _name = path.rpartition("/")
-        self.make_parents(above)
+        missing = []
+        while path not in self._below:
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        for folder in reversed(missing):
+            self._make_parent(folder)
+
+    def _make_parent(self, path: str) -> None:
         under = self._under(path)
+        if path in self._entries or (under is not None and not under.is_dir):
+            raise BuildError(f"cannot copy to non-directory: /{path}")
         if under is None:
             uid, gid = self._ids or (0, 0)
             mode = 0o755 if self._mode is None else self._mode
             self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=MADE_TIME), None)
-        elif under.is_dir:
+        else:
             found = under.found
             mode = found.st_mode & 0o7777
             copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=found.st_mtime_ns)
             self._directory(copied, under)
-        else:
-            raise BuildError(f"cannot copy to non-directory: /{path}")
 
     def _directory(self, entry: Entry, under: Node | None) -> None:
+        check_name(entry.path.rpartition("/")[2])
         os.mkdir(entry.path, 0o700, dir_fd=self._root)
         self._entries[entry.path] = entry
         self._below[entry.path] = under
@@ -183,6 +187,7 @@ class _Writer:
         if entry.kind == DIRECTORY:
             self._put_directory(entry)
             return
+        check_name(path.rpartition("/")[2])
         self._make_way(path)
         if entry.kind == FILE:
             if not self._link_old(entry):
@@ -195,6 +200,8 @@ class _Writer:
             os.mkfifo(path, 0o600, dir_fd=self._root)
             self._set_metadata(entry)
         elif entry.kind in (CHARACTER, BLOCK):
+            if entry.kind == CHARACTER and entry.rdev == 0:
+                raise BuildError(f"/{path} is character device 0:0, which in a layer deletes a file")
             kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
             os.mknod(path, kind | 0o600, entry.rdev, dir_fd=self._root)
             self._set_metadata(entry)

@@ -7,6 +7,7 @@ cache key, and yield it for copying.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -21,7 +22,7 @@ from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
 from cache.tree import Node, Tree
 from cache.trees import image_xattrs
-from grammar.ignore import Ignore, State, match_glob
+from grammar.ignore import GlobError, Ignore, State, match_glob
 
 _CHUNK = 1 << 20
 
@@ -73,7 +74,8 @@ def has_wildcard(text: str) -> bool:
 def select_in(tree: Tree, pattern: str, listed: set[str] | None = None) -> list[tuple[Selected, Node]]:
     """Resolve *pattern* in *tree*: wildcards per component, links in literal parts followed.
 
-    The directories whose names decided are added to *listed*.
+    The directories whose names decided are added to *listed*. Raises GlobError, and
+    FileNotFoundError for a matched link that leads nowhere.
     """
     parts = [part for part in os.path.normpath("/" + pattern).split("/") if part]
     fixed = 0
@@ -102,9 +104,22 @@ def select_in(tree: Tree, pattern: str, listed: set[str] | None = None) -> list[
     out = []
     for node in found:
         followed = tree.lookup(node.path) if node.is_link else node
-        if followed is not None:
-            out.append((Selected(node.path.rpartition("/")[2], followed.path), followed))
+        if followed is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), tree.resolve(node.path)[0])
+        out.append((Selected(node.path.rpartition("/")[2], followed.path), followed))
     return out
+
+
+def _select(tree: Tree, pattern: str, what: str, listed: set[str] | None) -> list[tuple[Selected, Node]]:
+    """``select_in`` with errors in words."""
+    try:
+        return select_in(tree, pattern, listed)
+    except GlobError as error:
+        raise BuildError(f"COPY {pattern!r}: {error}", "a literal [ is written [[]") from None
+    except FileNotFoundError as error:
+        raise not_found(error.filename, tree, what) from None
+    except OSError as error:
+        raise BuildError(f"reading {pattern!r} in {what}: {error.strerror}") from None
 
 
 def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
@@ -160,10 +175,7 @@ class ContextSource:
         return os.path.join(self._folder, path)
 
     def select(self, pattern: str) -> list[Selected]:
-        try:
-            found = select_in(self._tree, pattern, self.listed)
-        except OSError as error:
-            raise BuildError(f"reading {pattern!r} in the build context: {error.strerror}") from None
+        found = _select(self._tree, pattern, "the build context", self.listed)
         kept = [selected for selected, node in found if not self._hidden(selected.path, node.is_dir)]
         if kept or has_wildcard(pattern):
             return kept
@@ -262,7 +274,7 @@ class TreeSource:
         self._tree = tree
 
     def select(self, pattern: str) -> list[Selected]:
-        found = select_in(self._tree, pattern)
+        found = _select(self._tree, pattern, "the stage", None)
         if not found and not has_wildcard(pattern):
             raise not_found(pattern, self._tree, "the stage")
         return [selected for selected, _node in found]

@@ -20,30 +20,46 @@ def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
     """
     user, colon, group = text.partition(":")
     uid, primary = _user(tree, user, what)
-    gid = _group(tree, group, what) if colon and group else primary
+    gid = _group(tree, group, what) if colon else primary
     return uid, gid
 
 
+def owner_or_root(tree: Tree, text: str, what: str) -> tuple[int, int]:
+    """The same for who has never had to exist: an unknown name is root."""
+    try:
+        return owner(tree, text, what)
+    except UnknownName:
+        return 0, 0
+
+
+class UnknownName(BuildError):
+    """A name that the image's passwd or group file does not have."""
+
+
 def _user(tree: Tree, name: str, what: str) -> tuple[int, int]:
+    if name in ("", "root"):
+        return 0, 0
     if _numeric(name):
         number = _id(name, what)
         return number, number
     for fields in _lines(tree, "etc/passwd"):
         if len(fields) >= 4 and fields[0] == name:
             return _id(fields[2], what), _id(fields[3], what)
-    raise BuildError(
+    raise UnknownName(
         f"{what}: there is no user {name!r} in the image's /etc/passwd",
         "create the user in an earlier step, or give its number",
     )
 
 
 def _group(tree: Tree, name: str, what: str) -> int:
+    if name in ("", "root"):
+        return 0
     if _numeric(name):
         return _id(name, what)
     for fields in _lines(tree, "etc/group"):
         if len(fields) >= 3 and fields[0] == name:
             return _id(fields[2], what)
-    raise BuildError(
+    raise UnknownName(
         f"{what}: there is no group {name!r} in the image's /etc/group",
         "create the group in an earlier step, or give its number",
     )

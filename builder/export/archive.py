@@ -101,6 +101,15 @@ def _destination(dest: str) -> Iterator[Callable[[bytes], object]]:
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
+    dest = os.path.realpath(dest)  # of a link, what it leads to is written
+    if os.path.exists(dest) and not os.path.isfile(dest):
+        # A pipe or a device takes the bytes as they come; it is never replaced.
+        try:
+            with open(dest, "wb", buffering=_CHUNK) as special:
+                yield special.write
+        except OSError as error:
+            raise BuildError(f"writing {dest}: {error.strerror}") from None
+        return
     temporary = f"{dest}.pybuild-{os.getpid()}"
     try:
         with open(temporary, "xb", buffering=_CHUNK) as file:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder.errors import BuildError
+from builder.strict_json import valid_text
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
@@ -119,7 +120,8 @@ class ImageConfig:
 
 
 def to_json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+    """JSON as Go writes it in this: a byte that is no text becomes U+FFFD."""
+    return valid_text(json.dumps(value, separators=(",", ":"), ensure_ascii=False)).encode()
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:

@@ -6,7 +6,6 @@ match over the union of instructions: adding one makes the type checker point he
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from builder.image.model import ImageConfig
 from builder.plan.graph import HistoryLine, Step
 from builder.plan.ops import CopyFiles, MakeDir, Op, RunCommand
 from builder.plan.ports import parse_ports
-from builder.plan.scope import PROXY_ARGS, Scope
+from builder.plan.scope import Scope
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.span import Span
@@ -81,7 +80,7 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             return replace(state, config=state.config.with_settings(User=user)).noted(f"USER {user}")
         case ast.Cmd():
             argv = _argv(node.command, state)
-            config = state.config.with_settings(Cmd=argv, ArgsEscaped=True)
+            config = state.config.with_settings(Cmd=argv or None, ArgsEscaped=True)
             return replace(state, config=config, cmd_set=True).noted(f"CMD {_quoted(argv)}")
         case ast.Entrypoint():
             return _entrypoint(node, state)
@@ -123,8 +122,24 @@ def _argv(command: ast.Command, state: StageState) -> list[str]:
 
 
 def _quoted(argv: list[str]) -> str:
-    """A list as history shows it: ["a" "b"]."""
-    return "[" + " ".join(json.dumps(item, ensure_ascii=False) for item in argv) + "]"
+    """A list as history shows it: ["a" "b"], each item as Go's %q writes it (T88)."""
+    return "[" + " ".join('"' + "".join(map(_quoted_char, item)) + '"' for item in argv) + "]"
+
+
+_GO_ESCAPES = dict(zip('\a\b\f\n\r\t\v\\"', ("\\" + c for c in 'abfnrtv\\"'), strict=True))
+
+
+def _quoted_char(char: str) -> str:
+    code = ord(char)
+    if char in _GO_ESCAPES:
+        return _GO_ESCAPES[char]
+    if char.isprintable():
+        return char
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is no text
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
@@ -148,9 +163,6 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     argv = _argv(node.command, state)
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
-    proxies = tuple(
-        (k, v) for k, v in context.scope.build_args.items() if k in PROXY_ARGS and k not in state.env
-    )
     op = RunCommand(
         tuple(argv),
         tuple(state.env.items()),
@@ -158,7 +170,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
         state.config.settings.get("User") or "",
         context.network if network == "default" else network,
         context.hostname,
-        proxies,
+        context.scope.proxies(),
     )
     step = context.new_step(op, state.root, None, node.span)
     return replace(state, root=step).noted(f"RUN {_with_args(argv, state)} # buildkit", step)
@@ -214,10 +226,15 @@ def _check_chmod(text: str, span: Span) -> None:
 def _destination(written: str, state: StageState) -> str:
     """The absolute destination; empty, "." and a trailing slash mean a directory (T3, T5)."""
     here = state.config.settings.get("WorkingDir") or "/"
-    path = posixpath.join("/", here, written)
-    if written in ("", ".") or written.endswith("/"):
-        path += "/"
+    path = _clean(posixpath.join("/", here, written))
+    if written in ("", ".") or written.endswith(("/", "/.")):
+        path = path.rstrip("/") + "/"
     return path
+
+
+def _clean(path: str) -> str:
+    """An absolute path without dots, as text: links are not looked at."""
+    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
@@ -235,8 +252,6 @@ def _pairs(pairs: tuple[ast.Pair, ...], state: StageState, context: StageContext
     out = []
     for pair in pairs:
         key = _word(pair.key, state, context, pair.span)
-        if not key:
-            raise PlanError("names can not be blank", pair.span)
         out.append((key, _word(pair.value or "", state, context, pair.span)))
     return out
 
@@ -253,7 +268,9 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
     env, args, shown = dict(state.env), list(state.args), []
     for pair in node.pairs:
         before = replace(state, env=env)
-        default = None if pair.value is None else _word(pair.value, before, context, pair.span)
+        default = None
+        if pair.value is not None and pair.key not in context.scope.build_args:
+            default = _word(pair.value, before, context, pair.span)
         value = context.scope.value_of(pair.key, default)
         if value is not None:
             env[pair.key] = value
@@ -265,11 +282,8 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
 def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> StageState:
     """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
     written = _word(node.path, state, context, node.span)
-    if not written:
-        raise PlanError("WORKDIR needs a path, and this one is empty once expanded", node.span)
     here = state.config.settings.get("WorkingDir") or "/"
-    path = posixpath.normpath(posixpath.join("/", here, written))
-    path = "/" + path.lstrip("/")
+    path = _clean(posixpath.join("/", here, written))
     state = replace(state, config=state.config.with_settings(WorkingDir=path))
     if path == "/":
         return state.noted("WORKDIR /")

@@ -94,7 +94,7 @@ class _Planner:
         for node in self._file.global_args:
             for pair in node.pairs:
                 value = None
-                if pair.value is not None:
+                if pair.value is not None and pair.key not in self._request.build_args:
                     value = self._expand_global(pair.value, pair.span)
                 value = self._scope.value_of(pair.key, value)
                 if value is not None:
@@ -228,10 +228,10 @@ class _Planner:
         if config.settings.get("OnBuild"):
             raise unsupported(f"the ONBUILD trigger of {base}", span)
         step = self._step(op, None, None, start.span, counter) if op.diff_ids else None
-        env = config.env
-        env.setdefault("PATH", DEFAULT_PATH)  # for expansion and RUN, not for the image (T61)
+        if "PATH" not in config.env:
+            config = config.with_env("PATH", DEFAULT_PATH)  # before anything is expanded (T61, T109)
         # The base's history and diff IDs are the image's; its creation time is not (T74).
-        return StageState(replace(config, created=""), step, env)
+        return StageState(replace(config, created=""), step, config.env)
 
     def _image(self, name: str, span: Span) -> tuple[FromImage, ImageConfig]:
         try:

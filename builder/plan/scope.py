@@ -6,11 +6,7 @@ from dataclasses import dataclass, field
 
 from builder.image.model import Platform
 
-PROXY_ARGS = frozenset(
-    name
-    for base in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-    for name in (base, base.lower())
-)
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 # Given for BuildKit's sake; they configure the build and need no ARG.
 _QUIET = ("BUILDKIT_", "SOURCE_DATE_EPOCH")
 
@@ -42,10 +38,17 @@ class Scope:
             return self.build_args[name]
         return self.globals.get(name) if default is None else default
 
+    def proxies(self) -> tuple[tuple[str, str], ...]:
+        """What the proxy arguments put into every RUN, in both spellings, declared or not."""
+        given = {name.lower(): value for name, value in self.build_args.items()}
+        return tuple(
+            (spelling, given[name]) for name in _PROXIES if name in given for spelling in (name.upper(), name)
+        )
+
     def unused(self) -> tuple[str, ...]:
         """Names given on the command line that no ARG asked for."""
         return tuple(
             name
             for name in self.build_args
-            if name not in self.used and name not in PROXY_ARGS and not name.startswith(_QUIET)
+            if name not in self.used and name.lower() not in _PROXIES and not name.startswith(_QUIET)
         )

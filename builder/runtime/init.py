@@ -96,6 +96,7 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.setsid()
+        sc.join_session_keyring()
         os.umask(0o022)
         root = _mount_root(spec, store)
         _mount_kernel_files(spec, root)
@@ -314,7 +315,7 @@ def _find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     uid = _number(entry[2] if entry else user or b"0")
     gid = _number(entry[3]) if entry else 0
     home = entry[5] if entry and len(entry) > 5 and entry[5] else b"/"
-    if colon:
+    if colon and group:
         gid = _find_group(root, group)
         return uid, gid, [gid], home
     groups = [gid]

@@ -18,6 +18,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 from builder.runtime import syscalls as sc
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 
 _LOCKS = "/run/pybuild"
 _SLOTS = 64
-_ADDRESSES = 1 << 10  # per slot: 10.213.0.0/16 is cut into 64 subnets of /22
-_PREFIX = 22
+_ADDRESSES = 1 << 8  # per slot: of 10.213.0.0/16 a /24 each
+_PREFIX = 24
 _POOL = (10 << 24) | (213 << 16)
 _IPV4 = 2  # nfgen_family NFPROTO_IPV4
 _RETRIES = 10
+_DROP, _ACCEPT = 0, 1
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_SOURCE, _DESTINATION = 12, 16  # offsets in an IPv4 header
+_META_IIFNAME, _META_OIFNAME = 6, 7
+_CT_STATE, _CT_ESTABLISHED, _CT_RELATED = 0, 2, 4
 _SRCNAT = 100  # priority of source NAT in postrouting
 
 
@@ -111,7 +117,7 @@ class _Bridge:
                 self._route.link("add", ifname=self.name, kind="bridge", state="up")
                 self._index = self._bridges()[self.name]
                 self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
-                self._add_nat()
+                self._add_rules()
                 _enable_forwarding()
             except Exception:
                 self._clear(self.name)
@@ -166,23 +172,37 @@ class _Bridge:
             nft.table("del", name=name)
         nft.close()
 
-    def _add_nat(self) -> None:
-        from pyroute2.nftables.expressions import ipv4addr, masq
+    def _add_rules(self) -> None:
+        """NAT to the outside; to the host itself only DNS, to other builds nothing."""
+        from pyroute2.nftables.expressions import masq, verdict
         from pyroute2.nftables.main import NFTables
 
         nft: Any = NFTables(nfgen_family=_IPV4)
+
+        def chain(name: str, kind: str, priority: int) -> None:
+            nft.chain(
+                "add", table=self.name, name=name, hook=name, type=kind, policy=_ACCEPT, priority=priority
+            )
+
+        def rule(name: str, *expressions: Any) -> None:
+            nft.rule("add", table=self.name, chain=name, expressions=expressions)
+
+        ours, pool = (_POOL + self._slot * _ADDRESSES).to_bytes(4, "big"), _POOL.to_bytes(4, "big")
         nft.table("add", name=self.name)
-        nft.chain(
-            "add",
-            table=self.name,
-            name="postrouting",
-            hook="postrouting",
-            type="nat",
-            policy=1,
-            priority=_SRCNAT,
+        chain("postrouting", "nat", _SRCNAT)
+        rule("postrouting", _bytes_are(_NETWORK_HEADER, _SOURCE, ours[:3]), masq())
+        chain("forward", "filter", 0)
+        rule(
+            "forward",
+            _arrives_from(self.name),
+            _bytes_are(_NETWORK_HEADER, _DESTINATION, pool[:2]),
+            verdict(_DROP),
         )
-        source = ipv4addr(src=f"{self._address(0)}/{_PREFIX}")
-        nft.rule("add", table=self.name, chain="postrouting", expressions=(source, masq()))
+        rule("forward", _leaves_to(self.name), _is_new(), verdict(_DROP))
+        chain("input", "filter", 0)
+        port = (53).to_bytes(2, "big")
+        rule("input", _arrives_from(self.name), _bytes_are(_TRANSPORT_HEADER, 2, port), verdict(_ACCEPT))
+        rule("input", _arrives_from(self.name), verdict(_DROP))
         nft.close()
 
     def connect(self, namespace: int) -> str:
@@ -215,6 +235,53 @@ class _Bridge:
             self._clear(self.name)
         self._route.close()
         os.close(self._lock)
+
+
+# -- nftables expressions (linux/netfilter/nf_tables.h) ---------------------------------------
+#
+# pyroute2 has one for addresses, but its masks are right for whole bytes only.
+
+
+def _bytes_are(header: int, offset: int, value: bytes) -> list[Any]:
+    """The packet has *value* at *offset* of a header."""
+    from pyroute2.nftables.expressions import genex
+
+    payload = {"dreg": 1, "base": header, "offset": offset, "len": len(value)}
+    return [genex("payload", payload), _compare(value)]
+
+
+def _arrives_from(interface: str) -> list[Any]:
+    return _meta(_META_IIFNAME, interface)
+
+
+def _leaves_to(interface: str) -> list[Any]:
+    return _meta(_META_OIFNAME, interface)
+
+
+def _meta(key: int, interface: str) -> list[Any]:
+    from pyroute2.nftables.expressions import genex
+
+    return [genex("meta", {"key": key, "dreg": 1}), _compare(interface.encode().ljust(16, b"\0"))]
+
+
+def _is_new() -> list[Any]:
+    """The packet belongs to no connection that was begun by a step."""
+    from pyroute2.nftables.expressions import genex
+
+    known = (_CT_ESTABLISHED | _CT_RELATED).to_bytes(4, sys.byteorder)
+    nothing = bytes(4)
+    bitwise = {"sreg": 1, "dreg": 1, "len": 4, "mask": _data(known), "xor": _data(nothing)}
+    return [genex("ct", {"key": _CT_STATE, "dreg": 1}), genex("bitwise", bitwise), _compare(nothing)]
+
+
+def _compare(value: bytes) -> Any:
+    from pyroute2.nftables.expressions import genex
+
+    return genex("cmp", {"sreg": 1, "op": 0, "data": _data(value)})
+
+
+def _data(value: bytes) -> Any:
+    return {"attrs": [("NFTA_DATA_VALUE", value)]}
 
 
 def _slot_of(name: str) -> int | None:

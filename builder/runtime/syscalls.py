@@ -48,7 +48,9 @@ PR_CAPBSET_DROP = 24
 PR_SET_DUMPABLE = 4
 PR_SET_PDEATHSIG = 1
 
-# Numbers from 424 on are the same on every architecture; pivot_root is older than that.
+# Numbers from 424 on are the same on every architecture; some calls are older than that.
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -116,6 +118,13 @@ def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes) ->
 
 def umount2(target: bytes, flags: int) -> None:
     _check(_libc.umount2(target, flags), f"umount {os.fsdecode(target)}")
+
+
+def join_session_keyring() -> None:
+    """Leave the session keyring inherited from the caller for an empty one of our own."""
+    arguments = (_KEYCTL[os.uname().machine], _KEYCTL_JOIN_SESSION_KEYRING, None)
+    if _libc.syscall(*arguments) < 0 and ctypes.get_errno() != errno.ENOSYS:  # a kernel may have no keys
+        _check(-1, "keyctl")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:

@@ -34,9 +34,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         'CMD ["a"]\nFROM first\nENTRYPOINT ["b"]',
         {"Cmd": None, "Entrypoint": ["b"]},
     ),
-    "T56-empty": ('ENTRYPOINT ["x"]\nENTRYPOINT []\nCMD []', {"Cmd": [], "Entrypoint": None}),
+    "T56-empty": ('ENTRYPOINT ["x"]\nENTRYPOINT []\nCMD []', {"Cmd": None, "Entrypoint": None}),
     "T57-not-json": ("CMD ['a', 'b']", {"Cmd": [*SHELL, "['a', 'b']"]}),
     "T58-workdir": ("WORKDIR /a\nWORKDIR b\nWORKDIR ../c/", {"WorkingDir": "/a/c"}),
+    "T58-workdir-empty": ("WORKDIR /a\nWORKDIR $none", {"WorkingDir": "/a"}),
+    "T58-workdir-cleaned": ("WORKDIR //a/./b/../c//", {"WorkingDir": "/a/c"}),
+    "T51-empty-protocol": ("EXPOSE 80/ 81/$none", {"ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}),
+    "blank-label-name": ('LABEL ""=x', {"Labels": {"": "x"}}),
+    "T43-bytes-that-are-no-text": ("ENV a=\udce9", {"Env": ["a=\ufffd"]}),
+    "lone-surrogate": ('CMD ["\\ud800x"]', {"Cmd": ["\ufffdx"]}),
     "T58-workdir-variable": ("ENV d=/x\nWORKDIR $d/y", {"WorkingDir": "/x/y"}),
     "T60-user-as-written": ("ENV u=bob\nUSER ${u}:staff", {"User": "bob:staff"}),
     "T61-scratch-path": ("ENV x=1", {"Env": [f"PATH={PATH}", "x=1"]}),
@@ -75,6 +81,12 @@ ARGS: dict[str, tuple[str, list[str], dict[str, str]]] = {
         "FROM scratch\nARG TARGETOS\nARG TARGETSTAGE\nENV o=$TARGETOS/$TARGETSTAGE/[$TARGETARCH]",
         [],
         {"o": "linux/default/[]"},
+    ),
+    "default-not-needed": ("FROM scratch\nARG v=${no:?never}\nENV o=$v", ["--build-arg", "v=3"], {"o": "3"}),
+    "global-default-not-needed": (
+        "ARG v=${no:?never}\nFROM scratch\nARG v\nENV o=$v",
+        ["--build-arg", "v=3"],
+        {"o": "3"},
     ),
     "several": ("FROM scratch\nARG a=1 b=2 c\nENV o=$a$b[$c]", [], {"o": "12[]"}),
 }
@@ -118,6 +130,38 @@ def test_proxy_args_are_no_part_of_key_or_history(pybuild: Pybuild) -> None:
     assert image.read("p") == b"http://a\n"
     assert not any("http:" in str(line) for line in image.history)
     assert "not declare" not in again.err and "no ARG" not in again.err
+
+
+def test_proxies_reach_run_in_both_spellings(pybuild: Pybuild) -> None:
+    """And win over what the image says, without becoming part of it."""
+    image = pybuild.build(
+        "FROM busybox\nENV http_proxy=image\nRUN env > /env\n",
+        None,
+        "--network=none",
+        "--build-arg",
+        "HTTP_PROXY=given",
+        "--no-cache",
+    )
+    env = dict(line.split("=", 1) for line in image.read("env").decode().splitlines())
+    assert (env["http_proxy"], env["HTTP_PROXY"]) == ("given", "given")
+    assert image.env["http_proxy"] == "image" and "HTTP_PROXY" not in image.env
+
+
+def test_path_of_a_base_that_has_none(pybuild: Pybuild) -> None:
+    """T61, T109: it gets the default, before anything is expanded."""
+    assert pybuild.build("FROM busybox\n").settings["Env"] == [f"PATH={PATH}"]
+    assert pybuild.build("FROM busybox\nENV a=1 PATH=$PATH:/x\n").settings["Env"] == [
+        f"PATH={PATH}:/x",
+        "a=1",
+    ]
+
+
+def test_history_quotes_as_go_does(pybuild: Pybuild) -> None:
+    """T88."""
+    image = pybuild.build('FROM scratch\nCMD ["a\\u0001\\t\\u00a0\\u2028 \\"é😀\\\\"]\n')
+    assert image.history[-1]["created_by"] == 'CMD ["a\\x01\\t\\u00a0\\u2028 \\"é😀\\\\"]'
+    image = pybuild.build("FROM scratch\nEXPOSE 8-11 443/udp\n")
+    assert image.history[-1]["created_by"] == "EXPOSE [443/udp 8/tcp 9/tcp 10/tcp 11/tcp]"
 
 
 def test_labels_of_the_command_line_win(pybuild: Pybuild) -> None:
@@ -192,6 +236,12 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "T65-self": ("FROM scratch AS a\nCOPY --from=a /x /\n", "a"),
     "T65-index": ("FROM scratch\nCOPY --from=5 /x /\n", "invalid stage index 5"),
+    "T51-host-port": ("FROM scratch\nEXPOSE x:80\n", "invalid port"),
+    "T51-host-address": ("FROM scratch\nEXPOSE a:1:80\n", "invalid IP address"),
+    "T51-unequal-ranges": ("FROM scratch\nEXPOSE 1-3:80-81\n", "not equally long"),
+    "flag-case": ("FROM scratch\nCOPY --CHOWN=1 a b\n", "unknown flag: --CHOWN"),
+    "nul": ("FROM scratch\nRUN a\0b\n", "NUL"),
+    "nul-in-json": ('FROM scratch\nCMD ["a\\u0000b"]\n', "NUL"),
     "T57-not-strings": ("FROM scratch\nCMD [1]\n", "arrays must be comprised of strings only"),
     "T68-only-args": ("ARG a=1\n", "contains no stages to build"),
     "T68-no-stage": ("# nothing\n", "file with no instructions"),

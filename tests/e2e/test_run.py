@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -219,17 +220,35 @@ def test_network_of_one_step(pybuild: Pybuild) -> None:
     assert b"eth0" not in image.read("links")
 
 
-def test_two_builds_do_not_meet(pybuild: Pybuild, tmp_path: Path) -> None:
-    """Concurrent builds have networks of their own."""
-    context = pybuild.context("FROM busybox\nRUN ip -o -4 addr show eth0; sleep 2\n")
-    args = [PYBUILD, "--no-cache", "--progress=plain", str(context)]
-    both = [
-        subprocess.Popen(args, env=pybuild.environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
+def test_two_builds_do_not_meet(pybuild: Pybuild) -> None:
+    """Concurrent builds have networks of their own, and no way from one to the other."""
+    serve = "FROM busybox\nRUN (sleep 3 | nc -l -p 8080) & sleep 3; ip -o -4 addr show eth0\n"
+    call = "FROM busybox\nRUN sleep 1; ip -o -4 addr show eth0; for n in 0 1 2 3; do nc -w 1 10.213.$n.2 8080 </dev/null && echo REACHED; done; true\n"
+    builds = [
+        subprocess.Popen(
+            [PYBUILD, "--no-cache", "--progress=plain", str(pybuild.context(text, name=name))],
+            env=pybuild.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, text in (("serve", serve), ("call", call))
     ]
-    said = [build.communicate(timeout=60)[1] for build in both]
-    assert [build.returncode for build in both] == [0, 0], said
-    addresses = {word for text in said for word in text.split() if word.startswith("10.") and "/" in word}
+    said = [build.communicate(timeout=60)[1] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], said
+    addresses = {word for text in said for word in text.split() if word.startswith("10.213.") and "/" in word}
     assert len(addresses) == 2, said
+    assert "#2" in said[1] and not [line for line in said[1].splitlines() if line.endswith(" REACHED")]
+
+
+def test_services_of_the_host_are_out_of_reach(pybuild: Pybuild) -> None:
+    """What listens on every address of the host does not hear a step on the default network."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        port = server.getsockname()[1]
+        script = f"g=$(ip route | awk '/default/ {{print $3}}'); nc -w 1 $g {port} < /dev/null 2> /dev/null && echo reached; echo tried"
+        assert look(pybuild, script, "--network=default").split() == ["tried"]
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 # -- failing -------------------------------------------------------------------------------
@@ -285,11 +304,10 @@ def test_quiet_prints_only_the_id(pybuild: Pybuild) -> None:
 
 
 def test_parallel_stages(pybuild: Pybuild) -> None:
-    """Independent steps run at once: each waits for the other's arrival... by their output."""
+    """Independent steps run at once, unless --jobs says otherwise."""
     context = pybuild.context(
-        "FROM busybox AS a\nRUN echo start; sleep 1; echo e"
-        "nd\nFROM busybox AS b\nRUN sleep 0.3; echo start; sleep 1; echo e"
-        "nd\n"
+        "FROM busybox AS a\nRUN for w in start end; do echo $w; sleep 1; done\n"
+        "FROM busybox AS b\nRUN sleep 0.3; for w in start end; do echo $w; sleep 1; done\n"
         "FROM scratch\nCOPY --from=a /etc/group /a\nCOPY --from=b /etc/group /b\n"
     )
     said = pybuild("--no-cache", "--network=none", context).ok().err

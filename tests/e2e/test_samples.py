@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -50,6 +51,44 @@ def test_diamond(samples: Pybuild) -> None:
     ends = [said.index(line) for line in said if line.split()[0] in steps and " DONE " in line]
     assert max(said.index(line) for line in steps.values()) < min(ends)
     assert samples("run", "diamond").out == "shared\nleft\nright\n"
+
+
+PROBE = """\
+#include <stdio.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+int main(void) {
+    printf("%ld\\n", syscall(SYS_request_key, "user", "pybuild-test", 0, 0));
+}
+"""
+WITH_KEY = """\
+import ctypes, os, sys
+add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+libc = ctypes.CDLL(None)
+assert libc.syscall(keyctl, 1, None) > 0
+assert libc.syscall(add_key, b"user", b"pybuild-test", b"SECRET", 6, -3) > 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_keys_of_the_caller(samples: Pybuild) -> None:
+    """RT-14: a step does not have the session keyring of who builds, which here holds a key."""
+    lines = (SAMPLES / "c-scratch/Dockerfile").read_text().splitlines()
+    dockerfile = "\n".join([lines[1], lines[2], "COPY probe.c /", "RUN gcc -o /probe /probe.c && /probe"])
+    context = samples.context(dockerfile + "\n", {"probe.c": PROBE})
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_KEY, PYBUILD, context],
+        env=samples.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [
+        line.split()[-1]
+        for line in done.stderr.splitlines()
+        if line.startswith("#4 ") and line.endswith(" -1")
+    ]
+    assert answers == ["-1"], done.stderr
 
 
 @pytest.fixture
