@@ -140,8 +140,9 @@ def _parse(store: Store, text: str) -> ast.Dockerfile:
     key = "ast:" + hashlib.sha256(f"{VERSION}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
     data = store.index.memo(key)
     if data is not None:
-        stored: ast.Dockerfile = pickle.loads(data)
-        return stored
+        with contextlib.suppress(Exception):  # a damaged record: parse again
+            stored: ast.Dockerfile = pickle.loads(data)
+            return stored
     from grammar.parse import parse
 
     tree = parse(text)

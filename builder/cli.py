@@ -47,8 +47,6 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
         return _explain(error, error.exit_code, error.excerpt)
     except CacheError as error:
         return _explain(error, BuildError.exit_code, "")
-    except BrokenPipeError:
-        return 1
 
 
 def _cancel(number: int, frame: object) -> NoReturn:
@@ -60,6 +58,15 @@ def _say(text: str) -> None:
         sys.stderr.write(text + "\n")
     except OSError:
         pass
+
+
+def _print(text: str) -> None:
+    """Write a line of results to standard output. Raises BuildError when it cannot be written."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        raise BuildError(f"writing to standard output: {error.strerror}") from None
 
 
 def _explain(error: BuildError | CacheError, code: int, excerpt: str) -> int:
@@ -169,7 +176,7 @@ def _sink(options: argparse.Namespace) -> Any:
     if _silent(options):
         from builder.progress.quiet import Quiet
 
-        return Quiet()
+        return Quiet(sys.stderr)
     if options.progress == "tty" or (options.progress == "auto" and sys.stderr.isatty()):
         from builder.progress.tty import Tty
 
@@ -183,7 +190,7 @@ def _conclude(options: argparse.Namespace, image: str, tags: tuple[str, ...]) ->
     from builder.progress.lines import result
 
     if options.quiet:
-        sys.stdout.write(image + "\n")
+        _print(image)
     elif not _silent(options):
         _say("\n".join(result(image, tags)))
 
@@ -262,23 +269,27 @@ def _need_root(what: str) -> None:
 def _images(args: Sequence[str]) -> int:
     parser = _Parser(prog="pybuild images", description="List the images of the store.")
     options = parser.parse_args(args)
-    from builder.image.local import config_of, size
-    from grammar.reference import parse_reference
+    from builder.image.local import config_of, named, reference, size
+    from builder.progress.lines import printable
 
+    damaged: list[BuildError | CacheError] = []
     with _open_store(options) as store:
         rows = [("NAME", "IMAGE ID", "CREATED", "SIZE")]
-        for name in store.names():
-            image = store.resolve(name)
-            assert image is not None
-            config = config_of(store, image)
+        for name, image in named(store, damaged):
+            try:
+                config = config_of(store, image)
+                length = f"{size(store, config) / 1e6:.1f} MB"
+            except (BuildError, CacheError) as error:
+                damaged.append(error)
+                continue
             created = config.created[:19].replace("T", " ") or "-"
-            rows.append(
-                (parse_reference(name).familiar, image[7:19], created, f"{size(store, config) / 1e6:.1f} MB")
-            )
+            rows.append((reference(name).familiar, image[7:19], created, length))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+        _print(printable(line.rstrip()))
+    for unreadable in damaged:
+        _say(f"warning: {printable(unreadable.message)} ({printable(unreadable.hint)})")
     return 0
 
 
@@ -316,7 +327,7 @@ def _load(args: Sequence[str]) -> int:
     _need_root("unpacking layers")
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "loading") as read:
         for name in load(store, read):
-            sys.stdout.write(f"loaded {name}\n")
+            _print(f"loaded {name}")
         store.sync()
     return 0
 
@@ -338,7 +349,7 @@ def _import(args: Sequence[str]) -> int:
         image = from_root(store, add_tar(store, read), os.path.basename(options.file))
         store.sync()
         store.tag(name, image)
-    sys.stdout.write(image + "\n")
+    _print(image)
     return 0
 
 

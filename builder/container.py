@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
-import threading
+from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
 from builder.execute.run import container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
-from builder.runtime.host import Launcher, Running
+from builder.runtime.host import Launcher
 from cache.snapshots import draft
 from cache.store import Store
 
@@ -44,36 +44,24 @@ def run_image(
             for fd in (null, out_write, err_write):
                 os.close(fd)
         try:
-            return _follow(running, out_read, err_read)
+            outcome = running.follow({out_read: _writer(1), err_read: _writer(2)})
         finally:
             running.close()
             os.close(out_read)
             os.close(err_read)
-
-
-def _follow(running: Running, out: int, err: int) -> int:
-    """Copy its output until it ends, return how it did."""
-    errors = threading.Thread(target=_copy, args=(err, sys.stderr.fileno()), daemon=True)
-    errors.start()
-    try:
-        _copy(out, sys.stdout.fileno())
-        errors.join()
-    except BaseException:
-        running.kill()
-        raise
-    outcome = running.wait()
     if outcome.error:
         hint = "run it with --network=none or --network=host" if outcome.network_failed else ""
         raise BuildError(outcome.error, hint)
     return outcome.code
 
 
-def _copy(source: int, target: int) -> None:
-    """Everything from *source* to *target*; a reader that went away is no reason to stop."""
-    while data := os.read(source, 65536):
+def _writer(target: int) -> Callable[[bytes], None]:
+    """Pass output on; a reader that went away is no reason to stop."""
+
+    def write(data: bytes) -> None:
         view = memoryview(data)
-        try:
+        with contextlib.suppress(OSError):
             while view:
                 view = view[os.write(target, view) :]
-        except OSError:
-            continue
+
+    return write

@@ -3,12 +3,23 @@
 Nothing is imported here that a fully cached build does not need.
 """
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    argv = sys.argv[1:]
+    try:
+        _open_streams()
+        return _main(sys.argv[1:])
+    except KeyboardInterrupt:  # before the build began, or after it ended
+        sys.stderr.write("pybuild: cancelled\n")
+        return 130
+    finally:
+        _flush_streams()
+
+
+def _main(argv: list[str]) -> int:
     if argv == ["--version"]:
         from builder import VERSION
 
@@ -22,3 +33,25 @@ def main() -> int:
     from builder.cli import run
 
     return run(argv, look)
+
+
+def _open_streams() -> None:
+    """Make sure that 0, 1 and 2 are open: else files of the store would get these numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _flush_streams() -> None:
+    """What cannot be written is dropped here, or Python would speak of it as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

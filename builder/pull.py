@@ -9,13 +9,12 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
-from builder.image.model import INDEX_TYPE, ImageConfig, Platform, parse_config
+from builder.image.model import INDEX_TYPE, ImageConfig, Platform, parse_config, parse_descriptor
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest
-from cache.errors import CacheError
+from cache.digest import Digest
 from cache.layers import add_blob
 from cache.store import Store, write_error
 from grammar.reference import Reference
@@ -36,8 +35,8 @@ def pull(
     with Registry(reference.registry, insecure) as registry:
         fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
         manifest = _image_manifest(registry, reference, fetched, platform)
-        config_at = _descriptor(manifest.get("config"), "the config")
-        layers = [_descriptor(item, "a layer") for item in _items(manifest, "layers")]
+        config_at = parse_descriptor(manifest.get("config"), "the config")
+        layers = [parse_descriptor(item, "a layer") for item in _items(manifest, "layers")]
         data = _config(registry, reference, config_at)
         config = parse_config(data, f"the config of {reference}")
         _check(reference, config, layers, platform)
@@ -74,7 +73,7 @@ def _image_manifest(
             platform.os,
             platform.architecture,
         ):
-            found = _descriptor(item, "a manifest")
+            found = parse_descriptor(item, "a manifest")
             inner = _object(registry.manifest(reference.repository, found.digest))
             if "manifests" in inner:
                 raise Untrusted(f"{reference} is an index of indexes")
@@ -103,18 +102,6 @@ def _items(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
     if not isinstance(items, list) or len(items) > _MAX_LAYERS or not all(isinstance(i, dict) for i in items):
         raise Untrusted(f"the manifest's {key!r} is not a list of descriptors")
     return items
-
-
-def _descriptor(value: object, what: str) -> Descriptor:
-    if not isinstance(value, dict):
-        raise Untrusted(f"the manifest has no descriptor for {what}")
-    size = value.get("size")
-    if not isinstance(size, int) or size < 0:
-        raise Untrusted(f"the descriptor of {what} has no valid size")
-    try:
-        return Descriptor(str(value.get("mediaType")), digest(str(value.get("digest"))), size)
-    except CacheError as error:
-        raise Untrusted(f"the descriptor of {what}: {error}") from None
 
 
 def _config(registry: Registry, reference: Reference, at: Descriptor) -> bytes:

@@ -82,8 +82,8 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
             if same:
                 _conclude(memo, store)
             return same, look
-    except (CacheError, OSError, ValueError):
-        return False, None  # the full build says what is wrong
+    except (CacheError, OSError, ValueError, EOFError, TypeError, KeyError):
+        return False, None  # a damaged memo, or something the full build says better
 
 
 def memo_key(argv: "Sequence[str]") -> str:
@@ -178,6 +178,7 @@ def _conclude(memo: "Memo", store: Store) -> None:
             file.write(image)
     if memo["quiet"]:
         sys.stdout.write(image + "\n")
+        sys.stdout.flush()
         return
     if memo["silent"]:
         return

@@ -227,27 +227,35 @@ class Store:
     def resolve(self, name: str) -> Digest | None:
         """The image ID that *name* means here, or None."""
         try:
-            with open(self._ref_path(name), "rb") as file:
-                return digest(file.readline(100).decode("ascii", "replace").strip())
+            image, said = self._read_ref(self._ref_path(name))
+            if said == name:
+                return digest(image)
         except FileNotFoundError:
             return None
         except (OSError, CacheError):
-            raise CorruptError(
-                f"the record of the image name {name} is damaged", f"remove {self._ref_path(name)}"
-            ) from None
+            pass
+        raise CorruptError(
+            f"the record of the image name {name} is damaged", f"remove {self._ref_path(name)}"
+        )
 
     def names(self) -> list[str]:
-        """Every image name, sorted."""
+        """Every image name, sorted. A damaged record goes by its file's name; it does not resolve."""
         found = []
         for entry in os.listdir(self.path("refs")):
-            try:
-                with open(self.path("refs", entry), "rb") as file:
-                    name = file.read(2000).decode("utf-8", "replace").partition("\n")[2].strip()
-            except OSError:
-                continue
-            if name and os.path.basename(self._ref_path(name)) == entry:
-                found.append(name)
+            name = ""
+            with contextlib.suppress(OSError):
+                _image, name = self._read_ref(self.path("refs", entry))
+            if os.path.basename(self._ref_path(name)) != entry:
+                name = entry.replace("%2f", "/").replace("%25", "%")
+            found.append(name)
         return sorted(found)
+
+    @staticmethod
+    def _read_ref(path: str) -> tuple[str, str]:
+        """``(image ID, name)`` as a record says."""
+        with open(path, "rb") as file:
+            image, _, name = file.read(2000).decode("utf-8", "replace").partition("\n")
+        return image, name.removesuffix("\n")
 
     def _ref_path(self, name: str) -> str:
         """The file of a name: the name itself, but for "/" and for what is too long."""

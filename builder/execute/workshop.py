@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
 from builder.execute.sources import ContextSource
-from builder.runtime.host import Launcher, Outcome, Running, follow
+from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
 
@@ -42,7 +42,7 @@ class Workshop:
             os.close(write_end)
             write_end = -1
             try:
-                outcome = follow(running, read_end, sink)
+                outcome = running.follow({read_end: sink})
             finally:
                 with self._lock:
                     self._running.discard(running)

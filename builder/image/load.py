@@ -14,15 +14,15 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.image.local import reference
-from builder.image.model import INDEX_TYPE, Platform, host, parse_config
+from builder.image.model import INDEX_TYPE, Platform, host, parse_config, parse_descriptor
 from builder.strict_json import loads
 from cache import compression as comp
 from cache.archive import Read, TarReader
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest, digest_of
-from cache.errors import ArchiveError, CacheError, CorruptError
+from cache.digest import Digest, digest_of
+from cache.errors import ArchiveError, CorruptError
 from cache.layers import add_blob
-from cache.store import Store
+from cache.store import Store, write_error
 
 _SMALL = 16 << 20
 _MAX_MEMBERS = 10_000
@@ -69,9 +69,12 @@ class _Archive:
                 self._links[name] = posixpath.normpath(posixpath.join(base, target)).lstrip("/")
             elif member.kind == "f":
                 path = os.path.join(self._folder, str(count))
-                with open(path, "xb") as file:
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
                     for data in reader.chunks():
-                        file.write(data)
+                        _write(file, data)
+                finally:
+                    os.close(file)
                 self.files[name] = path
 
     def _path(self, name: str) -> str:
@@ -101,8 +104,10 @@ class _Archive:
             data = self._small(_normal(item.get("Config")))
             paths = [self._path(_normal(name)) for name in item["Layers"]]
             tags = item.get("RepoTags") or []
-            names = [str(reference(str(tag))) for tag in tags]
-            out.append((self._add(data, [(path, "") for path in paths]), names))
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise BuildError("manifest.json in the archive does not name its images as a list of texts")
+            names = [str(reference(tag)) for tag in tags]
+            out.append((self._add(data, [(path, None) for path in paths]), names))
         return out
 
     # -- OCI -------------------------------------------------------------------------------
@@ -122,11 +127,11 @@ class _Archive:
                     names.append(name)
         return list(found.items())
 
-    def _blob(self, item: dict[str, Any]) -> bytes:
-        value = _digest(item)
-        data = self._small(_blob_name(value))
-        if digest_of(data) != value:
-            raise CorruptError(f"{value} in the archive does not match its digest")
+    def _blob(self, item: object, what: str) -> bytes:
+        wanted = parse_descriptor(item, what)
+        data = self._small(_blob_name(wanted.digest))
+        if len(data) != wanted.size or digest_of(data) != wanted.digest:
+            raise _mismatch(wanted)
         return data
 
     def _manifest(self, item: dict[str, Any], depth: int) -> dict[str, Any] | None:
@@ -134,7 +139,7 @@ class _Archive:
         platform = item.get("platform")
         if isinstance(platform, dict) and not _matches(platform, host()):
             return None
-        body = _object(self._blob(item), "a manifest")
+        body = _object(self._blob(item, "a manifest"), "a manifest")
         if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
             return body
         if "layers" in body or depth >= _MAX_DEPTH:
@@ -146,31 +151,25 @@ class _Archive:
         return None
 
     def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
-        config = manifest.get("config")
-        if not isinstance(config, dict):
-            raise BuildError("a manifest in the archive has no config")
-        layers = [
-            (self._path(_blob_name(_digest(i))), str(i.get("mediaType"))) for i in _list(manifest, "layers")
-        ]
-        return self._add(self._blob(config), layers)
+        layers = [parse_descriptor(item, "a layer") for item in _list(manifest, "layers")]
+        config = self._blob(manifest.get("config"), "the config")
+        return self._add(config, [(self._path(_blob_name(layer.digest)), layer) for layer in layers])
 
     # -- both ------------------------------------------------------------------------------
 
-    def _add(self, config: bytes, layers: list[tuple[str, str]]) -> Digest:
-        """Store a config and its layers; media type "" means that the bytes tell."""
+    def _add(self, config: bytes, layers: list[tuple[str, Descriptor | None]]) -> Digest:
+        """Store a config and its layers; where no descriptor says what a layer is, its bytes tell."""
         parsed = parse_config(config, "the config in the archive")
         if len(parsed.diff_ids) != len(layers):
             raise BuildError(
                 f"the config in the archive names {len(parsed.diff_ids)} layers, its manifest {len(layers)}"
             )
-        for (path, media), expected in zip(layers, parsed.diff_ids, strict=True):
-            if self._store.index.unpacked(expected):
-                continue
-            descriptor = self._adopt(path, media)
-            add_blob(self._store, descriptor, expected)
+        for (path, stated), expected in zip(layers, parsed.diff_ids, strict=True):
+            if not self._store.index.unpacked(expected):
+                add_blob(self._store, self._adopt(path, stated), expected)
         return self._store.put_blob(config)
 
-    def _adopt(self, path: str, media: str) -> Descriptor:
+    def _adopt(self, path: str, stated: Descriptor | None) -> Descriptor:
         """Move a layer's file into the store under its own digest."""
         sha = hashlib.sha256()
         with open(path, "rb") as file:
@@ -181,7 +180,9 @@ class _Archive:
             size = file.tell()
             os.fsync(file.fileno())
         value = Digest("sha256:" + sha.hexdigest())
-        kind = comp.compression_of(media) if media else comp.detect(start)
+        if stated is not None and (stated.digest, stated.size) != (value, size):
+            raise _mismatch(stated)
+        kind = comp.compression_of(stated.media_type) if stated is not None else comp.detect(start)
         final = self._store.blob_path(value)
         if not os.path.exists(final):
             copy = self._store.temporary()
@@ -198,11 +199,17 @@ def _blob_name(value: Digest) -> str:
     return "blobs/sha256/" + value[7:]
 
 
-def _digest(item: dict[str, Any]) -> Digest:
+def _mismatch(wanted: Descriptor) -> CorruptError:
+    return CorruptError(f"{wanted.digest} in the archive does not match its digest and size")
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
     try:
-        return digest(str(item.get("digest")))
-    except CacheError as error:
-        raise BuildError(f"a descriptor in the archive: {error}") from None
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        raise write_error(error, "the members of the archive") from None
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:

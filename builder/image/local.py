@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from builder.errors import BuildError
 from builder.image.model import History, ImageConfig, host, parse_config, scratch
 from cache.descriptor import Descriptor
@@ -56,11 +59,22 @@ def _by_id(store: Store, start: str) -> Digest | None:
     """The one tagged image whose ID starts with at least six hex digits *start*."""
     if len(start) < 6 or not set(start) <= set("0123456789abcdef"):
         return None
-    images = {store.resolve(name) for name in store.names()}
-    found = [image for image in images if image is not None and image[7:].startswith(start)]
+    found = {image for _name, image in named(store, []) if image[7:].startswith(start)}
     if len(found) > 1:
         raise BuildError(f"{len(found)} images start with {start!r}: give more of the ID")
-    return found[0] if found else None
+    return found.pop() if found else None
+
+
+def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, Digest]]:
+    """Every name with its image; records that cannot be read are added to *damaged*."""
+    for name in store.names():
+        try:
+            image = store.resolve(name)
+        except CacheError as error:
+            damaged.append(error)
+            continue
+        if image is not None:  # or it was removed meanwhile
+            yield name, image
 
 
 def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:

@@ -158,6 +158,19 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     )
 
 
+def parse_descriptor(value: object, what: str) -> Descriptor:
+    """The descriptor of *what* from a manifest or index. Raises BuildError."""
+    if not isinstance(value, dict):
+        raise BuildError(f"there is no descriptor of {what}")
+    size = value.get("size")
+    if type(size) is not int or size < 0:
+        raise BuildError(f"the descriptor of {what} has no valid size")
+    try:
+        return Descriptor(str(value.get("mediaType")), digest(str(value.get("digest"))), size)
+    except CacheError as error:
+        raise BuildError(f"the descriptor of {what}: {error}") from None
+
+
 def _typed(value: dict[str, Any], key: str, kind: type) -> Any:
     item = value.get(key)
     if item is not None and not isinstance(item, kind):

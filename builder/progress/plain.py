@@ -80,11 +80,11 @@ class Plain:
             self.line(f"{event.label}: {amount}")
 
     def line(self, text: str) -> None:
-        """Write one line; a reader that went away does not stop the build."""
+        """Write one line; a reader that went away, or a full disk, does not stop the build."""
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             pass
 
     def close(self) -> None:

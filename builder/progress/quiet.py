@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from builder.events import Event, Notice
+from builder.progress.plain import Plain
 
 
-class Quiet:
+class Quiet(Plain):
     """A sink that drops everything but warnings."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice) and event.warning:
-            sys.stderr.write(f"warning: {event.text}\n")
-
-    def close(self) -> None:
-        pass
+            super().__call__(event)

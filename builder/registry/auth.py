@@ -6,7 +6,7 @@ from collections.abc import Generator
 from urllib.parse import quote, urlsplit
 
 from builder.registry.errors import Unauthorized, Untrusted
-from builder.registry.transport import is_private
+from builder.registry.transport import leads_inside
 from builder.strict_json import loads
 
 TOKEN_LIMIT = 1 << 16
@@ -47,13 +47,16 @@ def anonymous_token(header: str, registry: str, repository: str) -> Generator[st
         raise Unauthorized(
             f"{registry}/{repository} needs credentials", "private images are not supported in this version"
         )
-    parts = urlsplit(realm)
-    host = parts.hostname or ""
+    try:
+        parts = urlsplit(realm)
+        host, _port = parts.hostname or "", parts.port
+    except ValueError:
+        raise Untrusted(f"{registry} sends token requests to what is no URL") from None
     own = urlsplit(f"//{registry}").hostname == host
     if parts.username is not None or (parts.scheme != "https" and not (parts.scheme == "http" and own)):
         raise Untrusted(f"{registry} sends token requests to {parts.scheme}://{host}, which is not safe")
-    if is_private(host) and not own:
-        raise Untrusted(f"{registry} sends token requests to the private address {host}")
+    if leads_inside(registry, host):
+        raise Untrusted(f"{registry} sends token requests to {host}, which is not on the internet")
     query = f"scope={quote(f'repository:{repository}:pull', safe='')}"
     if service := parameters.get("service"):
         query += f"&service={quote(service, safe='')}"

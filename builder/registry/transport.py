@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -123,8 +124,7 @@ class Transport:
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
             response._raw.close()
-            target = urljoin(url, response.headers["location"])
-            self._check_redirect(url, target)
+            target = self._redirect(url, response.headers["location"])
             url = target
             if _origin(url) != origin:
                 headers = {k: v for k, v in headers.items() if k.lower() not in ("authorization", "cookie")}
@@ -157,32 +157,50 @@ class Transport:
             raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
         return Response(raw.status, found, url, raw)
 
-    def _check_redirect(self, source: str, target: str) -> None:
-        parts = urlsplit(target)
+    def _redirect(self, source: str, location: str) -> str:
+        """Where *source* redirects to. Raises Untrusted where that is not to be followed."""
+        try:
+            target = urljoin(source, location)
+            parts, _origin_of_it = urlsplit(target), _origin(target)
+        except ValueError:
+            raise Untrusted(f"{self.registry} redirects to what is no URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise Untrusted(f"{self.registry} redirects to {parts.scheme}:, which is not followed")
         if source.startswith("https:") and parts.scheme == "http":
             raise Untrusted(f"{self.registry} redirects from https to http")
-        if (
-            _origin(target) != _origin(source)
-            and is_private(parts.hostname)
-            and not self._same_host(parts.hostname)
-        ):
-            raise Untrusted(f"{self.registry} redirects to the private address {parts.hostname}")
-
-    def _same_host(self, host: str) -> bool:
-        return urlsplit(f"//{self.registry}").hostname == host
+        if _origin(target) != _origin(source) and leads_inside(self.registry, parts.hostname):
+            raise Untrusted(f"{self.registry} sends to {parts.hostname}, which is not on the internet")
+        return target
 
 
-def is_private(host: str) -> bool:
-    """Whether *host* is the literal address of something that is not on the internet."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+def leads_inside(registry: str, host: str) -> bool:
+    """Whether *registry* names a *host* that only someone inside could reach, as it is not there itself.
+
+    From a private network to the same kind of network is fine; a link-local address, where
+    clouds keep their secrets, never is.
+    """
+    own = urlsplit(f"//{registry}").hostname or ""
+    if host == own:
         return False
-    return not address.is_global
+    kinds = _kinds(host) - {"internet"}
+    return "other" in kinds or not kinds <= _kinds(own)
+
+
+def _kinds(host: str) -> set[str]:
+    """On what kinds of network *host* is. Names are looked up, so that no spelling hides one."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return {"internet"}  # only a proxy may know it
+    return {_kind(ipaddress.ip_address(address[0])) for *_, address in found}
+
+
+def _kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if address.is_global:
+        return "internet"
+    if address.is_loopback:
+        return "loopback"
+    return "private" if address.is_private and not address.is_link_local else "other"
 
 
 def is_loopback(registry: str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import marshal
 import os
+import select
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from builder.runtime.launcher import EXITED, serve
@@ -34,6 +36,8 @@ class Running:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._heard = b""
+        self._pidfd = -1
 
     def kill(self) -> None:
         """Kill every process of the container; ``wait`` still returns. Safe from any thread."""
@@ -42,17 +46,58 @@ class Running:
 
     def close(self) -> None:
         self._channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
 
-    def wait(self) -> Outcome:
+    def follow(self, outputs: Mapping[int, Callable[[bytes], None]]) -> Outcome:
+        """Hand what is written to each pipe of *outputs* to its function, and wait for the end.
+
+        The container's end closes the pipes, because no process of it survives.
+        """
+        poll = select.poll()
+        for fd in (*outputs, self._channel.fileno()):
+            poll.register(fd, select.POLLIN)
+        left = len(outputs)
+        while left:
+            for fd, _events in poll.poll():
+                if fd not in outputs:
+                    more = self._hear()
+                elif more := bool(data := os.read(fd, 65536)):
+                    outputs[fd](data)
+                else:
+                    left -= 1
+                if not more:
+                    poll.unregister(fd)
+        return self._wait()
+
+    def _hear(self) -> bool:
+        """Take a message of the launcher; False at the end of them.
+
+        A launcher that dies kills its containers, but one that has asked the kernel not to
+        be killed with its parent is killed here.
+        """
+        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1)
+        self._heard += data
+        if fds:
+            self._pidfd = fds[0]
+        if not data and not self._ended() and self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return bool(data)
+
+    def _ended(self) -> bool:
+        return self._heard[-EXITED.size : -EXITED.size + 1] == b"X"
+
+    def _wait(self) -> Outcome:
         """Block until the container has ended and every process of it is gone."""
-        data = b""
-        while chunk := self._channel.recv(65536):
-            data += chunk
-        if len(data) < EXITED.size or data[-EXITED.size : -EXITED.size + 1] != b"X":
+        while self._hear():
+            pass
+        if not self._ended():
             return Outcome(125, error="the container was ended")
-        _kind, status, user, system = EXITED.unpack(data[-EXITED.size :])
-        error = data[1 : -EXITED.size].decode("utf-8", "replace") if data[:1] in (b"E", b"N") else ""
-        if data[:1] == b"N":
+        _kind, status, user, system = EXITED.unpack(self._heard[-EXITED.size :])
+        said = self._heard[: -EXITED.size].removeprefix(b"P")
+        error = said[1:].decode("utf-8", "replace")
+        if said[:1] == b"N":
             return Outcome(125, error=error, network_failed=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
@@ -104,13 +149,3 @@ class Launcher:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def follow(running: Running, output: int, sink: Callable[[bytes], None]) -> Outcome:
-    """Hand everything written to the pipe *output* to *sink*, and wait for the end.
-
-    The container's end closes the pipe, because no process of it survives.
-    """
-    while data := os.read(output, 65536):
-        sink(data)
-    return running.wait()

@@ -5,6 +5,7 @@ so clone3 is cheap and safe. A request is one message on the control socket that
 descriptors ``(channel, stdin, stdout, stderr)``; the spec follows on the channel, length
 first. On the channel the builder then hears
 
+    P        with the pidfd of the container
     E<text>  the step could not be started (N<text>: because of its network)
     X<status><user s><system s>   it ended; always last
 
@@ -36,6 +37,7 @@ _NAMESPACES = (
     | sc.CLONE_NEWCGROUP
 )
 EXITED = struct.Struct("=cidd")
+_IDMAP_ADVICE = b"use a --root on ext4, xfs, btrfs or tmpfs"
 
 
 class _Container:
@@ -133,9 +135,11 @@ class _Launcher:
             return
         if request.spec["network"] != "default":
             try:
-                self._dispatch(self._clone(request.spec["network"] != "host"), request)
+                container = self._clone(request.spec["network"] != "host")
             except OSError as error:
                 request.refuse(b"E", f"starting a container: {error.strerror or error}".encode())
+            else:
+                self._dispatch(container, request)
             return
         if self._network is None:
             request.refuse(b"N", b"this build was started without a network helper")
@@ -210,8 +214,18 @@ class _Launcher:
 
     def _dispatch(self, container: _Container, request: _Request) -> None:
         """Give a waiting child its spec, its descriptors and the store, and watch it."""
-        tree = sc.open_tree(self._store, b"")
-        sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV, self._userns)
+        try:
+            tree = sc.open_tree(self._store, b"")
+            sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV, self._userns)
+        except OSError as error:
+            self._discard(container)
+            why = f"mounting the store with mapped ids: {error.strerror}; "
+            request.refuse(b"E", why.encode() + _IDMAP_ADVICE)
+            return
+        try:  # should this process die, the builder can still end the step
+            socket.send_fds(request.channel, [b"P"], [container.pidfd])
+        except OSError:
+            pass  # nobody is listening any more
         data = marshal.dumps(dict(request.spec))
         try:
             fds = [tree, request.channel.fileno(), *request.stdio]

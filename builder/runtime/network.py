@@ -81,19 +81,20 @@ def _serve(requests: socket.socket) -> None:
     bridge: _Bridge | None = None
     with contextlib.suppress(Exception):
         import pyroute2  # noqa: F401 (while the builder is still planning)
-    while True:
-        message, fds, _flags, _address = socket.recv_fds(requests, 1, 1)
-        if not message:
-            break
-        try:
-            if bridge is None:
-                bridge = _Bridge()
-            answer = b"A" + bridge.connect(fds[0]).encode()
-        except Exception as error:  # whatever pyroute2 raises must reach the user as words
-            answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
-        for fd in fds:
-            os.close(fd)
-        requests.send(answer)
+    with contextlib.suppress(OSError):  # the build was ended while an answer was on its way
+        while True:
+            message, fds, _flags, _address = socket.recv_fds(requests, 1, 1)
+            if not message:
+                break
+            try:
+                if bridge is None:
+                    bridge = _Bridge()
+                answer = b"A" + bridge.connect(fds[0]).encode()
+            except Exception as error:  # whatever pyroute2 raises must reach the user as words
+                answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
+            for fd in fds:
+                os.close(fd)
+            requests.send(answer)
     if bridge is not None:
         bridge.remove()
     os._exit(0)

@@ -305,6 +305,40 @@ def test_damaged_index(fresh: Pybuild, damage: bytes | None) -> None:
         assert fresh("run", "--network=none", "x", "cat", "/f").out == "fine\n"
 
 
+def test_lost_index_loses_no_image(fresh: Pybuild) -> None:
+    """The index can be made anew; images are not in it."""
+    fresh("-t", "kept", "--network=none", fresh.context("FROM busybox\nRUN echo fine > /f\n")).ok()
+    for path in fresh.store.glob("index.db*"):
+        path.unlink()
+    assert "kept" in fresh("images").out
+    assert fresh("run", "--network=none", "kept", "cat", "/f").out == "fine\n"
+
+
+@pytest.mark.parametrize(("lost", "executed"), [("snapshots", 2), ("files", 0)])
+def test_lost_folders_are_made_again(fresh: Pybuild, lost: str, executed: int) -> None:
+    context = fresh.context("FROM scratch\nCOPY d /d\nWORKDIR /w\n", SOME)
+    tree = fresh.export(context).tree()
+    for path in (fresh.store / lost).iterdir():
+        subprocess.run(["rm", "-rf", path], check=True)
+    assert fresh("--network=none", context).ok().executed == executed
+    assert fresh.export(context).tree() == tree
+
+
+def test_rubbish_in_the_store(fresh: Pybuild) -> None:
+    """What does not belong there is swept or told, and hides nothing else."""
+    context = fresh.context("FROM busybox\nRUN echo fine > /f\n")
+    fresh("--network=none", "-t", "good", context).ok()
+    os.mkfifo(fresh.store / "tmp/fifo")
+    (fresh.store / "tmp/link").symlink_to("/nowhere")
+    (fresh.store / "tmp/file").write_text("x")
+    subprocess.run(["rm", "-rf", fresh.store / "locks"], check=True)
+    good = next(p for p in (fresh.store / "refs").iterdir() if "good" in p.read_text())
+    (fresh.store / "refs" / ("0" * len(good.name))).write_text("sha256:zz\nbad:latest\n")
+    fresh("--no-cache", "--network=none", context).ok()
+    listed = fresh("images").ok()
+    assert "good" in listed.out and "damaged" in listed.err
+
+
 def test_corrupt_blob(fresh: Pybuild, tmp_path: Path) -> None:
     """A flipped bit in what an export would hold is found before it leaves."""
     context = fresh.context("FROM busybox\nCOPY f /f\n", {"f": os.urandom(5000)})

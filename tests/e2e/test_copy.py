@@ -58,6 +58,11 @@ TREES: list[tuple[str, Tree, str, dict[str, str]]] = [
     ("T23-backslash", {"a\\b": "1"}, 'COPY ["a\\\\\\\\b", "/d/"]', {"d/a\\b": "1"}),
     ("json-spaces", {"a b": "1"}, 'COPY ["a b", "/d e/"]', {"d e/a b": "1"}),
     ("variables", {"a": "1"}, "ENV X=a Y=/d\nCOPY $X ${Y}/z", {"d/z": "1"}),
+    ("T3-dotdot-is-text", {"s": {"l": "-> r/s", "r": {"s": {"x": "1"}}}, "f": "2"},
+     "COPY s /\nCOPY f /l/../y", {"l": "-> r/s", "r/s/x": "1", "y": "2"}),
+    ("T3-dotdot-at-the-end", {"f": "1"}, "COPY f /x/y/..", {"x": "1"}),
+    ("T3-dot-at-the-end", {"f": "1"}, "COPY f /x/.", {"x/f": "1"}),
+    ("T23-no-break-space", {"a\xa0b": "1"}, 'COPY ["a\xa0b", "/c\xa0d"]', {"c\xa0d": "1"}),
     ("link-over-dir-merge", {"s": {"d": {"a": "1"}}, "t": {"d": {"b": "2"}}},
      "COPY s /\nCOPY t /", {"d/a": "1", "d/b": "2"}),
 ]  # fmt: skip
@@ -72,19 +77,19 @@ def test_tree(pybuild: Pybuild, files: Tree, lines: str, expected: dict[str, str
 REFUSED: list[tuple[str, Tree, str, str]] = [
     ("T6-missing", {"a": "1"}, "COPY nope /d/", '"/nope": not found'),
     ("T9-outside", {"l": "-> /etc/hostname"}, "COPY l /d/", '"/l": not found'),
-    (
-        "T14-dir-over-file",
-        {"f": "1", "d": {"a": "2"}},
-        "COPY f /x\nCOPY d /x",
-        "cannot copy to non-directory",
-    ),
+    ("T9-dangling-by-wildcard", {"s": {"l": "-> nope"}}, "COPY s/l* /d/", '"/s/nope": not found'),
+    ("T7-malformed", {"a": "1"}, "COPY a[ /d/", "syntax error in pattern"),
+    ("T14-dir-over-file", {"f": "1", "d": {"a": "2"}}, "COPY f /x\nCOPY d /x", "cannot copy to non-directory"),
     ("T14-file-over-dir", {"f": "1", "d": {"f": {"a": "2"}}}, "COPY d /x\nCOPY f /x/", "cannot replace"),
+    ("T4-dir-among-several", {"f": "1", "d": {"a": "2"}}, "COPY f d /x", "cannot copy to non-directory"),
     ("T16-unknown-name", {"f": "1"}, "COPY --chown=alice f /x", "alice"),
     ("T19-chmod", {"f": "1"}, "COPY --chmod=64a f /x", "invalid chmod parameter: '64a'"),
     ("T19-chmod-large", {"f": "1"}, "COPY --chmod=10000 f /x", "invalid chmod parameter"),
     ("through-file", {"f": "1"}, "COPY f /x\nCOPY f /x/y", "/x"),
     ("ignored", {"f": "1", ".dockerignore": "f"}, "COPY f /x", '"/f": not found'),
-]
+    ("whiteout-name", {"s": {".wh.a": "1"}}, "COPY s /s", "begins with .wh."),
+    ("endless-name", {"a": "1"}, f"COPY {'n' * 300} /x", "not found"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("files", "lines", "says"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
@@ -222,6 +227,35 @@ def test_ignored_files_are_not_even_looked_at(pybuild: Pybuild) -> None:
     (context / "s/secret").symlink_to("secret")  # opening it fails, for root too
     (context / "other/x").chmod(0)
     assert pybuild.export(context).tree() == {"s": "DIR", "s/f": "1"}
+
+
+def test_wildcard_that_matches_nothing_makes_nothing(pybuild: Pybuild) -> None:
+    """T6: not even the destination."""
+    assert pybuild.build("FROM scratch\nCOPY *.none /d/\n", {"a": "1"}).tree() == {}
+
+
+def test_empty_stage(pybuild: Pybuild) -> None:
+    """All of nothing is an empty folder."""
+    assert pybuild.build("FROM scratch AS a\nFROM scratch\nCOPY --from=a / /y\n").tree() == {"y": "DIR"}
+
+
+def test_root_needs_no_passwd(pybuild: Pybuild) -> None:
+    """T16: root is 0 where there is no passwd; WORKDIR under a user nobody knows is 0's too."""
+    text = "FROM scratch\nCOPY --chown=root:root f /f\nUSER nobody-knows\nWORKDIR /w\n"
+    root = pybuild.build(text, {"f": "1"}).root()
+    assert {(e.uid, e.gid) for e, _ in root.values()} == {(0, 0)}
+
+
+def test_deep_destination(pybuild: Pybuild) -> None:
+    deep = "/".join(["d"] * 350)
+    assert pybuild.build(f"FROM scratch\nCOPY f /{deep}/\n", {"f": "1"}).read(f"{deep}/f") == b"1"
+
+
+def test_overlay_whiteout_in_the_context(pybuild: Pybuild) -> None:
+    """A character device 0:0 is how an overlay spells "removed": it cannot be copied."""
+    context = pybuild.context("FROM scratch\nCOPY s /s\n", {"s": {}})
+    os.mknod(context / "s/w", 0o600 | stat.S_IFCHR, os.makedev(0, 0))
+    assert "s/w" in pybuild(context).failed().err
 
 
 IGNORES: list[tuple[str, str, set[str]]] = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Pybuild
+from harness import Pybuild, remove_cgroup
 from oci import read_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop]
@@ -92,8 +92,8 @@ def test_podman(tools: dict[str, str], archives: dict[str, Path], kind: str) -> 
         subprocess.run(["umount", f"{work}/root/overlay"], capture_output=True, check=False)
         subprocess.run(["rm", "-rf", "--one-file-system", work], check=True)
         for folder, *_ in os.walk("/sys/fs/cgroup", topdown=False):
-            if os.path.basename(folder) == "libpod_parent":
-                os.rmdir(folder)
+            if "libpod_parent" in folder:
+                remove_cgroup(Path(folder))
 
 
 @pytest.fixture

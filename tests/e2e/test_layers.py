@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from harness import Pybuild
+from harness import PYBUILD, Pybuild
 from oci import Image, Layer
 
 pytestmark = pytest.mark.e2e
@@ -268,10 +268,52 @@ def test_hostile_archive(fresh: Pybuild, members: list[tuple[tarfile.TarInfo, by
         assert not list((fresh.store / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("cut", [0, 1, 511, 700, 1023])
-def test_truncated_archive(fresh: Pybuild, cut: int) -> None:
-    path = make_tar(fresh.work / "t.tar", (member("f"), b"x" * 600))
-    path.write_bytes(path.read_bytes()[:cut])
+@pytest.mark.parametrize("cut", [0, 1, 511, 700, 1023, 1024, 1536, 1800, 2048, 2500])
+@pytest.mark.parametrize("how", ["cat", "gzip", "zstd"])
+def test_truncated_archive(fresh: Pybuild, cut: int, how: str) -> None:
+    """Cut anywhere, between two members too: nothing is imported."""
+    path = make_tar(fresh.work / "t.tar", (member("f"), b"x" * 600), (member("g"), b"y"))
+    data = path.read_bytes()[:cut]
+    path.write_bytes(subprocess.run([how], input=data, stdout=subprocess.PIPE, check=True).stdout)
     fresh("import", path, "cut").failed()
     assert not list((fresh.store / "tmp").iterdir())
     assert "cut" not in fresh("images").out
+
+
+def test_whiteout_name_made_by_a_step(pybuild: Pybuild) -> None:
+    """A file named like a whiteout would remove another in the image: it is refused."""
+    said = pybuild.refuse("FROM busybox\nRUN echo 1 > /.wh.bin\n", None, *NONE)
+    assert ".wh.bin" in said and "Dockerfile:2" in said and "^" in said
+
+
+def test_equal_layers_are_one_tree(fresh: Pybuild) -> None:
+    """What one step does to a root that it shares with another is not seen there."""
+    victim = fresh.context("FROM busybox\nRUN echo 1 > /f\n", name="victim")
+    evil = fresh.context("FROM busybox\nRUN echo 1 > /f; touch -d @0 /f; chmod 000 /\n", name="evil")
+    for context in (victim, evil):
+        fresh("--network=none", "-t", context.name, context).ok()
+    for name in ("victim", "evil"):
+        assert fresh("run", "--network=none", name, "stat", "-c", "%a", "/").out == "755\n"
+    marked = member("d", tarfile.DIRTYPE, mode=0o755), member("d/.wh..wh..opq"), member("d/f")
+    plain = member("d", tarfile.DIRTYPE, mode=0o755), member("d/f")
+    for name, members in (("marked", marked), ("plain", plain)):
+        fresh("import", make_tar(fresh.work / f"{name}.tar", *((m, b"") for m in members)), name).ok()
+    for name in ("marked", "plain"):
+        assert fresh.build(f"FROM {name}\n").layers[0].names == ["d", "d/f"]
+
+
+def test_deep_and_wide_trees_are_removed(fresh: Pybuild) -> None:
+    """With few descriptors, too: what a step leaves is removed in bounded space."""
+    command = (
+        "i=0; while [ $i -lt 300 ]; do mkdir d && cd d && i=$((i+1)); done; seq 2000 | xargs touch; false"
+    )
+    context = fresh.context(f"FROM busybox\nRUN {command}\n")
+    done = subprocess.run(
+        ["prlimit", "--nofile=200", PYBUILD, *NONE, context],
+        env=fresh.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not list((fresh.store / "tmp").iterdir())

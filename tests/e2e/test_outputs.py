@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness import PYBUILD, Pybuild
-from oci import read_image
+from oci import Image, read_image
 
 pytestmark = pytest.mark.e2e
 
@@ -108,6 +108,29 @@ def rewritten(archive: Path, change: dict[str, bytes], out: Path) -> Path:
     return out
 
 
+def docker_manifest(image: Image, names: object) -> bytes:
+    """What ``docker save`` writes of an image, with something odd for its names."""
+    paths = ["blobs/" + layer["digest"].replace(":", "/") for layer in image.manifest["layers"]]
+    config = "blobs/" + image.manifest["config"]["digest"].replace(":", "/")
+    return json.dumps([{"Config": config, "RepoTags": names, "Layers": paths}]).encode()
+
+
+def test_load_on_a_full_disk(fresh: Pybuild, tmp_path: Path) -> None:
+    """Said in a line, and nothing is left."""
+    fresh("-t", "big", fresh.context("FROM scratch\nCOPY f /f\n", {"f": os.urandom(8 << 20)})).ok()
+    archive = tmp_path / "big.tar"
+    fresh("save", "big", "-o", archive).ok()
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", mount], check=True)
+    try:
+        small = Pybuild(mount / "store", tmp_path)
+        assert "no space left" in small("load", archive).failed().err
+        assert not list((mount / "store/tmp").iterdir())
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
 def test_load_of_what_lies(fresh: Pybuild) -> None:
     """Digests, sizes and diff IDs are checked before anything is named (REG)."""
     fresh("-t", "good", fresh.context("FROM busybox\nCOPY f /f\n", {"f": "1"})).ok()
@@ -124,7 +147,12 @@ def test_load_of_what_lies(fresh: Pybuild) -> None:
         "layer": {layer_name: other_layer},
         "index": {"index.json": b"[" * 100000},
         "index-json": {"index.json": b"{}"},
+        "size-true": {
+            "index.json": json.dumps(index | {"manifests": [index["manifests"][0] | {"size": True}]}).encode()
+        },
         "size": {"index.json": json.dumps(index).encode()},
+        "docker-names": {"manifest.json": docker_manifest(image, 5)},
+        "docker-name": {"manifest.json": docker_manifest(image, [5])},
         "layout": {"oci-layout": b"{}", "manifest.json": b"[]"},
     }
     target = Pybuild(fresh.work / "target", fresh.work)

@@ -176,6 +176,11 @@ REDIRECTS = {
     "credentials": "http://user:pw@127.0.0.1/",
     "gopher": "gopher://127.0.0.1:6379/_x",
     "split": "http://127.0.0.1/\r\nX: y",
+    "no-port": "http://127.0.0.1:x/",
+    "no-host": "http://[::1",
+    "decimal": "http://2852039166/latest/meta-data",
+    "hexadecimal": "http://0xa9fea9fe/latest/meta-data",
+    "all-zero": "http://0/",
 }
 
 
@@ -206,7 +211,16 @@ def test_redirected_blob(fresh: Pybuild, server: Misbehaving, good: Image) -> No
 
 
 @pytest.mark.parametrize(
-    "realm", ["http://169.254.169.254/token", "file:///etc/passwd", "http://example.com/t", ""]
+    "realm",
+    [
+        "http://169.254.169.254/token",
+        "https://0xa9fea9fe/t",
+        "https://[::1",
+        "https://h:x/",
+        "file:///etc/passwd",
+        "http://example.com/t",
+        "",
+    ],
 )
 def test_hostile_realm(fresh: Pybuild, server: Misbehaving, realm: str) -> None:
     challenge = f'Bearer realm="{realm}",service="x"'

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import PYBUILD, Pybuild
+from harness import PYBUILD, Pybuild, remove_cgroup
 
 pytestmark = pytest.mark.e2e
 
@@ -381,6 +381,66 @@ def test_killed(fresh: Pybuild) -> None:
     assert not list((fresh.store / "tmp").iterdir())
 
 
+def test_launcher_killed(fresh: Pybuild) -> None:
+    """Not even a step that does not die with its parent outlives the launcher, and the build ends."""
+    context = fresh.context(
+        "FROM busybox\nENV PYBUILD_TEST=1\nRUN mkdir /s && cp /bin/busybox /s && chmod 4755 /s/busybox\n"
+        'USER 1000\nRUN ["/s/busybox", "sleep", "1000"]\n'  # exec of a setuid program clears the death signal
+    )
+    build = subprocess.Popen(
+        [PYBUILD, "--network=none", context], env=fresh.environment(), stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 20
+    while not (steps := _processes_named(b"/s/busybox\0sleep")):
+        assert time.monotonic() < end and build.poll() is None
+        time.sleep(0.02)
+    status = Path(f"/proc/{steps[0]}/status").read_text()
+    os.kill(int(status.split("PPid:")[1].split()[0]), signal.SIGKILL)
+    _out, said = build.communicate(timeout=20)
+    assert build.returncode == 1 and "error: " in said and "Traceback" not in said
+
+
+def _processes_named(start: bytes) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(start):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended
+    return found
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(fresh: Pybuild, closed: str) -> None:
+    """Files of the store never become standard input or output."""
+    context = fresh.context("FROM busybox\nRUN cat; echo fine > /f\n")
+    script = f"exec {PYBUILD} -t x --network=none {context} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", script], env=fresh.environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert fresh("run", "--network=none", "x", "cat", "/f").out == "fine\n"
+
+
+def test_full_output(pybuild: Pybuild) -> None:
+    """What cannot be said on standard output is an error; progress that cannot be shown is none."""
+    context = pybuild.context("FROM busybox\nRUN echo fine\n")
+    for options, codes in (("-q", {1}), ("", {0})):
+        for _ in range(2):  # the second one is a replay
+            target = ">/dev/full" if options else "2>/dev/full"
+            done = subprocess.run(
+                ["sh", "-c", f"exec {PYBUILD} --network=none {options} {context} {target}"],
+                env=pybuild.environment(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode in codes and "Traceback" not in done.stderr, done.stderr
+            assert "Exception ignored" not in done.stderr
+
+
 def test_closed_output(pybuild: Pybuild) -> None:
     """Nobody reads what we print: no traceback, no hang."""
     context = pybuild.context("FROM busybox\nRUN seq 1 100000\n")
@@ -473,9 +533,4 @@ def test_out_of_memory_is_named(pybuild: Pybuild) -> None:
         )
         assert done.returncode == 1 and "memory" in done.stderr, done.stderr
     finally:
-        for _ in range(50):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.1)
+        remove_cgroup(group)

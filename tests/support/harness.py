@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Pybuild:
             subprocess.run(["rm", "-rf", folder], check=True)
         make_tree(folder, files or {})
         if dockerfile is not None:
-            (folder / "Dockerfile").write_bytes(dockerfile.encode())
+            (folder / "Dockerfile").write_bytes(dockerfile.encode("utf-8", "surrogateescape"))
         return folder
 
     def build(self, dockerfile: str, files: Tree | None = None, *options: str) -> Image:
@@ -121,6 +122,17 @@ def make_tree(folder: Path, files: Tree) -> Path:
         else:
             make_tree(path, content)
     return folder
+
+
+def remove_cgroup(group: Path) -> None:
+    """Remove a cgroup, whose last process may need a moment to be gone."""
+    for _ in range(50):
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            time.sleep(0.1)
+    group.rmdir()
 
 
 def _text(data: bytes) -> str:
