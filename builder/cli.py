@@ -41,7 +41,8 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
         }
         return commands[name](rest)
     except (KeyboardInterrupt, Cancelled):
-        _say("pybuild: cancelled; nothing was tagged, finished steps stay cached")
+        kept = "; nothing was tagged, finished steps stay cached" if name == "build" else ""
+        _say(f"pybuild: cancelled{kept}")
         return Cancelled.exit_code
     except BuildError as error:
         return _explain(error, error.exit_code, error.excerpt)
