@@ -23,7 +23,7 @@ from builder.plan.planner import plan
 from builder.replay import Look
 from builder.request import BuildRequest, BuildResult
 from builder.resolve import StoreResolver
-from builder.runtime.host import Launcher
+from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
 from cache.kernel import open_in_root
@@ -100,7 +100,7 @@ def build(
     request: BuildRequest,
     inputs: Inputs,
     store: Store,
-    launcher: Launcher,
+    session: Session,
     sink: Sink,
     look: Look | None = None,
 ) -> tuple[BuildResult, Plan, Solver, ContextSource]:
@@ -119,7 +119,7 @@ def build(
     except PlanError as error:
         raise _with_excerpt(error, shown, text) from None
     context = _context(request, inputs, store, sink, look)
-    workshop = Workshop(store, launcher, context)
+    workshop = Workshop(store, session.launcher, session.packer, context)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:
         solver.run(request.jobs)

@@ -137,8 +137,9 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session
 
-    network = options.network == "default" and _may_run(options)
-    with _open_store(options) as store, Session(store, network) as session:
+    words = _words(options)
+    network = options.network == "default" and b"run" in words
+    with _open_store(options) as store, Session(store, network, copies=b"copy" in words) as session:
         request = _request(options)
         from builder.build import build, read_inputs, warn_unused
         from builder.memo import remember
@@ -146,7 +147,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
         inputs = read_inputs(request)
         sink = _sink(options)
         try:
-            result, plan, solver, context = build(request, inputs, store, session.launcher, sink, look)
+            result, plan, solver, context = build(request, inputs, store, session, sink, look)
             warn_unused(result, sink)
         finally:
             sink.close()
@@ -158,15 +159,15 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     return 0
 
 
-def _may_run(options: argparse.Namespace) -> bool:
-    """Whether the Dockerfile can have RUN steps at all: a look at its bytes, before it is parsed."""
+def _words(options: argparse.Namespace) -> bytes:
+    """The Dockerfile's text in lower case: which steps it can have at all, before it is parsed."""
     path = options.file or os.path.join(options.context, "Dockerfile")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo
         with open(fd, "rb") as file:
-            return b"run" in file.read(_DOCKERFILE_PEEK).lower()
+            return file.read(_DOCKERFILE_PEEK).lower()
     except OSError:
-        return True
+        return b""  # the build says why
 
 
 def _silent(options: argparse.Namespace) -> bool:

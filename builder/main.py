@@ -6,17 +6,26 @@ Nothing is imported here that a fully cached build does not need.
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
+
+def main() -> "NoReturn":
+    """Run the command line and end the process with its exit code."""
+    code = 1
     try:
         _open_streams()
-        return _main(sys.argv[1:])
+        code = _main(sys.argv[1:])
     except KeyboardInterrupt:  # before the build began, or after it ended
         sys.stderr.write("pybuild: cancelled\n")
-        return 130
-    finally:
-        _flush_streams()
+        code = 130
+    except SystemExit as end:  # argparse, after --help
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    _flush_streams()
+    os._exit(code)  # everything is closed; the kernel frees memory faster than the interpreter
 
 
 def _main(argv: list[str]) -> int:
@@ -30,6 +39,9 @@ def _main(argv: list[str]) -> int:
     done, look = replay(argv)
     if done:
         return 0
+    import gc
+
+    gc.disable()  # one build makes few cycles, and many objects that a collector looks through
     from builder.cli import run
 
     return run(argv, look)

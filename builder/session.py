@@ -3,24 +3,38 @@
 from builder.runtime.host import Launcher
 from cache.store import Store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from builder.execute.packer import Packer
+
 
 class Session:
-    """The launcher, with a network for its containers when one may be needed. A context manager.
+    """The launcher and, where they may be needed, a network and a packing process. A context manager.
 
     Enter it before heavy imports and before any thread: its processes are forked from this
     one. Leaving it ends every container.
     """
 
-    def __init__(self, store: Store, network: bool) -> None:
+    def __init__(self, store: Store, network: bool, copies: bool = False) -> None:
+        """*network* is whether containers need one, *copies* whether files are copied."""
         wiring = None
         if network:
             from builder.runtime.network import start
 
             wiring = start()
         self.launcher = Launcher(store.root, wiring)
+        self.packer = _packer() if copies else None
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self.packer is not None:
+            self.packer.close()
         self.launcher.close()
+
+
+def _packer() -> "Packer":
+    from builder.execute.packer import Packer
+
+    return Packer()

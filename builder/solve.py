@@ -34,7 +34,7 @@ from builder.plan.identity import identity
 from builder.plan.ops import CopyFiles, FromImage, MakeDir, RunCommand
 from cache.errors import CacheError
 from cache.keys import derive
-from cache.snapshots import Draft, commit, draft, manifest, tree_of
+from cache.snapshots import Draft, draft, manifest, tree_of
 from cache.tree import Tree
 
 
@@ -217,7 +217,7 @@ class Solver:
                         assert selection is not None
                         snapshot = self._copy(step.op, made, selection)
                     case MakeDir():
-                        snapshot = commit(made, make_dir(step.op, made))
+                        snapshot = make_dir(step.op, made)
                     case FromImage():
                         raise AssertionError("a base image is not executed")
         except BaseException:
@@ -232,8 +232,7 @@ class Solver:
         last = (self._store.index.memo(memo) or b"").decode() if op.from_context else ""
         old = manifest(self._store, last) if last and self._store.index.usable(last) else None
         previous = (self._store.path("snapshots", last), old) if old is not None else None
-        entries = copy_files(op, made, selection.source, selection.chosen, previous)
-        snapshot = commit(made, entries)
+        snapshot = copy_files(op, made, selection.source, selection.chosen, previous, self._workshop.packer)
         if op.from_context:
             self._store.index.set_memo(memo, snapshot.encode())
         return snapshot

@@ -30,10 +30,15 @@ def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
     if known:
         return digest(known), size
     value, size = _pack(store, snapshot, lambda data: None)
+    record_packed(store, snapshot, value, size)
+    return value, size
+
+
+def record_packed(store: Store, snapshot: str, value: str, size: int) -> None:
+    """Remember that the tar of *snapshot* has the diff ID *value* and *size* bytes."""
     store.index.set_diff_id(snapshot, value, size)
     if not store.index.unpacked(value):  # the first tree to be this layer stays it
         store.index.set_unpacked(value, snapshot)
-    return value, size
 
 
 def _pack(store: Store, snapshot: str, write: Callable[[bytes], object]) -> tuple[Digest, int]:

@@ -110,6 +110,7 @@ class StatIndex:
         self._path = path
         self._files: dict[str, tuple[int, int, int, int, int, Content]] = {}
         self._signatures: dict[str, tuple[str, str]] = {}
+        self._signed: tuple[list[Stat], str] = ([], "")
         self._changed = False
         self._load()
 
@@ -138,15 +139,21 @@ class StatIndex:
     def known(self, selector: str, entries: "list[Stat]") -> str:
         """The digest remembered for *selector* if its entries have the very same stats, else ""."""
         remembered = self._signatures.get(selector)
-        if remembered is None or remembered[0] != signature(entries):
+        if remembered is None or remembered[0] != self._sign(entries):
             return ""
         return remembered[1]
+
+    def _sign(self, entries: "list[Stat]") -> str:
+        """``signature``, taken once of the same list."""
+        if self._signed[0] is not entries:
+            self._signed = (entries, signature(entries))
+        return self._signed[1]
 
     def remember(self, selector: str, entries: "list[Stat]", digest: str) -> None:
         """Remember *digest* for these stats, if all of them are old enough to be trusted."""
         newest = max((item[4] for item in entries), default=0)
         if newest < time.time_ns() - _SETTLED:
-            value = (signature(entries), digest)
+            value = (self._sign(entries), digest)
             if self._signatures.get(selector) != value:
                 self._signatures[selector] = value
                 self._changed = True

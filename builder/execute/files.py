@@ -14,13 +14,15 @@ import stat
 from collections.abc import Callable
 
 from builder.errors import BuildError
+from builder.execute.packer import Packer, Stream
 from builder.execute.sources import Selected, Source
 from builder.execute.users import owner, owner_or_root
 from builder.plan.ops import CopyFiles, MakeDir
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
-from cache.snapshots import Draft
+from cache.layers import record_packed
+from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
 
 # The time of directories that the builder itself makes (missing parents, WORKDIR): fixed, so
@@ -36,37 +38,38 @@ def copy_files(
     source: Source,
     chosen: list[list[Selected]],
     previous: tuple[str, list[Entry]] | None,
-) -> list[Entry]:
-    """Execute a COPY into *draft*; *chosen* holds what each source selected.
+    packer: Packer | None,
+) -> str:
+    """Execute a COPY into *draft* and commit it; *chosen* holds what each source selected.
 
     *previous* is the directory and manifest of the last layer made by this COPY. Returns the
-    manifest of the new layer in tar order. Raises BuildError.
+    snapshot's id. Raises BuildError.
     """
     lower = draft.lower()
     ids = owner(lower, op.chown, "COPY --chown") if op.chown else None
     mode = int(op.chmod, 8) if op.chmod else None
-    writer = _Writer(draft.upper, lower, ids, mode, previous)
+    writer = _Writer(draft.upper, lower, ids, mode, previous, packer)
     try:
         for selection in chosen:
             for selected in selection:
                 _copy_one(writer, source, selected, op.dest)
-        return writer.finish()
+        return writer.commit(draft)
     finally:
         writer.close()
 
 
-def make_dir(op: MakeDir, draft: Draft) -> list[Entry]:
-    """Execute a WORKDIR into *draft*; nothing when the directory is there."""
+def make_dir(op: MakeDir, draft: Draft) -> str:
+    """Execute a WORKDIR into *draft* and commit it; an empty layer when the directory is there."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)
     ids = owner_or_root(lower, op.user, "WORKDIR") if op.user and node is None else None
-    writer = _Writer(draft.upper, lower, ids, None, None)
+    writer = _Writer(draft.upper, lower, ids, None, None, None)
     try:
         if node is None:
             writer.make_parents(path)
         elif not node.is_dir:
             raise BuildError(f"WORKDIR {op.path}: the image has a file there")
-        return writer.finish()
+        return writer.commit(draft)
     finally:
         writer.close()
 
@@ -106,6 +109,7 @@ class _Writer:
         ids: tuple[int, int] | None,
         mode: int | None,
         previous: tuple[str, list[Entry]] | None,
+        packer: Packer | None,
     ) -> None:
         self._upper = upper
         self._lower = lower
@@ -113,6 +117,7 @@ class _Writer:
         self._mode = mode
         self._root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._entries: dict[str, Entry] = {}
+        self._stream = Stream(packer, self._root)
         # The lower directory that each of our directories lies over, None where there is none.
         self._below: dict[str, Node | None] = {"": lower.root}
         self._linked: dict[str, list[str]] = {}
@@ -124,6 +129,7 @@ class _Writer:
             self._old_root = os.open(previous[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
+        self._stream.close()
         os.close(self._root)
         if self._old_root >= 0:
             os.close(self._old_root)
@@ -168,7 +174,7 @@ class _Writer:
     def _directory(self, entry: Entry, under: Node | None) -> None:
         check_name(entry.path.rpartition("/")[2])
         os.mkdir(entry.path, 0o700, dir_fd=self._root)
-        self._entries[entry.path] = entry
+        self._record(entry)
         self._below[entry.path] = under
 
     def _under(self, path: str) -> Node | None:
@@ -183,7 +189,7 @@ class _Writer:
         """Write one member at *path*, over whatever the rules allow to be replaced."""
         uid, gid = self._ids or (entry.uid, entry.gid)
         mode = entry.mode if self._mode is None or entry.kind == SYMLINK else self._mode
-        entry = entry._replace(path=path, uid=uid, gid=gid, mode=mode)
+        entry = Entry(path, entry.kind, mode, uid, gid, *entry[5:])
         if entry.kind == DIRECTORY:
             self._put_directory(entry)
             return
@@ -205,7 +211,11 @@ class _Writer:
             kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
             os.mknod(path, kind | 0o600, entry.rdev, dir_fd=self._root)
             self._set_metadata(entry)
-        self._entries[path] = entry
+        self._record(entry)
+
+    def _record(self, entry: Entry) -> None:
+        self._entries[entry.path] = entry
+        self._stream.add(entry)
 
     def _put_directory(self, entry: Entry) -> None:
         """A directory below the top: made, or given the source's metadata where it exists (T13)."""
@@ -217,7 +227,8 @@ class _Writer:
             self._directory(entry, under)
         elif old.kind != DIRECTORY:
             raise BuildError(f"cannot copy to non-directory: /{entry.path}")
-        else:
+        elif old != entry:
+            self._stream.spoil()
             self._entries[entry.path] = entry
 
     def _make_way(self, path: str) -> None:
@@ -227,6 +238,7 @@ class _Writer:
                 raise BuildError(f"cannot replace to directory /{path} with file")
             os.unlink(path, dir_fd=self._root)
             del self._entries[path]
+            self._stream.spoil()
             if path in self._linked:
                 self._promote(old, self._linked.pop(path))
             return
@@ -250,7 +262,7 @@ class _Writer:
             raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
         self._make_way(path)
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
-        self._entries[path] = first._replace(path=path, kind=HARDLINK, link=target, size=0)
+        self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
         self._linked.setdefault(target, []).append(path)
 
     def _link_old(self, entry: Entry) -> bool:
@@ -306,13 +318,22 @@ class _Writer:
             os.chmod(entry.path, entry.mode, dir_fd=self._root)
         os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)
 
-    def finish(self) -> list[Entry]:
-        """Give directories their metadata, children first, and return the manifest in tar order."""
+    def commit(self, draft: Draft) -> str:
+        """Make a snapshot of *draft*, which this has written; its id."""
+        snapshot = commit(draft, self._finish())
+        if packed := self._stream.finish():
+            record_packed(draft.store, snapshot, *packed)
+        return snapshot
+
+    def _finish(self) -> list[Entry]:
+        """Give directories their metadata, children first; the manifest in tar order."""
         for entry in reversed(self._entries.values()):
             if entry.kind == DIRECTORY:
                 for name, value in entry.xattrs:
                     os.setxattr(os.path.join(self._upper, entry.path), name, value)
                 self._set_metadata(entry)
+        if self._stream.in_order:
+            return list(self._entries.values())
         # "/" sorts first, so that this is the order of a lexical walk.
         return sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
 

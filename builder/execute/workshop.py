@@ -1,4 +1,4 @@
-"""What executors may use: the store, the containers, the network, the context."""
+"""What executors may use: the store, containers, the packing process, the context."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
+from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
 from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.spec import ContainerSpec
@@ -20,6 +21,7 @@ class Workshop:
 
     store: Store
     launcher: Launcher
+    packer: Packer | None
     context: ContextSource
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)

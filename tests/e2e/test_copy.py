@@ -219,6 +219,23 @@ def test_directory_becomes_a_file(pybuild: Pybuild) -> None:
         assert {p: w for p, w in tree.items() if w != "DIR"} == expected
 
 
+def test_many_files(pybuild: Pybuild) -> None:
+    """Layers packed while they are written are what packing them afterwards gives; also those
+    that are not written in order, or in which a file is written twice.
+    """
+    many = {f"f{n:04}": str(n) for n in range(700)}
+    other = {**{f"e{n:04}": str(n) for n in range(300)}, "f0007": "again"}
+    files: Tree = {"a": many, "b": other}
+    for lines, expected in (
+        ("COPY a /x/", many),
+        ("COPY a b /x/", {**many, **other}),
+        ("COPY b a /x/", {**other, **many}),
+        ("COPY a b /x/", {**many, **other}),
+    ):
+        tree = pybuild.build(f"FROM scratch\n{lines}\n", files).tree()  # the export packs it again
+        assert tree == {"x": "DIR", **{f"x/{name}": text for name, text in expected.items()}}
+
+
 def test_ignored_files_are_not_even_looked_at(pybuild: Pybuild) -> None:
     """T27, T110: what no COPY names and what is ignored may be unreadable."""
     files: Tree = {"s": {"f": "1", "secret": "2"}, "other": {"x": "3"}, ".dockerignore": "s/secret"}
