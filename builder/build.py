@@ -119,7 +119,7 @@ def build(
     except PlanError as error:
         raise _with_excerpt(error, shown, text) from None
     context = _context(request, inputs, store, sink, look)
-    workshop = Workshop(store, session.launcher, session.packer, context)
+    workshop = Workshop(store, session.launcher, session.packer, context, request.secrets)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:
         solver.run(request.jobs)

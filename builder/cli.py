@@ -122,6 +122,13 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
     add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID[,src=FILE|env=NAME]",
+        help="a secret for RUN --mount=type=secret (repeatable)",
+    )
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")
     add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
@@ -219,6 +226,7 @@ def _request(options: argparse.Namespace) -> Any:
         iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
+        secrets=dict(_secret(item) for item in options.secret),
     )
 
 
@@ -241,6 +249,30 @@ def _pair(item: str, option: str) -> tuple[str, str]:
     if not name:
         raise UsageError(f"{option} {item!r} has no name")
     return name, value
+
+
+def _secret(text: str) -> tuple[str, Any]:
+    """``id=ID`` with ``src=FILE`` or ``env=NAME``; with neither, a variable or file of that name."""
+    from builder.request import Secret
+
+    fields = dict(_pair(item, "--secret") for item in text.split(","))
+    name, kind = fields.pop("id", ""), fields.pop("type", "")
+    file = fields.pop("src", "") or fields.pop("source", "")
+    variable = fields.pop("env", "")
+    if not name or fields or kind not in ("", "file", "env") or (file and variable):
+        raise UsageError(f"--secret {text!r} is not id=ID[,src=FILE|env=NAME]")
+    if not file and not variable:
+        if kind != "file" and name in os.environ:
+            variable = name
+        else:
+            file = name
+    elif kind == "env" and file:
+        file, variable = "", file
+    if file and not os.path.isfile(file):
+        raise UsageError(f"--secret {text!r}: there is no file {file}")
+    if variable and variable not in os.environ:
+        raise UsageError(f"--secret {text!r}: the environment has no variable {variable}")
+    return name, Secret(os.path.abspath(file) if file else "", variable)
 
 
 def _output(text: str) -> Any:

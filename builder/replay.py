@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypedDict
 
-    from builder.execute.keeper import Keeper
+    from builder.execute.keeper import Keeper, Selector
     from cache.scan import Stat, StatIndex
 
     class Memo(TypedDict):
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         context: str
         context_name: str
         ignore: bytes
-        selections: list[tuple[str, str]]
+        selections: list[tuple[Selector, str]]
         listings: list[tuple[str, str]]
         steps: list[tuple[str, str]]
         names: list[str]
@@ -59,7 +59,7 @@ class Look:
         self.context = context
         self.ignore = ignore
         self.index = index
-        self.scanned: dict[str, list[Stat]] = {}
+        self.scanned: dict[Selector, list[Stat]] = {}
 
 
 def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
@@ -142,30 +142,32 @@ def _same_context(memo: "Memo", store: Store) -> "tuple[bool, Look | None]":
     for path, digest in memo["listings"]:
         if listing_digest(os.path.join(memo["context"], path)) != digest:
             return False, None
+    from builder.execute.keeper import selector_name
     from cache.scan import StatIndex, scan
 
     look = Look(memo["context"], memo["ignore"], StatIndex(store.path("contexts", memo["context_name"])))
     top = os.path.realpath(memo["context"])
     root = os.open(memo["context"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for path, digest in memo["selections"]:
+        for selector, digest in memo["selections"]:
+            path = selector[0]
             if os.path.realpath(os.path.join(top, path)) != os.path.join(top, path).rstrip("/"):
                 return False, look  # a link has come into the path
-            look.scanned[path] = scan(root, path, _keeper(memo["ignore"], path))
-            if look.index.known(path, look.scanned[path]) != digest:
+            look.scanned[selector] = scan(root, path, _keeper(memo["ignore"], selector))
+            if look.index.known(selector_name(selector), look.scanned[selector]) != digest:
                 return False, look
     finally:
         os.close(root)
     return True, look
 
 
-def _keeper(ignore: bytes, path: str) -> "Keeper | None":
-    if not ignore:
+def _keeper(ignore: bytes, selector: "Selector") -> "Keeper | None":
+    if not ignore and not selector[1] and not selector[2]:
         return None
     from builder.execute.keeper import keeper
     from grammar.ignore import parse_ignore
 
-    return keeper(parse_ignore(ignore), path)
+    return keeper(parse_ignore(ignore), selector)
 
 
 def _conclude(memo: "Memo", store: Store) -> None:

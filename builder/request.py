@@ -14,6 +14,14 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """Where ``--secret`` takes its content from: a file, or a variable of the environment."""
+
+    file: str = ""
+    env: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
@@ -32,6 +40,7 @@ class BuildRequest:
     iidfile: str = ""
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
+    secrets: dict[str, Secret] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ from builder.events import (
 )
 from builder.execute.files import copy_files, make_dir
 from builder.execute.run import run_command
-from builder.execute.sources import Selected, Source, TreeSource
+from builder.execute.sources import InlineSource, Selected, Selection, Source, TreeSource
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Plan, Step
 from builder.plan.identity import identity
-from builder.plan.ops import CopyFiles, FromImage, MakeDir, RunCommand
+from builder.plan.ops import CONTEXT, BindMount, CopyFiles, FromImage, Inline, MakeDir, Mount, RunCommand
 from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
@@ -45,14 +45,6 @@ class Solved:
     key: str
     snapshots: tuple[str, ...]
     created: int
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What a COPY reads, resolved once: for the key and for the copy."""
-
-    source: Source
-    chosen: list[list[Selected]]
 
 
 @dataclass(slots=True)
@@ -143,22 +135,27 @@ class Solver:
 
     def _solve(self, step: Step) -> Solved:
         parent = self.results[id(step.parent)] if step.parent is not None else Solved("scratch", (), 0)
-        source = self.results[id(step.source)] if step.source is not None else None
+        sources = [self.results[id(source)] for source in step.sources]
         if isinstance(step.op, FromImage):
             return self._base(step, step.op)
         try:
             kind, fields = identity(step.op)
             selection = None
-            inputs = [parent.key]
+            linked = isinstance(step.op, CopyFiles) and step.op.link
+            below = Solved("scratch", (), 0) if linked else parent
+            inputs = [below.key]
             if isinstance(step.op, CopyFiles):
-                alias = derive(kind, fields, [parent.key, source.key]) if source is not None else ""
+                known = sources and not step.op.reads_context
+                alias = derive(kind, fields, [below.key, *(s.key for s in sources)]) if known else ""
                 content = self._known_content(alias)
                 if not content:
-                    selection = self._select(step.op, source)
+                    selection = self._select(step.op, sources)
                     content = _content(selection)
                     if alias:
                         self._store.index.set_memo(alias, content.encode())
                 inputs.append(content)
+            elif isinstance(step.op, RunCommand):
+                inputs += [self._bound(mount, step, sources) for mount in step.op.mounts]
             key = derive(kind, fields, inputs)
             with self._store.making(key):
                 found = None if self._no_cache else self._store.index.find(key)
@@ -167,8 +164,8 @@ class Solver:
                     snapshot, created = found
                 else:
                     if selection is None and isinstance(step.op, CopyFiles):
-                        selection = self._select(step.op, source)
-                    snapshot = self._execute(step, parent, selection)
+                        selection = self._select(step.op, sources)
+                    snapshot = self._execute(step, below, sources, selection)
                     created = time.time_ns()
                     self._store.index.record(key, snapshot, created, json.dumps([kind, fields, inputs]))
             return Solved(key, (*parent.snapshots, snapshot), created)
@@ -177,8 +174,24 @@ class Solver:
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error
 
+    def _bound(self, mount: Mount, step: Step, sources: list[Solved]) -> str:
+        """What a mount adds to the key of a RUN: the content of bound files (T99), else nothing."""
+        if not isinstance(mount, BindMount) or mount.origin < 0:
+            return ""
+        source = sources[mount.origin]
+        if isinstance(step.sources[mount.origin].op, FromImage):
+            return f"{source.key} {mount.path}"
+        alias = derive("bound", {"path": mount.path}, [source.key])
+        content = self._known_content(alias)
+        if not content:
+            tree = tree_of(self._store, source.snapshots)
+            node = tree.lookup(mount.path)
+            content = TreeSource(tree).digest(Selected("", node.path)) if node is not None else "nothing"
+            self._store.index.set_memo(alias, content.encode())
+        return content
+
     def _known_content(self, alias: str) -> str:
-        """The content digest remembered for a COPY from a stage whose key is the same as then."""
+        """The content digest remembered of a stage whose key is the same as then."""
         if not alias or self._no_cache:
             return ""
         return (self._store.index.memo(alias) or b"").decode()
@@ -190,15 +203,23 @@ class Solver:
         kind, fields = identity(op)
         return Solved(derive(kind, fields), snapshots, 0)
 
-    def _select(self, op: CopyFiles, source: Solved | None) -> Selection:
-        if op.from_context:
-            files: Source = self._workshop.context
-        else:
-            below = source.snapshots if source is not None else ()
-            files = TreeSource(tree_of(self._store, below) if below else Tree((self._store.empty,)))
-        return Selection(files, [files.select(pattern) for pattern in op.sources])
+    def _select(self, op: CopyFiles, sources: list[Solved]) -> list[Selection]:
+        out = []
+        for item in op.items:
+            source: Source
+            if isinstance(item, Inline):
+                source = InlineSource(item)
+            elif item.origin == CONTEXT:
+                source = self._workshop.context
+            else:
+                layers = sources[item.origin].snapshots if item.origin >= 0 else ()
+                source = TreeSource(tree_of(self._store, layers) if layers else Tree((self._store.empty,)))
+            out.append(Selection(item, source, source.select(item, op.exclude)))
+        return out
 
-    def _execute(self, step: Step, parent: Solved, selection: Selection | None) -> str:
+    def _execute(
+        self, step: Step, parent: Solved, sources: list[Solved], selection: list[Selection] | None
+    ) -> str:
         number = self._numbers[id(step)]
         self._sink(StepStarted(number, step.name))
         started = time.monotonic()
@@ -210,6 +231,7 @@ class Solver:
                             step.op,
                             step,
                             made,
+                            [source.snapshots for source in sources],
                             self._workshop,
                             lambda data: self._sink(StepOutput(number, data)),
                         )
@@ -226,25 +248,24 @@ class Solver:
         self._sink(StepFinished(number, step.name, time.monotonic() - started))
         return snapshot
 
-    def _copy(self, op: CopyFiles, made: Draft, selection: Selection) -> str:
+    def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> str:
         """Execute a COPY; what the last COPY of the same place made may lend its files."""
         memo = "copy:" + derive("place", identity(op)[1], [self._workshop.context.name])
-        last = (self._store.index.memo(memo) or b"").decode() if op.from_context else ""
+        last = (self._store.index.memo(memo) or b"").decode() if op.reads_context else ""
         old = manifest(self._store, last) if last and self._store.index.usable(last) else None
         previous = (self._store.path("snapshots", last), old) if old is not None else None
-        snapshot = copy_files(op, made, selection.source, selection.chosen, previous, self._workshop.packer)
-        if op.from_context:
+        snapshot = copy_files(op, made, selection, previous, self._workshop.packer)
+        if op.reads_context:
             self._store.index.set_memo(memo, snapshot.encode())
         return snapshot
 
 
-def _content(selection: Selection) -> str:
+def _content(selection: list[Selection]) -> str:
     """The content part of a COPY's key: every match by name (T97) and what it holds."""
     sha = hashlib.sha256()
-    for chosen in selection.chosen:
-        for selected in chosen:
-            sha.update(
-                f"{selected.name}\0{selection.source.digest(selected)}\0".encode("utf-8", "surrogateescape")
-            )
+    for picked in selection:
+        for selected in picked.chosen:
+            line = f"{selected.name}\0{picked.source.digest(selected)}\0"
+            sha.update(line.encode("utf-8", "surrogateescape"))
         sha.update(b"\0")
     return sha.hexdigest()

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def try_lock(fd: int) -> bool:
-    """Take the exclusive lock of *fd* if nobody has it."""
+def try_lock(fd: int, shared: bool = False) -> bool:
+    """Take the lock of *fd* if nobody has it; a *shared* one also if others share it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

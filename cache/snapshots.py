@@ -47,13 +47,20 @@ class Draft:
     def overlay(self) -> Overlay:
         """The draft as the upper of a container; its snapshots and the mount points below it."""
         relative = os.path.relpath(self.folder, self.store.root)
-        lowers = (*(f"snapshots/{name}" for name in reversed(self.parents)), "mounts")
+        lowers = (*(f"snapshots/{name}" for name in top_down(self.parents)), "mounts")
         return Overlay(lowers, f"{relative}/fs", f"{relative}/work")
+
+
+def top_down(snapshots: tuple[str, ...]) -> list[str]:
+    """A stack of layers from the top, equal ones once: the upper hides all that the lower holds,
+    and overlayfs refuses a directory that is there twice.
+    """
+    return list(dict.fromkeys(reversed(snapshots)))
 
 
 def tree_of(store: Store, snapshots: tuple[str, ...]) -> Tree:
     """The merged tree of *snapshots*, given from the bottom up."""
-    return Tree(tuple(store.path("snapshots", name) for name in reversed(snapshots)))
+    return Tree(tuple(store.path("snapshots", name) for name in top_down(snapshots)))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@
       files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
       refs/NAME          image names, each a file holding an image ID (the config's digest)
       contexts/HEX       stat indexes of build contexts
+      caches/HEX         directories of RUN --mount=type=cache, each flocked while a step uses it
       mounts/            empty mount points, the bottom of every container's overlay
       locks/KEY          held while a step is made, gone afterwards
       tmp/SESSION/       what a running process has not published; swept when its flock is free
@@ -16,7 +17,8 @@
 Publishing is: write below tmp, fsync, rename, fsync the folder. Snapshots are renamed into
 place at once and made durable together, by one syncfs when the build is complete
 (``Store.sync``); until then their records count only in this boot. Lock order: lock, tmp,
-locks/KEY, and one key at a time.
+locks/KEY (one key at a time, but for the making of a cache, which waits for nobody), caches by
+name.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ LAYOUT_VERSION = 1
 _LONGEST_NAME = 240  # of a file, in bytes
 _FOLDERS = (
     *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
-    *("refs", "contexts", "mounts", "locks", "tmp"),
+    *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")

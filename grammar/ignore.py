@@ -13,7 +13,7 @@ from grammar.errors import IgnoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _MAX_PATTERNS = 100_000
 
@@ -328,21 +328,33 @@ def parse_ignore(data: bytes | str) -> Ignore:
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.startswith("#"):
             continue
-        body = line.strip()
-        negated = body.startswith("!")
-        if negated:
-            body = body[1:].strip()
-        if not body:
-            if negated:
-                raise IgnoreError('illegal exclusion pattern: "!"', number)
-            continue
-        body = posixpath.normpath(body)
-        if len(body) > 1:
-            body = body.lstrip("/")
-        if len(patterns) >= _MAX_PATTERNS:
+        pattern = _pattern(line, number)
+        if pattern is not None:
+            patterns.append(pattern)
+        if len(patterns) > _MAX_PATTERNS:
             raise IgnoreError(f"more than {_MAX_PATTERNS} patterns", number)
-        try:
-            patterns.append(Pattern(body, negated, number))
-        except GlobError as error:
-            raise IgnoreError(f"{body!r}: {error}", number) from None
     return Ignore(patterns)
+
+
+def parse_patterns(texts: Iterable[str]) -> Ignore:
+    """The patterns of flags, which know no comments. Raises IgnoreError."""
+    found = [_pattern(text, number) for number, text in enumerate(texts, 1)]
+    return Ignore([pattern for pattern in found if pattern is not None])
+
+
+def _pattern(text: str, number: int) -> Pattern | None:
+    body = text.strip()
+    negated = body.startswith("!")
+    if negated:
+        body = body[1:].strip()
+    if not body:
+        if negated:
+            raise IgnoreError('illegal exclusion pattern: "!"', number)
+        return None
+    body = posixpath.normpath(body)
+    if len(body) > 1:
+        body = body.lstrip("/")
+    try:
+        return Pattern(body, negated, number)
+    except GlobError as error:
+        raise IgnoreError(f"{body!r}: {error}", number) from None

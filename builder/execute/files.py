@@ -8,26 +8,26 @@ thousand changed costs one copy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from builder.errors import BuildError
+from builder.execute.archives import add_archive
 from builder.execute.packer import Packer, Stream
-from builder.execute.sources import Selected, Source
+from builder.execute.sources import MADE_TIME, Selected, Selection, Source, TreeSource
 from builder.execute.users import owner, owner_or_root
-from builder.plan.ops import CopyFiles, MakeDir
+from builder.plan.modes import Mode
+from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
-
-# The time of directories that the builder itself makes (missing parents, WORKDIR): fixed, so
-# that equal builds give equal layers, and in 1980 because zip files cannot say less.
-MADE_TIME = 315_619_200 * 1_000_000_000
+from cache.trees import remove_tree
 
 _CHUNK = 1 << 20
 
@@ -35,25 +35,36 @@ _CHUNK = 1 << 20
 def copy_files(
     op: CopyFiles,
     draft: Draft,
-    source: Source,
-    chosen: list[list[Selected]],
+    selection: list[Selection],
     previous: tuple[str, list[Entry]] | None,
     packer: Packer | None,
 ) -> str:
-    """Execute a COPY into *draft* and commit it; *chosen* holds what each source selected.
+    """Execute a COPY into *draft* and commit it; *selection* is what each of its items means.
 
     *previous* is the directory and manifest of the last layer made by this COPY. Returns the
     snapshot's id. Raises BuildError.
     """
     lower = draft.lower()
     ids = owner(lower, op.chown, "COPY --chown") if op.chown else None
-    mode = int(op.chmod, 8) if op.chmod else None
-    writer = _Writer(draft.upper, lower, ids, mode, previous, packer)
+    mode = Mode(op.chmod) if op.chmod else None
+    writer = Writer(draft.upper, lower, ids, mode, previous, packer)
     try:
-        for selection in chosen:
-            for selected in selection:
-                _copy_one(writer, source, selected, op.dest)
+        for picked in selection:
+            for selected in picked.chosen:
+                unpack = isinstance(picked.item, Picked) and picked.item.unpack
+                if not (unpack and add_archive(writer, picked.source, selected, op.dest)):
+                    _copy_one(writer, picked.source, selected, op.dest)
         return writer.commit(draft)
+    finally:
+        writer.close()
+
+
+def copy_tree(tree: Tree, folder: str) -> None:
+    """Copy all of *tree* into the empty *folder*."""
+    writer = Writer(folder, Tree(()), None, None, None, None)
+    try:
+        _copy_one(writer, TreeSource(tree), Selected("", ""), "/")
+        writer.finish()
     finally:
         writer.close()
 
@@ -63,7 +74,7 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
     lower = draft.lower()
     path, node = lower.resolve(op.path)
     ids = owner_or_root(lower, op.user, "WORKDIR") if op.user and node is None else None
-    writer = _Writer(draft.upper, lower, ids, None, None, None)
+    writer = Writer(draft.upper, lower, ids, None, None, None)
     try:
         if node is None:
             writer.make_parents(path)
@@ -74,7 +85,7 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
         writer.close()
 
 
-def _copy_one(writer: _Writer, source: Source, selected: Selected, dest: str) -> None:
+def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> None:
     """Copy one selected path to *dest*, as BuildKit's copier decides where (T1, T3, T13)."""
     entries = iter(source.entries(selected))
     top, handle = next(entries)
@@ -87,7 +98,7 @@ def _copy_one(writer: _Writer, source: Source, selected: Selected, dest: str) ->
         if writer.is_directory(target):
             target = f"{target}/{selected.name}" if target else selected.name
         writer.make_parents(os.path.dirname(target))
-        writer.put(target, top, source, handle)
+        writer.put(target, top, _content(source, handle))
         return
     writer.make_parents(target)  # a directory's contents are copied, never itself
     for entry, handle in entries:
@@ -96,10 +107,20 @@ def _copy_one(writer: _Writer, source: Source, selected: Selected, dest: str) ->
             link = f"{target}/{entry.link}" if target else entry.link
             writer.link(path, entry, link)
         else:
-            writer.put(path, entry, source, handle)
+            writer.put(path, entry, _content(source, handle))
 
 
-class _Writer:
+def _content(source: Source, handle: object) -> Iterator[bytes]:
+    """The bytes of a file, opened when they are wanted."""
+    fd = source.open(handle)
+    try:
+        while data := os.read(fd, _CHUNK):
+            yield data
+    finally:
+        os.close(fd)
+
+
+class Writer:
     """An upper directory being filled over *lower*. Knows everything it has written."""
 
     def __init__(
@@ -107,7 +128,7 @@ class _Writer:
         upper: str,
         lower: Tree,
         ids: tuple[int, int] | None,
-        mode: int | None,
+        mode: Mode | None,
         previous: tuple[str, list[Entry]] | None,
         packer: Packer | None,
     ) -> None:
@@ -122,6 +143,7 @@ class _Writer:
         self._below: dict[str, Node | None] = {"": lower.root}
         self._linked: dict[str, list[str]] = {}
         self._links = True
+        self._replaces = False
         self._old: dict[str, Entry] = {}
         self._old_root = -1
         if previous is not None:
@@ -138,6 +160,23 @@ class _Writer:
         """Where *path* leads in what is below and what was written, links followed."""
         folders = self._lower.root.folders if self._lower.root else ()
         return Tree((self._upper, *folders)).resolve(path)[0]
+
+    @contextlib.contextmanager
+    def unpacking(self) -> Iterator[None]:
+        """Inside, anything takes the place of anything, and modes are those of the entries."""
+        mode, self._mode, self._replaces = self._mode, None, True
+        try:
+            yield
+        finally:
+            self._mode, self._replaces = mode, False
+
+    def wrote(self, path: str) -> bool:
+        return path in self._entries
+
+    def below(self, path: str) -> Node | None:
+        """The regular file at *path* in what is below, if there is one."""
+        node = self._lower.lookup(path, follow=False)
+        return node if node is not None and stat.S_ISREG(node.found.st_mode) else None
 
     def is_directory(self, path: str) -> bool:
         entry = self._entries.get(path)
@@ -163,7 +202,7 @@ class _Writer:
             raise BuildError(f"cannot copy to non-directory: /{path}")
         if under is None:
             uid, gid = self._ids or (0, 0)
-            mode = 0o755 if self._mode is None else self._mode
+            mode = 0o755 if self._mode is None else self._mode.apply(0o755, True)
             self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=MADE_TIME), None)
         else:
             found = under.found
@@ -185,10 +224,12 @@ class _Writer:
 
     # -- members ---------------------------------------------------------------------------
 
-    def put(self, path: str, entry: Entry, source: Source, handle: object) -> None:
+    def put(self, path: str, entry: Entry, content: Iterator[bytes]) -> None:
         """Write one member at *path*, over whatever the rules allow to be replaced."""
         uid, gid = self._ids or (entry.uid, entry.gid)
-        mode = entry.mode if self._mode is None or entry.kind == SYMLINK else self._mode
+        mode = entry.mode
+        if self._mode is not None and entry.kind != SYMLINK:
+            mode = self._mode.apply(mode, entry.kind == DIRECTORY)
         entry = Entry(path, entry.kind, mode, uid, gid, *entry[5:])
         if entry.kind == DIRECTORY:
             self._put_directory(entry)
@@ -197,7 +238,7 @@ class _Writer:
         self._make_way(path)
         if entry.kind == FILE:
             if not self._link_old(entry):
-                digest = self._write(entry, source, handle)
+                digest = self._write(entry, content)
                 entry = entry._replace(digest=digest)
         elif entry.kind == SYMLINK:
             os.symlink(entry.link, path, dir_fd=self._root)
@@ -223,15 +264,23 @@ class _Writer:
         if old is None:
             under = self._under(entry.path)
             if under is not None and not under.is_dir:
-                raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+                if not self._replaces:
+                    raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+                under = None
             self._directory(entry, under)
         elif old.kind != DIRECTORY:
-            raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+            if not self._replaces:
+                raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+            self._clear(entry.path)
+            self._directory(entry, None)
         elif old != entry:
             self._stream.spoil()
             self._entries[entry.path] = entry
 
     def _make_way(self, path: str) -> None:
+        if self._replaces:
+            self._clear(path)
+            return
         old = self._entries.get(path)
         if old is not None:
             if old.kind == DIRECTORY:
@@ -245,6 +294,22 @@ class _Writer:
         under = self._under(path)
         if under is not None and under.is_dir:
             raise BuildError(f"cannot replace to directory /{path} with file")
+
+    def _clear(self, path: str) -> None:
+        """Take away what was written at *path*, a directory with all that is in it."""
+        old = self._entries.get(path)
+        if old is None:
+            return
+        self._stream.spoil()
+        if old.kind != DIRECTORY:
+            gone = [path]
+        else:
+            gone = [name for name in self._entries if name == path or name.startswith(path + "/")]
+        remove_tree(path, dir_fd=self._root)
+        removed = {name: self._entries.pop(name) for name in gone}
+        for name, entry in removed.items():
+            self._below.pop(name, None)
+            self._promote(entry, [other for other in self._linked.pop(name, []) if other not in removed])
 
     def _promote(self, old: Entry, names: list[str]) -> None:
         """The file that hard links pointed at is replaced: its second name becomes the first."""
@@ -283,18 +348,14 @@ class _Writer:
             return False
         return True
 
-    def _write(self, entry: Entry, source: Source, handle: object) -> str:
-        """Copy a file's bytes; they must be the bytes that were digested for the key."""
+    def _write(self, entry: Entry, content: Iterator[bytes]) -> str:
+        """Write a file's bytes; they must be the bytes that were digested for the key."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(entry.path, flags, 0o600, dir_fd=self._root)
         try:
             sha = hashlib.sha256()
             if entry.size:
-                origin = source.open(handle)
-                try:
-                    _copy_bytes(origin, target, entry.size, sha.update)
-                finally:
-                    os.close(origin)
+                _write_all(target, content, entry.size, sha.update)
             digest = sha.hexdigest()
             if entry.digest and digest != entry.digest:
                 raise CacheError(f"/{entry.path} changed while the build was reading it", "build again")
@@ -320,12 +381,12 @@ class _Writer:
 
     def commit(self, draft: Draft) -> str:
         """Make a snapshot of *draft*, which this has written; its id."""
-        snapshot = commit(draft, self._finish())
+        snapshot = commit(draft, self.finish())
         if packed := self._stream.finish():
             record_packed(draft.store, snapshot, *packed)
         return snapshot
 
-    def _finish(self) -> list[Entry]:
+    def finish(self) -> list[Entry]:
         """Give directories their metadata, children first; the manifest in tar order."""
         for entry in reversed(self._entries.values()):
             if entry.kind == DIRECTORY:
@@ -338,14 +399,13 @@ class _Writer:
         return sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
 
 
-def _copy_bytes(origin: int, target: int, size: int, update: Callable[[bytes], object]) -> None:
+def _write_all(target: int, content: Iterator[bytes], size: int, update: Callable[[bytes], object]) -> None:
     left = size
-    while left:
-        data = os.read(origin, min(left, _CHUNK))
-        if not data:
-            raise CacheError("a file became shorter while the build was reading it", "build again")
+    for data in content:
         update(data)
         left -= len(data)
         view = memoryview(data)
         while view:
             view = view[os.write(target, view) :]
+    if left:
+        raise CacheError("a file changed its size while the build was reading it", "build again")

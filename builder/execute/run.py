@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 from builder.errors import BuildError, CommandFailed, StepError
+from builder.execute.mounts import mounted
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
@@ -20,20 +21,32 @@ _PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
 
 
 def run_command(
-    op: RunCommand, step: Step, draft: Draft, workshop: Workshop, sink: Callable[[bytes], None]
+    op: RunCommand,
+    step: Step,
+    draft: Draft,
+    sources: list[tuple[str, ...]],
+    workshop: Workshop,
+    sink: Callable[[bytes], None],
 ) -> str:
     """Run a step's process on *draft* and commit what it changed; the snapshot's id.
 
-    Raises CommandFailed when the process fails, StepError when it cannot be started.
+    *sources* are the layers of what its mounts number. Raises CommandFailed when the process
+    fails, StepError when it cannot be started.
     """
-    spec = container_spec(
-        draft, op.argv, dict(op.env) | dict(op.proxies), op.cwd, op.user, op.network, op.hostname
-    )
+    env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
-    try:
-        outcome = workshop.contain(spec, sink)
-    except OSError as error:
-        raise BuildError(f"the container launcher is gone: {error.strerror}") from None
+    with mounted(op.mounts, sources, draft, workshop) as extra:
+        spec = container_spec(draft, op.argv, env | extra.env, op.cwd, op.user, op.network, op.hostname)
+        spec["mounts"] = extra.specs
+        spec["scripts"] = {
+            os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
+        }
+        if extra.points:
+            spec["lowers"].insert(0, os.fsencode(extra.points))
+        try:
+            outcome = workshop.contain(spec, sink)
+        except OSError as error:
+            raise BuildError(f"the container launcher is gone: {error.strerror}") from None
     if outcome.error:
         hint = _NETWORK_HINT if outcome.network_failed else ""
         raise StepError(outcome.error, step.name, step.span, hint)
@@ -68,6 +81,8 @@ def container_spec(
         network=network,
         hostname=encode(hostname),
         files={b"/etc/resolv.conf": resolv_conf(network == "host"), b"/etc/hosts": hosts(hostname)},
+        scripts={},
+        mounts=[],
     )
 
 

@@ -1,8 +1,8 @@
-"""What a COPY reads: files of the build context, or of another stage's root.
+"""What a COPY reads: files of the build context, of another stage's root, or of the Dockerfile.
 
-Both kinds select paths as BuildKit does (links on the way are followed inside the source,
-wildcards match one level each, ``..`` stops at the root), digest what they selected for the
-cache key, and yield it for copying.
+The first two select paths as BuildKit does (links on the way are followed inside the source,
+wildcards match one level each, ``..`` stops at the root). All digest what they selected for
+the cache key, and yield it for copying.
 """
 
 from __future__ import annotations
@@ -12,33 +12,50 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
-from builder.execute.keeper import keeper
+from builder.execute.keeper import Keeper, Selector, keeper, selector_name
+from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
 from cache.tree import Node, Tree
 from cache.trees import image_xattrs
+from grammar.errors import IgnoreError
 from grammar.ignore import GlobError, Ignore, State, match_glob
 
 _CHUNK = 1 << 20
 
 
+# The time of what the builder itself makes (missing parents, WORKDIR, here-documents): fixed, so
+# that equal builds give equal layers, and in 1980 because zip files cannot say less.
+MADE_TIME = 315_619_200 * 1_000_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """One source after wildcards: ``name`` is what it is called in a directory it is copied into."""
+    """One source after wildcards: ``name`` is what it is called in a directory it is copied into.
+
+    Of what is below ``path``, only what matches ``include`` (if there is any) and does not
+    match ``exclude`` is meant.
+    """
 
     name: str
     path: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def selector(self) -> Selector:
+        return self.path, self.include, self.exclude
 
 
 class Source(Protocol):
     """Files to copy from."""
 
-    def select(self, pattern: str) -> list[Selected]:
+    def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
         """What one source of a COPY means; empty for a wildcard that matches nothing (T6).
 
         Raises BuildError for a literal path that is not there.
@@ -58,6 +75,15 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What one item of a COPY reads, resolved once: for the key and for the copy."""
+
+    item: Picked | Inline
+    source: Source
+    chosen: list[Selected]
+
+
 def has_wildcard(text: str) -> bool:
     """Whether Go's filepath.Match would see a pattern; a lone backslash is a literal (T23)."""
     escaped = False
@@ -71,21 +97,21 @@ def has_wildcard(text: str) -> bool:
     return False
 
 
-def select_in(tree: Tree, pattern: str, listed: set[str] | None = None) -> list[tuple[Selected, Node]]:
-    """Resolve *pattern* in *tree*: wildcards per component, links in literal parts followed.
+def select_in(tree: Tree, item: Picked, listed: set[str] | None = None) -> list[tuple[str, Node]]:
+    """Resolve a pattern in *tree*: wildcards per component, links in literal parts followed.
 
-    The directories whose names decided are added to *listed*. Raises GlobError, and
-    FileNotFoundError for a matched link that leads nowhere.
+    Gives names with nodes. The directories whose names decided are added to *listed*. Raises
+    GlobError, and FileNotFoundError for a matched link that leads nowhere.
     """
-    parts = [part for part in os.path.normpath("/" + pattern).split("/") if part]
+    parts = [part for part in os.path.normpath("/" + item.pattern).split("/") if part]
     fixed = 0
-    while fixed < len(parts) and not has_wildcard(parts[fixed]):
+    while fixed < len(parts) and (item.literal or not has_wildcard(parts[fixed])):
         fixed += 1
     start = tree.lookup("/".join(parts[:fixed]))
     if start is None:
         return []
     if fixed == len(parts):
-        return [(Selected(parts[-1] if parts else "", start.path), start)]
+        return [(parts[-1] if parts else "", start)]
     found = [start]
     for depth, part in enumerate(parts[fixed:], fixed):
         last = depth == len(parts) - 1
@@ -106,20 +132,37 @@ def select_in(tree: Tree, pattern: str, listed: set[str] | None = None) -> list[
         followed = tree.lookup(node.path) if node.is_link else node
         if followed is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), tree.resolve(node.path)[0])
-        out.append((Selected(node.path.rpartition("/")[2], followed.path), followed))
+        out.append((node.path.rpartition("/")[2], followed))
     return out
 
 
-def _select(tree: Tree, pattern: str, what: str, listed: set[str] | None) -> list[tuple[Selected, Node]]:
-    """``select_in`` with errors in words."""
+def _select(
+    tree: Tree, item: Picked, exclude: tuple[str, ...], what: str, listed: set[str] | None
+) -> list[tuple[Selected, Node]]:
+    """``select_in`` with errors in words; what has to be there is."""
     try:
-        return select_in(tree, pattern, listed)
+        found = select_in(tree, item, listed)
+        for pattern in item.parents:
+            if not has_wildcard(item.pattern) and not has_wildcard(pattern):
+                required = f"{item.pattern}/{pattern}"
+                if tree.lookup(required) is None:
+                    raise not_found(required, tree, what)
     except GlobError as error:
-        raise BuildError(f"COPY {pattern!r}: {error}", "a literal [ is written [[]") from None
+        raise BuildError(f"COPY {item.pattern!r}: {error}", "a literal [ is written [[]") from None
     except FileNotFoundError as error:
         raise not_found(error.filename, tree, what) from None
     except OSError as error:
-        raise BuildError(f"reading {pattern!r} in {what}: {error.strerror}") from None
+        raise BuildError(f"reading {item.pattern!r} in {what}: {error.strerror}") from None
+    if not found and (item.literal or not has_wildcard(item.pattern)):
+        raise not_found(item.pattern, tree, what)
+    return [(Selected(name, node.path, item.parents, exclude), node) for name, node in found]
+
+
+def _keeper(ignore: Ignore, selected: Selected) -> Keeper | None:
+    try:
+        return keeper(ignore, selected.selector)
+    except IgnoreError as error:
+        raise BuildError(f"the pattern {error}", "patterns of --exclude are those of .dockerignore") from None
 
 
 def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
@@ -146,7 +189,7 @@ class ContextSource:
         folder: str,
         name: str,
         index: StatIndex,
-        scanned: dict[str, list[Stat]],
+        scanned: dict[Selector, list[Stat]],
         ignore: Ignore,
         ignore_name: str,
         sink: Sink,
@@ -164,7 +207,7 @@ class ContextSource:
         self._sink = sink
         self._scanned = scanned
         # What the build took from the context, for replay: digest by path, listed folders.
-        self.digests: dict[str, str] = {}
+        self.digests: dict[Selector, str] = {}
         self.listed: set[str] = set()
 
     def close(self) -> None:
@@ -174,13 +217,14 @@ class ContextSource:
         """The host path of a context path."""
         return os.path.join(self._folder, path)
 
-    def select(self, pattern: str) -> list[Selected]:
-        found = _select(self._tree, pattern, "the build context", self.listed)
+    def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
+        assert isinstance(item, Picked)
+        found = _select(self._tree, item, exclude, "the build context", self.listed)
         kept = [selected for selected, node in found if not self._hidden(selected.path, node.is_dir)]
-        if kept or has_wildcard(pattern):
+        if kept or has_wildcard(item.pattern):
             return kept
-        missing = not_found(pattern, self._tree, "the build context")
-        if found and (line := self._ignore.why(found[0][0].path)):
+        missing = not_found(item.pattern, self._tree, "the build context")
+        if line := self._ignore.why(found[0][0].path):
             missing = BuildError(missing.message, f"it is excluded by {self._ignore_name} line {line}")
         raise missing
 
@@ -197,22 +241,21 @@ class ContextSource:
 
     def scanned(self, selected: Selected) -> list[Stat]:
         """The stats of everything selected, taken once per build."""
-        if selected.path not in self._scanned:
+        if selected.selector not in self._scanned:
+            keep = _keeper(self._ignore, selected)
             try:
-                self._scanned[selected.path] = scan(
-                    self._root, selected.path, keeper(self._ignore, selected.path)
-                )
+                self._scanned[selected.selector] = scan(self._root, selected.path, keep)
             except OSError as error:
                 raise BuildError(
                     f"reading the build context: {error.strerror}: {error.filename!r}",
                     "make it readable, or exclude it in .dockerignore",
                 ) from None
-        return self._scanned[selected.path]
+        return self._scanned[selected.selector]
 
     def digest(self, selected: Selected) -> str:
         entries = self.scanned(selected)
-        value = self.index.known(selected.path, entries) or self._read(selected, entries)
-        self.digests[selected.path] = value
+        value = self.index.known(selector_name(selected.selector), entries) or self._read(selected, entries)
+        self.digests[selected.selector] = value
         return value
 
     def _read(self, selected: Selected, entries: list[Stat]) -> str:
@@ -224,7 +267,7 @@ class ContextSource:
                 f"reading the build context: {error.strerror}: {error.filename!r}",
                 "make it readable, or exclude it in .dockerignore",
             ) from None
-        self.index.remember(selected.path, entries, value)
+        self.index.remember(selector_name(selected.selector), entries, value)
         meter.finish()
         return value
 
@@ -273,11 +316,9 @@ class TreeSource:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
 
-    def select(self, pattern: str) -> list[Selected]:
-        found = _select(self._tree, pattern, "the stage", None)
-        if not found and not has_wildcard(pattern):
-            raise not_found(pattern, self._tree, "the stage")
-        return [selected for selected, _node in found]
+    def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
+        assert isinstance(item, Picked)
+        return [selected for selected, _node in _select(self._tree, item, exclude, "the stage", None)]
 
     def digest(self, selected: Selected) -> str:
         sha = hashlib.sha256()
@@ -304,12 +345,31 @@ class TreeSource:
             os.close(fd)
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
-        start = self._tree.lookup(selected.path)
+        keep = _keeper(Ignore([]), replace(selected, path=""))
+        if keep is None:
+            yield from self._walk(selected.path, None)
+            return
+        waiting: dict[str, tuple[Entry, object]] = {}  # directories that only count if something below does
+        for pair in self._walk(selected.path, keep):
+            path = pair[0].path
+            if path and pair[0].kind == DIRECTORY and keep(path, True) == 1:
+                waiting[path] = pair
+                continue
+            above = path.split("/")[:-1]
+            for depth in range(1, len(above) + 1):
+                if parent := waiting.pop("/".join(above[:depth]), None):
+                    yield parent
+            yield pair
+
+    def _walk(self, path: str, keep: Keeper | None) -> Iterator[tuple[Entry, object]]:
+        start = self._tree.lookup(path)
         assert start is not None  # it was selected from this tree
         first_of: dict[tuple[int, int], str] = {}
         stack = [("", start)]
         while stack:
             inside, node = stack.pop()
+            if keep is not None and inside and not keep(inside, node.is_dir):
+                continue
             found = node.found
             kind = kind_of(found)
             if not kind:
@@ -341,3 +401,30 @@ class TreeSource:
     def open(self, handle: object) -> int:
         assert isinstance(handle, Node)
         return os.open(handle.real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+class InlineSource:
+    """A file whose content stands in the Dockerfile."""
+
+    def __init__(self, item: Inline) -> None:
+        self._item = item
+        self._data = item.content.encode("utf-8", "surrogateescape")
+
+    def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
+        return [Selected(self._item.name, self._item.name)]
+
+    def digest(self, selected: Selected) -> str:
+        return hashlib.sha256(self._data).hexdigest()
+
+    def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
+        digest = self.digest(selected)
+        yield (
+            Entry("", FILE, self._item.mode, size=len(self._data), mtime=MADE_TIME, digest=digest),
+            None,
+        )
+
+    def open(self, handle: object) -> int:
+        fd = os.memfd_create("here-document", os.MFD_CLOEXEC)
+        os.write(fd, self._data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd

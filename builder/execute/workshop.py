@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
+from builder.request import Secret
 from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
@@ -23,6 +24,7 @@ class Workshop:
     launcher: Launcher
     packer: Packer | None
     context: ContextSource
+    secrets: Mapping[str, Secret]
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
@@ -56,6 +58,10 @@ class Workshop:
         if self._cancelled:
             raise Cancelled
         return outcome
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
 
     def cancel(self) -> None:
         """End every running container and refuse new ones. May be called from any thread."""

@@ -7,16 +7,19 @@ match over the union of instructions: adding one makes the type checker point he
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from builder.errors import PlanError
 from builder.image.model import ImageConfig
+from builder.plan.context import StageContext, unsupported
 from builder.plan.graph import HistoryLine, Step
-from builder.plan.ops import CopyFiles, MakeDir, Op, RunCommand
+from builder.plan.modes import Mode
+from builder.plan.mounts import convert_mounts
+from builder.plan.ops import CONTEXT, NOWHERE, CopyFiles, Inline, MakeDir, Picked, RunCommand
 from builder.plan.ports import parse_ports
-from builder.plan.scope import Scope
+from builder.plan.scope import NOT_IN_ENV
+from builder.plan.values import check_interval, check_signal, show_duration
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.span import Span
@@ -44,28 +47,12 @@ class StageState:
         return replace(self, lines=(*self.lines, HistoryLine(created_by, step)))
 
 
-@dataclass(frozen=True, slots=True)
-class StageContext:
-    """What converting needs besides the state.
-
-    ``new_step(op, parent, source, span)`` makes or reuses a step and names it;
-    ``find_source(name, span)`` gives the last step of what a ``--from`` names.
-    """
-
-    scope: Scope
-    escape: str
-    network: str
-    hostname: str
-    new_step: Callable[[Op, Step | None, Step | None, Span], Step]
-    find_source: Callable[[str, Span], Step | None]
-
-
 def convert(node: ast.Instruction, state: StageState, context: StageContext) -> StageState:
     """Apply one instruction. Raises PlanError with its span."""
     match node:
         case ast.Run():
             return _run(node, state, context)
-        case ast.Copy():
+        case ast.Copy() | ast.Add():
             return _copy(node, state, context)
         case ast.Env():
             return _env(node, state, context)
@@ -86,25 +73,25 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             return _entrypoint(node, state)
         case ast.Expose():
             return _expose(node, state, context)
-        case (
-            ast.Add()
-            | ast.Onbuild()
-            | ast.Healthcheck()
-            | ast.Shell()
-            | ast.StopSignal()
-            | ast.Volume()
-            | ast.Maintainer()
-        ):
-            raise unsupported(type(node).__name__.upper(), node.span)
+        case ast.Onbuild():
+            triggers = [*(state.config.settings.get("OnBuild") or []), node.text]
+            return replace(state, config=state.config.with_settings(OnBuild=triggers))  # no history (T73)
+        case ast.Healthcheck():
+            return _healthcheck(node, state)
+        case ast.Shell():
+            config = state.config.with_settings(Shell=list(node.argv))
+            return replace(state, config=config).noted(f"SHELL [{' '.join(node.argv)}]")
+        case ast.StopSignal():
+            return _stop_signal(node, state, context)
+        case ast.Volume():
+            return _volume(node, state, context)
+        case ast.Maintainer():
+            config = replace(state.config, author=node.text)
+            return replace(state, config=config).noted(f"MAINTAINER {node.text}")
         case ast.From():
             raise AssertionError("a stage's own FROM is converted by the planner")
         case _:
             assert_never(node)
-
-
-def unsupported(what: str, span: Span) -> PlanError:
-    """The error for syntax we read but cannot execute yet; nothing has run when it is raised."""
-    return PlanError(f"{what} is not supported yet", span, "docs/dockerfile-support.md lists what is")
 
 
 def _word(text: str, state: StageState, context: StageContext, span: Span) -> str:
@@ -143,10 +130,6 @@ def _quoted_char(char: str) -> str:
 
 
 def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
-    for flag in node.mounts:
-        raise unsupported("RUN --mount", flag.span)
-    if node.heredocs:
-        raise unsupported("a here-document in RUN", node.span)
     if node.devices or node.security not in ("", "sandbox"):
         raise unsupported("RUN --security" if node.security else "RUN --device", node.span)
     network = node.network or "default"
@@ -160,9 +143,11 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
             node.span,
             "a Dockerfile cannot take the host's network by itself: build with --network=host",
         )
-    argv = _argv(node.command, state)
+    command, scripts = _with_heredocs(node)
+    argv = _argv(command, state)
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
+    mounts, sources = convert_mounts(node, state.env, state.config.settings.get("WorkingDir") or "/", context)
     op = RunCommand(
         tuple(argv),
         tuple(state.env.items()),
@@ -171,9 +156,32 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
         context.network if network == "default" else network,
         context.hostname,
         context.scope.proxies(),
+        scripts,
+        mounts,
     )
-    step = context.new_step(op, state.root, None, node.span)
+    step = context.new_step(op, state.root, sources, node.span)
     return replace(state, root=step).noted(f"RUN {_with_args(argv, state)} # buildkit", step)
+
+
+def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
+    """The command with its here-documents: as the script itself where one is all there is, in
+    a file of its own where that says what runs it, else for the shell to read.
+    """
+    if not node.heredocs or not isinstance(node.command, ast.ShellForm):
+        return node.command, ()
+    first = node.heredocs[0]
+    _check_name(first, node.span)
+    if node.command.text.strip() != first.raw:
+        bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
+        return ast.ShellForm(node.command.text + bodies), ()
+    if first.body.startswith("#!"):
+        return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.body, 0o755),)
+    return ast.ShellForm(first.body), ()
+
+
+def _check_name(heredoc: ast.Heredoc, span: Span) -> None:
+    if "/" in heredoc.name or heredoc.name in (".", ".."):
+        raise PlanError(f"a here-document cannot make a file called {heredoc.name!r}", span)
 
 
 def _with_args(argv: list[str], state: StageState) -> str:
@@ -183,44 +191,72 @@ def _with_args(argv: list[str], state: StageState) -> str:
     return " ".join([f"|{len(shown)}", *shown, *argv] if shown else argv)
 
 
-def _copy(node: ast.Copy, state: StageState, context: StageContext) -> StageState:
-    if node.heredocs:
-        raise unsupported("a here-document in COPY", node.span)
-    for present, flag in ((node.link, "--link"), (node.parents, "--parents"), (node.exclude, "--exclude")):
-        if present:
-            raise unsupported(f"COPY {flag}", node.span)
-    sources = tuple(_word(item, state, context, node.span) for item in node.sources)
+def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) -> StageState:
     written = _word(node.dest, state, context, node.span)
     chown = _word(node.chown, state, context, node.span)
     chmod = _word(node.chmod, state, context, node.span)
-    _check_chmod(chmod, node.span)
-    source = None
-    if node.from_:
-        if "$" in node.from_:
-            raise PlanError(
-                "variable expansion is not supported for --from",
-                node.span,
-                "define a new stage with FROM using ARG from global scope as a workaround",
-            )
-        source = context.find_source(node.from_, node.span)
-    op = CopyFiles(sources, _destination(written, state), not node.from_, chown, chmod)
-    step = context.new_step(op, state.root, source, node.span)
-    flags = [f"--chown={chown}"] * bool(chown) + [f"--chmod={chmod}"] * bool(chmod)
-    shown = " ".join(["COPY", *flags, *sources, written, "# buildkit"])
-    return replace(state, root=step).noted(shown, step)
+    if chmod:
+        try:
+            Mode(chmod)
+        except ValueError as error:
+            raise PlanError(str(error), node.span) from None
+    shown, parents = [type(node).__name__.upper()], isinstance(node, ast.Copy) and node.parents
+    shown += ["--parents"] * parents + [f"--chown={chown}"] * bool(chown) + [f"--chmod={chmod}"] * bool(chmod)
+    origin, sources = _origin(node, context)
+    items: list[Picked | Inline] = []
+    for text in node.sources:
+        source = _word(text, state, context, node.span)
+        shown.append(source)
+        if source.startswith(_REMOTE):
+            raise unsupported(f"{shown[0]} of a URL", node.span)
+        unpack = isinstance(node, ast.Add) and node.unpack is not False
+        items.append(_below_pivot(source, origin) if parents else Picked(source, origin, unpack=unpack))
+    if isinstance(node, ast.Add) and node.checksum:
+        raise PlanError("checksum requires HTTP(S) or Git sources", node.span)
+    for heredoc in node.heredocs:
+        _check_name(heredoc, node.span)
+        shown.append(f"<<{heredoc.name}")
+        items.append(Inline(heredoc.name, _body(heredoc, state, node.span)))
+    # With --chmod BuildKit makes an ordinary layer of a linked one.
+    link = node.link and not chmod
+    op = CopyFiles(tuple(items), _destination(written, state), chown, chmod, node.exclude, link)
+    step = context.new_step(op, state.root, sources, node.span)
+    return replace(state, root=step).noted(" ".join([*shown, written, "# buildkit"]), step)
 
 
-def _check_chmod(text: str, span: Span) -> None:
-    if not text:
-        return
-    if text.isascii() and text.isdigit():
-        if len(text) <= 5 and set(text) <= set("01234567") and int(text, 8) <= 0o7777:
-            return
-    elif any(c in text for c in "+-="):
-        raise unsupported("a symbolic --chmod", span)
-    raise PlanError(
-        f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777", span
-    )
+_REMOTE = ("http://", "https://", "git://", "ssh://", "git@")
+
+
+def _origin(node: ast.Copy | ast.Add, context: StageContext) -> tuple[int, tuple[Step, ...]]:
+    """Where the sources are looked for."""
+    if isinstance(node, ast.Add) or not node.from_:
+        return CONTEXT, ()
+    if "$" in node.from_:
+        raise PlanError(
+            "variable expansion is not supported for --from",
+            node.span,
+            "define a new stage with FROM using ARG from global scope as a workaround",
+        )
+    source = context.find_source(node.from_, node.span, False)
+    return (NOWHERE, ()) if source is None else (0, (source,))
+
+
+def _below_pivot(source: str, origin: int) -> Picked:
+    """``--parents``: what is left of the first ``/./`` is where paths begin to be kept (T25)."""
+    top, pivot, pattern = source.partition("/./")
+    if not pivot:
+        top, pattern = "/", source
+    return Picked(top, origin, parents=(_clean("/" + pattern).removeprefix("/"),))
+
+
+def _body(heredoc: ast.Heredoc, state: StageState, span: Span) -> str:
+    """A here-document's text; variables are expanded unless its name was quoted."""
+    if not heredoc.expand:
+        return heredoc.body
+    try:
+        return expand_word(heredoc.body, state.env, raw_quotes=True)
+    except ExpansionError as error:
+        raise PlanError(f"failed to process the here-document {heredoc.name}: {error}", span) from None
 
 
 def _destination(written: str, state: StageState) -> str:
@@ -272,7 +308,7 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
         if pair.value is not None and pair.key not in context.scope.build_args:
             default = _word(pair.value, before, context, pair.span)
         value = context.scope.value_of(pair.key, default)
-        if value is not None:
+        if value is not None and pair.key not in NOT_IN_ENV:
             env[pair.key] = value
         args.append((pair.key, value or ""))
         shown.append(pair.key if value is None else f"{pair.key}={value}")
@@ -288,7 +324,7 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
     if path == "/":
         return state.noted("WORKDIR /")
     op = MakeDir(path, state.config.settings.get("User") or "")
-    step = context.new_step(op, state.root, None, node.span)
+    step = context.new_step(op, state.root, (), node.span)
     return replace(state, root=step).noted(f"WORKDIR {path}", step)
 
 
@@ -312,3 +348,55 @@ def _expose(node: ast.Expose, state: StageState, context: StageContext) -> Stage
     exposed = {**(state.config.settings.get("ExposedPorts") or {}), **{port: {} for port in ports}}
     shown = f"EXPOSE [{' '.join(ports)}]"
     return replace(state, config=state.config.with_settings(ExposedPorts=exposed)).noted(shown)
+
+
+def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
+    """What the image says of its health; shell form goes through the shell where it runs."""
+    try:
+        durations = {
+            name: check_interval(text)
+            for name, text in (
+                ("Interval", node.interval),
+                ("Timeout", node.timeout),
+                ("StartPeriod", node.start_period),
+                ("StartInterval", node.start_interval),
+            )
+        }
+        retries = int(node.retries or "0")
+    except ValueError as error:
+        raise PlanError(str(error), node.span) from None
+    if retries < 0:
+        raise PlanError(f"--retries cannot be negative ({retries})", node.span)
+    match node.command:
+        case None:
+            test = ["NONE"]
+        case ast.ShellForm(text):
+            test = ["CMD-SHELL", text]
+        case ast.ExecForm(argv):
+            test = ["CMD", *argv]
+    settings: dict[str, object] = {"Test": test}
+    settings |= {name: value for name, value in durations.items() if value}
+    if retries:
+        settings["Retries"] = retries
+    times = " ".join(f"{name}:{show_duration(value)}" for name, value in durations.items())
+    shown = f"HEALTHCHECK {{Test:[{' '.join(test)}] {times} Retries:{retries}}}"
+    return replace(state, config=state.config.with_settings(Healthcheck=settings)).noted(shown)
+
+
+def _stop_signal(node: ast.StopSignal, state: StageState, context: StageContext) -> StageState:
+    signal = _word(node.signal, state, context, node.span)
+    try:
+        check_signal(signal)
+    except ValueError as error:
+        raise PlanError(str(error), node.span) from None
+    return replace(state, config=state.config.with_settings(StopSignal=signal)).noted(f"STOPSIGNAL {signal}")
+
+
+def _volume(node: ast.Volume, state: StageState, context: StageContext) -> StageState:
+    """Only the image's config: what later steps write there stays, as in BuildKit (T53)."""
+    paths = [_word(path, state, context, node.span) for path in node.paths]
+    if not all(paths):
+        raise PlanError("VOLUME specified can not be an empty string", node.span)
+    volumes = {**(state.config.settings.get("Volumes") or {}), **{path: {} for path in paths}}
+    config = state.config.with_settings(Volumes=volumes)
+    return replace(state, config=config).noted(f"VOLUME [{' '.join(paths)}]")

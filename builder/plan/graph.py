@@ -11,21 +11,20 @@ from grammar.span import Span
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step. ``inputs[0]`` is the root it builds on; a COPY's source stage is ``inputs[1]``.
+    """One step: what it builds on (None on an empty root) and what it takes files from.
 
     Identity is object identity: comparing by value would walk the whole graph below.
-    ``parent`` is None on an empty root (scratch).
     """
 
     name: str
     op: Op
     parent: Step | None
-    source: Step | None
+    sources: tuple[Step, ...]
     span: Span
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        return tuple(step for step in (self.parent, self.source) if step is not None)
+        return (self.parent, *self.sources) if self.parent is not None else self.sources
 
 
 @dataclass(frozen=True, slots=True)

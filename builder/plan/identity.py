@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from builder.plan.ops import CopyFiles, FromImage, MakeDir, Op, RunCommand
+from builder.plan.ops import (
+    BindMount,
+    CacheMount,
+    CopyFiles,
+    FromImage,
+    Inline,
+    MakeDir,
+    Mount,
+    Op,
+    Picked,
+    RunCommand,
+    SecretMount,
+    TmpfsMount,
+)
 
 
 def identity(op: Op) -> tuple[str, dict[str, object]]:
@@ -25,16 +38,56 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
                 "user": op.user,
                 "network": op.network,
                 "hostname": op.hostname,
+                **_given(
+                    scripts=[_inline(item) for item in op.scripts],
+                    mounts=[_mount(mount) for mount in op.mounts],
+                ),
             }
         case CopyFiles():
             return "copy", {
-                "sources": list(op.sources),
+                "items": [_item(item) for item in op.items],
                 "dest": op.dest,
-                "context": op.from_context,
                 "chown": op.chown,
                 "chmod": op.chmod,
+                **_given(exclude=list(op.exclude), link=op.link),
             }
         case MakeDir():
             return "mkdir", {"path": op.path, "user": op.user}
         case _:
             assert_never(op)
+
+
+def _item(item: Picked | Inline) -> dict[str, object]:
+    if isinstance(item, Inline):
+        return _inline(item)
+    return {
+        "pattern": item.pattern,
+        "origin": item.origin,
+        **_given(literal=item.literal, unpack=item.unpack, parents=list(item.parents)),
+    }
+
+
+def _inline(item: Inline) -> dict[str, object]:
+    return {"name": item.name, "content": item.content, "mode": item.mode}
+
+
+def _mount(mount: Mount) -> dict[str, object]:
+    """What a mount is, not what it holds: bound files enter a key by their content, caches and
+    secrets not at all (T98).
+    """
+    match mount:
+        case BindMount():
+            return {"bind": mount.target, "read_only": mount.read_only}
+        case CacheMount():
+            return {"cache": mount.target, "read_only": mount.read_only}
+        case TmpfsMount():
+            return {"tmpfs": mount.target}
+        case SecretMount():
+            return {"secret": mount.id, "target": mount.target, "env": mount.env, "required": mount.required}
+        case _:
+            assert_never(mount)
+
+
+def _given(**fields: object) -> dict[str, object]:
+    """Fields that are left out when nobody gave them, so that keys from before them still hold."""
+    return {name: value for name, value in fields.items() if value}

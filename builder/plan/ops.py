@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from cache.digest import Digest
 
+# Where files come from, besides the step's sources, which are numbered from 0.
+CONTEXT = -1
+NOWHERE = -2  # a stage with nothing in it
+
 
 @dataclass(frozen=True, slots=True)
 class FromImage:
@@ -17,31 +21,48 @@ class FromImage:
 
 
 @dataclass(frozen=True, slots=True)
-class RunCommand:
-    """A process. ``proxies`` are variables that reach it without being part of its key."""
+class Picked:
+    """Files of ``origin``: the build context, or the step's source of that number.
 
-    argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
-    cwd: str
-    user: str
-    network: str
-    hostname: str
-    proxies: tuple[tuple[str, str], ...] = ()
+    ``pattern`` is as written; with ``literal`` its wildcards mean themselves. ``unpack``:
+    archives are unpacked. With ``parents`` it is everything below ``pattern`` that matches
+    one of them.
+    """
+
+    pattern: str
+    origin: int
+    literal: bool = False
+    unpack: bool = False
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """A file whose content stands in the Dockerfile."""
+
+    name: str
+    content: str
+    mode: int = 0o644
 
 
 @dataclass(frozen=True, slots=True)
 class CopyFiles:
-    """COPY. ``dest`` is absolute and keeps a trailing slash where one was meant.
+    """COPY and ADD. ``dest`` is absolute and keeps a trailing slash where one was meant.
 
-    Sources are as written; ``from_context`` says whether they name files of the context or
-    of the second input.
+    ``exclude`` are patterns relative to each source. With ``link`` the layer depends on
+    nothing below it.
     """
 
-    sources: tuple[str, ...]
+    items: tuple[Picked | Inline, ...]
     dest: str
-    from_context: bool
     chown: str = ""
     chmod: str = ""
+    exclude: tuple[str, ...] = ()
+    link: bool = False
+
+    @property
+    def reads_context(self) -> bool:
+        return any(isinstance(item, Picked) and item.origin == CONTEXT for item in self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +71,73 @@ class MakeDir:
 
     path: str
     user: str
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """``path`` of a step's source at ``target``; what is written there is thrown away."""
+
+    target: str
+    origin: int
+    path: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMount:
+    """A directory that outlives the step. ``path`` of the source is what a new one holds."""
+
+    target: str
+    id: str
+    sharing: str
+    origin: int
+    path: str
+    read_only: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsMount:
+    """Memory; ``size`` in bytes, 0 for the kernel's default."""
+
+    target: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SecretMount:
+    """A secret of the command line as a file ("" for none), as a variable, or both."""
+
+    id: str
+    target: str
+    env: str
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+Mount = BindMount | CacheMount | TmpfsMount | SecretMount
+
+
+@dataclass(frozen=True, slots=True)
+class RunCommand:
+    """A process. ``proxies`` are variables that reach it without being part of its key.
+
+    ``scripts`` are files it finds in /dev/pipes.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    user: str
+    network: str
+    hostname: str
+    proxies: tuple[tuple[str, str], ...] = ()
+    scripts: tuple[Inline, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 Op = FromImage | RunCommand | CopyFiles | MakeDir

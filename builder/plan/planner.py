@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from builder.errors import BuildError, Cancelled, PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
-from builder.plan.convert import StageContext, StageState, convert, unsupported
+from builder.plan.context import StageContext, unsupported
+from builder.plan.convert import StageState, convert
 from builder.plan.graph import Plan, Step, needed
-from builder.plan.ops import FromImage, Op
+from builder.plan.ops import CONTEXT, CopyFiles, FromImage, Op, Picked
 from builder.plan.scope import Scope, platform_args
 from builder.request import BuildRequest
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
+from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
 from grammar.words import expand_word
@@ -58,7 +62,7 @@ class _Planner:
         self._escape = file.directives.escape
         predefined = platform_args(self._platform, self._platform, request.target)
         self._scope = Scope(dict(request.build_args), predefined)
-        self._steps: dict[tuple[Op, int, int], Step] = {}
+        self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: dict[str, str] = {}
         self._stages: list[_Stage] = []
 
@@ -69,10 +73,10 @@ class _Planner:
         for stage in self._stages:  # also those the target does not need: their --from must make sense
             stage.sources = self._sources_of(stage)
         target = self._target()
-        for index in self._reachable(target):
-            self._convert_stage(self._stages[index])
-        state = self._stages[target].state
-        assert state is not None  # the target reaches itself
+        try:
+            state = self._state_of(target)
+        except RecursionError:
+            raise PlanError("triggers of base images lead to one another too often") from None
         config = state.config
         if self._request.labels:
             labels = {**(config.settings.get("Labels") or {}), **self._request.labels}
@@ -155,14 +159,23 @@ class _Planner:
         return sorted(found)
 
     def _sources_of(self, stage: _Stage) -> set[int]:
-        """The stages that its ``COPY --from`` name."""
-        copies = [node for node in stage.node.instructions if isinstance(node, ast.Copy) and node.from_]
-        found = {self._stage_named(node.from_, stage, node.span) for node in copies}
+        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name."""
+        found: set[int | None] = set()
+        for node in stage.node.instructions:
+            if isinstance(node, ast.Copy) and node.from_:
+                found.add(self._stage_named(node.from_, stage, node.span, False))
+            elif isinstance(node, ast.Run):
+                for flag in node.mounts:
+                    names = re.findall(r"(?i)(?:^|,)from=([^,$]+)", flag.value or "")
+                    found |= {self._stage_named(name, stage, flag.span, True) for name in names}
         return {index for index in found if index is not None}
 
-    def _stage_named(self, name: str, user: _Stage, span: Span) -> int | None:
-        """The index of the stage that ``--from=name`` means in *user*; None: it is an image."""
-        if name.isascii() and name.isdigit():
+    def _stage_named(self, name: str, user: _Stage, span: Span, mount: bool) -> int | None:
+        """The index of the stage that ``from`` means in *user*; None: it is an image.
+
+        A *mount* knows stages by their names only (T65).
+        """
+        if name.isascii() and name.isdigit() and not mount:
             index = int(name[:9])
             if index >= len(self._stages):
                 raise PlanError(f"invalid stage index {name}", span)
@@ -177,18 +190,29 @@ class _Planner:
         if index > user.index:
             current = user.node.start.name or f"stage-{user.index}"
             raise PlanError(
-                f'cannot copy from stage "{name}", it needs to be defined before current stage "{current}"',
+                f'cannot {"mount" if mount else "copy"} from stage "{name}", '
+                f'it needs to be defined before current stage "{current}"',
                 span,
             )
         return index
 
     # -- converting ------------------------------------------------------------------------
 
+    def _state_of(self, index: int) -> StageState:
+        """A stage's last state. Stages it needs are converted first, in file order, so that only
+        triggers, which add needs while a stage is converted, make this call itself.
+        """
+        for needed_index in self._reachable(index):
+            if self._stages[needed_index].state is None:
+                self._convert_stage(self._stages[needed_index])
+        state = self._stages[index].state
+        assert state is not None  # a stage reaches itself
+        return state
+
     def _convert_stage(self, stage: _Stage) -> None:
         start = stage.node.start
-        total = sum(isinstance(node, _LAYER_STEPS) for node in stage.node.instructions)
         own_base = stage.base_index is None and stage.base != "scratch"
-        counter = _Counter(self._label(stage), total + own_base)
+        counter = _Counter(self._label(stage), own_base + _layer_steps(stage.node.instructions))
         if start.platform:
             self._check_platform(start)
         if stage.base_index is not None:
@@ -200,17 +224,40 @@ class _Planner:
             state = StageState(config, env=config.env)
         else:
             state = self._from_image(stage.base, start, counter)
-        context = StageContext(
+        triggers = [
+            (text, parse_instruction(text, start.span)) for text in state.config.settings.get("OnBuild") or ()
+        ]
+        counter.total += _layer_steps([node for _, node in triggers])
+        state = replace(state, config=state.config.with_settings(OnBuild=None))
+        for text, node in triggers:  # before the stage's own, and once (T71)
+            here = replace(node, span=start.span)
+            state = convert(here, state, self._stage_context(stage, counter, f"ONBUILD {text}"))
+        context = self._stage_context(stage, counter)
+        for node in stage.node.instructions:
+            state = convert(node, state, context)
+        stage.state = state
+
+    def _stage_context(self, stage: _Stage, counter: _Counter, text: str = "") -> StageContext:
+        """The context of a stage's instructions; *text* is shown of those not in the file."""
+
+        def new_step(op: Op, parent: Step | None, sources: tuple[Step, ...], span: Span) -> Step:
+            shown = " ".join(text.split()) or self._file.sources.get(span.first, "")
+            return self._intern(op, parent, sources, span, counter.name(shown))
+
+        return StageContext(
             self._scope,
             self._escape,
             self._request.network,
             self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
-            lambda op, parent, source, span: self._step(op, parent, source, span, counter),
-            lambda name, span: self._source(name, stage, span),
+            new_step,
+            lambda name, span, mount: self._source(name, stage, span, mount),
+            self._take_context,
         )
-        for node in stage.node.instructions:
-            state = convert(node, state, context)
-        stage.state = state
+
+    def _take_context(self, path: str, span: Span) -> Step:
+        """A path of the build context, for a bind mount: a file or directory called "mount"."""
+        op = CopyFiles((Picked(path or "/", CONTEXT, literal=True),), "/mount")
+        return self._intern(op, None, (), span, f"[internal] context {path or '/'}")
 
     def _label(self, stage: _Stage) -> str:
         if stage.node.start.name:
@@ -225,9 +272,8 @@ class _Planner:
     def _from_image(self, base: str, start: ast.From, counter: _Counter) -> StageState:
         span = start.base_span or start.span
         op, config = self._image(base, span)
-        if config.settings.get("OnBuild"):
-            raise unsupported(f"the ONBUILD trigger of {base}", span)
-        step = self._step(op, None, None, start.span, counter) if op.diff_ids else None
+        text = self._file.sources.get(start.span.first, "")
+        step = self._intern(op, None, (), start.span, counter.name(text)) if op.diff_ids else None
         if "PATH" not in config.env:
             config = config.with_env("PATH", DEFAULT_PATH)  # before anything is expanded (T61, T109)
         # The base's history and diff IDs are the image's; its creation time is not (T74).
@@ -249,27 +295,25 @@ class _Planner:
         self._bases[str(reference)] = image
         return FromImage(name, image, config.diff_ids), config
 
-    def _source(self, name: str, user: _Stage, span: Span) -> Step | None:
-        index = self._stage_named(name, user, span)
+    def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Step | None:
+        index = self._stage_named(name, user, span, mount)
         if index is None:
             op, _config = self._image(name, span)
-            return self._intern(op, None, None, span, f"FROM {name}")
-        state = self._stages[index].state
-        assert state is not None
-        return state.root
+            return self._intern(op, None, (), span, f"FROM {name}")
+        return self._state_of(index).root
 
     # -- steps -----------------------------------------------------------------------------
 
-    def _step(self, op: Op, parent: Step | None, source: Step | None, span: Span, counter: _Counter) -> Step:
-        text = self._file.sources.get(span.first, "")
-        return self._intern(op, parent, source, span, counter.name(text))
-
-    def _intern(self, op: Op, parent: Step | None, source: Step | None, span: Span, name: str) -> Step:
+    def _intern(self, op: Op, parent: Step | None, sources: tuple[Step, ...], span: Span, name: str) -> Step:
         """The step that does *op* on these inputs; equal ones are the same step (T101)."""
-        key = (op, id(parent), id(source))
+        key = (op, id(parent), tuple(map(id, sources)))
         if key not in self._steps:
-            self._steps[key] = Step(name, op, parent, source, span)
+            self._steps[key] = Step(name, op, parent, sources, span)
         return self._steps[key]
+
+
+def _layer_steps(instructions: Iterable[ast.Instruction]) -> int:
+    return sum(isinstance(node, _LAYER_STEPS) for node in instructions)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from builder.image.model import Platform
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
+# Arguments that speak to the builder: ARG declares them, but no step sees them.
+NOT_IN_ENV = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
 # Given for BuildKit's sake; they configure the build and need no ARG.
 _QUIET = ("BUILDKIT_", "SOURCE_DATE_EPOCH")
 

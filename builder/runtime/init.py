@@ -17,7 +17,7 @@ import stat
 import struct
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec
+from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec, MountSpec
 from cache.kernel import open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
@@ -98,8 +98,10 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None
         os.setsid()
         sc.join_session_keyring()
         os.umask(0o022)
-        root = _mount_root(spec, store)
+        root, volumes = _mount_root(spec, store)
         _mount_kernel_files(spec, root)
+        for mount, tree in volumes:
+            _attach(root, mount["target"], tree)
         if spec["network"] == "none":
             _raise_loopback()
         uid, gid, groups, home = _find_user(root, spec["user"])
@@ -136,8 +138,9 @@ def _raise_loopback() -> None:
 # -- the root file system ------------------------------------------------------------------
 
 
-def _mount_root(spec: ContainerSpec, store: int) -> int:
-    """Mount the overlay and return a descriptor of its root, attached at the staging place.
+def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountSpec, int]]]:
+    """Mount the overlay; a descriptor of its root, attached at the staging place, and the trees
+    of the other mounts, not attached yet.
 
     The store is attached, entered and its layers named by short relative paths, so that
     no host path shows in the step's mountinfo. ``volatile`` spares the sync of an upper
@@ -146,18 +149,91 @@ def _mount_root(spec: ContainerSpec, store: int) -> int:
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
     sc.move_mount(store, sc.AT_FDCWD, _STAGING)
     os.fchdir(store)
-    options = b"userxattr,volatile,xino=off,lowerdir=%s,upperdir=%s,workdir=%s" % (
-        b":".join(spec["lowers"]),
-        spec["upper"],
-        spec["work"],
-    )
-    if len(options) >= os.sysconf("SC_PAGE_SIZE"):
-        raise StepError(f"too many layers ({len(spec['lowers'])}) for one overlay mount")
-    sc.mount(b"overlay", _STAGING, b"overlay", 0, options)
-    root = os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = _mount_overlay(spec["lowers"], spec["upper"], spec["work"])
+    volumes = [(mount, _open_volume(mount)) for mount in spec["mounts"]]
     os.fchdir(root)
     os.close(store)
-    return root
+    return root, volumes
+
+
+def _mount_overlay(lowers: list[bytes], upper: bytes, work: bytes) -> int:
+    """Mount an overlay of directories of the store, which is entered, at the staging place."""
+    options = b"userxattr,xino=off,lowerdir=%s" % b":".join(lowers)
+    if upper:
+        options += b",volatile,upperdir=%s,workdir=%s" % (upper, work)
+    if len(options) >= os.sysconf("SC_PAGE_SIZE"):
+        raise StepError(f"too many layers ({len(lowers)}) for one overlay mount")
+    sc.mount(b"overlay", _STAGING, b"overlay", 0, options)
+    return os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _open_volume(mount: MountSpec) -> int:
+    """The tree of a mount, attached nowhere. What it is made from is staged on top of the root."""
+    kind = mount["kind"]
+    if kind == "tmpfs":
+        options: dict[bytes, bytes | None] = {b"mode": b"1777"}
+        if mount["size"]:
+            options[b"size"] = b"%d" % mount["size"]
+        return sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, options)
+    if kind == "cache":
+        top = os.open(mount["path"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        tree = _clone(top, mount["source"], mount["read_only"])
+        os.close(top)
+        return tree
+    if kind == "bind":
+        top = _mount_overlay(mount["lowers"], mount.get("upper", b""), mount.get("work", b""))
+        tree = _clone(top, mount["source"], mount["read_only"])
+    else:
+        top = sc.new_mount(b"tmpfs", _NO_EXEC, {b"mode": b"0700"})
+        sc.move_mount(top, sc.AT_FDCWD, _STAGING)
+        fd = os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=top)
+        os.write(fd, mount["content"])
+        os.fchown(fd, mount["uid"], mount["gid"])
+        os.fchmod(fd, mount["mode"])
+        os.close(fd)
+        tree = _clone(top, b"file", True)
+    os.close(top)
+    sc.umount2(_STAGING, sc.MNT_DETACH)
+    return tree
+
+
+def _clone(top: int, source: bytes, read_only: bool) -> int:
+    """A mount of *source*, which resolves inside *top* (security.md SRC-01, SRC-04)."""
+    try:
+        place = open_in_root(top, source, os.O_PATH)
+    except OSError as error:
+        raise StepError(f"the source {os.fsdecode(source)} of a mount: {error.strerror}") from None
+    tree = sc.open_tree(place, b"")
+    sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if read_only else 0))
+    os.close(place)
+    return tree
+
+
+def _attach(root: int, target: bytes, tree: int) -> None:
+    """Mount *tree* at *target*, links followed inside the image."""
+    try:
+        place = _mount_point(root, target, stat.S_ISDIR(os.fstat(tree).st_mode))
+        sc.move_mount(tree, place, b"")
+    except OSError as error:
+        raise StepError(f"mounting at {os.fsdecode(target)}: {error.strerror}") from None
+    os.close(place)
+    os.close(tree)
+
+
+def _mount_point(root: int, target: bytes, is_dir: bool) -> int:
+    """Open *target*. It is missing only inside another mount, and made there."""
+    try:
+        return open_in_root(root, target, os.O_PATH)
+    except FileNotFoundError:
+        pass
+    parent, _, name = target.rpartition(b"/")
+    folder = _mount_point(root, parent or b"/", True)
+    if is_dir:
+        os.mkdir(name, 0o755, dir_fd=folder)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
+    os.close(folder)
+    return open_in_root(root, target, os.O_PATH)
 
 
 def _place(root: int, path: bytes, kind: int) -> int:
@@ -196,7 +272,7 @@ def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
     _bind_files(root, spec["files"])
     os.close(_mount_at(root, b"proc", sc.new_mount(b"proc", _NO_EXEC, {})))
     os.close(_mount_at(root, b"sys", sysfs))
-    _fill_dev(root, devices)
+    _fill_dev(root, devices, spec["scripts"])
     null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
     for path in masked:
         _mask(root, path, null)
@@ -215,7 +291,20 @@ def _host_device(name: bytes) -> int:
     return tree
 
 
-def _fill_dev(root: int, devices: dict[bytes, int]) -> None:
+def _write_script(dev: int, name: bytes, content: bytes) -> None:
+    """A here-document that names its interpreter (dockerfile.md 1.1)."""
+    try:
+        os.mkdir(b"pipes", 0o755, dir_fd=dev)
+    except FileExistsError:
+        pass
+    fd = os.open(b"pipes/" + name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755, dir_fd=dev)
+    while content:
+        content = content[os.write(fd, content) :]
+    os.fchmod(fd, 0o755)
+    os.close(fd)
+
+
+def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes]) -> None:
     options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"64m"}
     dev = _mount_at(root, b"dev", sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options))
     for name, tree in devices.items():
@@ -224,6 +313,8 @@ def _fill_dev(root: int, devices: dict[bytes, int]) -> None:
         os.close(tree)
     for name, target in _DEV_LINKS.items():
         os.symlink(target, name, dir_fd=dev)
+    for name, script in scripts.items():
+        _write_script(dev, name, script)
     plain: dict[bytes, bytes | None] = {}
     pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}
     pts[b"gid"] = b"5"

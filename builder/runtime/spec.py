@@ -4,12 +4,37 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypedDict
 
+    class MountSpec(TypedDict, total=False):
+        """One mount besides the root's, by ``kind``.
+
+        bind   ``source`` in the merged ``lowers`` (with ``upper`` and ``work`` where it is
+               written to)
+        cache  ``source`` in the directory ``path`` of the store
+        tmpfs  of ``size`` bytes, 0 for the kernel's default
+        file   a read-only file of ``content``, ``mode``, ``uid`` and ``gid``
+        """
+
+        kind: str
+        target: bytes
+        lowers: list[bytes]
+        upper: bytes
+        work: bytes
+        path: bytes
+        source: bytes
+        read_only: bool
+        size: int
+        content: bytes
+        mode: int
+        uid: int
+        gid: int
+
     class ContainerSpec(TypedDict):
         """All that the child needs to know; nothing is looked up later.
 
         Layer paths are relative to the store, which the launcher holds open. ``lowers``
         run from the top layer down. ``files`` are made on a tmpfs and bound read-only
-        over the paths they name, so they never reach a layer.
+        over the paths they name, so they never reach a layer. ``scripts`` are executable
+        files in /dev/pipes.
         """
 
         lowers: list[bytes]
@@ -22,9 +47,11 @@ if TYPE_CHECKING:
         network: str
         hostname: bytes
         files: dict[bytes, bytes]
+        scripts: dict[bytes, bytes]
+        mounts: list[MountSpec]
 
 else:
-    ContainerSpec = dict
+    ContainerSpec = MountSpec = dict
 
 # Ids of a step are shifted by this much on the host, so that nothing in a step owns a file
 # or process outside. One extent covers every id an image may use (0 to 2^31 - 2).

@@ -8,14 +8,38 @@ from typing import get_args
 import pytest
 
 from builder.plan.identity import identity
-from builder.plan.ops import CopyFiles, FromImage, MakeDir, Op, RunCommand
+from builder.plan.ops import (
+    CONTEXT,
+    BindMount,
+    CacheMount,
+    CopyFiles,
+    FromImage,
+    Inline,
+    MakeDir,
+    Mount,
+    Op,
+    Picked,
+    RunCommand,
+    SecretMount,
+    TmpfsMount,
+)
 from cache.digest import digest_of
 from cache.keys import derive
 
 SAMPLES: list[Op] = [
     FromImage("name", digest_of(b"image"), (digest_of(b"layer"),)),
-    RunCommand(("a",), (("k", "v"),), "/", "", "none", "host", (("http_proxy", "x"),)),
-    CopyFiles(("a",), "/b", True, "1:2", "755"),
+    RunCommand(
+        ("a",),
+        (("k", "v"),),
+        "/",
+        "",
+        "none",
+        "host",
+        (("http_proxy", "x"),),
+        (Inline("s", "#!/x"),),
+        (TmpfsMount("/t", 0),),
+    ),
+    CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True),
     MakeDir("/w", "5"),
 ]
 
@@ -47,3 +71,46 @@ def test_field(op: Op, field: str) -> None:
     changed = dataclasses.replace(op, **{field: other(getattr(op, field))})  # type: ignore[arg-type]
     same = derive(*identity(op)) == derive(*identity(changed))
     assert same is ((type(op).__name__, field) in WITHOUT_EFFECT)
+
+
+ITEMS: list[tuple[Picked | Inline, str]] = [
+    (item, field.name)
+    for item in (Picked("a", 0, False, False, ("p",)), Inline("a", "b"))
+    for field in dataclasses.fields(item)
+]
+
+
+@pytest.mark.parametrize(("item", "field"), ITEMS, ids=[f"{type(i).__name__}.{f}" for i, f in ITEMS])
+def test_field_of_an_item(item: Picked | Inline, field: str) -> None:
+    value = getattr(item, field)
+    changed = dataclasses.replace(item, **{field: not value if isinstance(value, int) else other(value)})  # type: ignore[arg-type]
+    one, two = (derive(*identity(CopyFiles((item,), "/"))), derive(*identity(CopyFiles((changed,), "/"))))
+    assert one != two
+
+
+MOUNTS: list[Mount] = [
+    BindMount("/t", 0, "/p", True),
+    CacheMount("/t", "id", "shared", 0, "/p", True, 0o755, 1, 2),
+    TmpfsMount("/t", 5),
+    SecretMount("id", "/t", "E", True, 0o400, 1, 2),
+]
+# What a bound path holds is a key of its own; a cache and the size of a tmpfs change no result (T98).
+MOUNTS_WITHOUT_EFFECT = {
+    *(("BindMount", name) for name in ("origin", "path")),
+    *(("CacheMount", name) for name in ("id", "sharing", "origin", "path", "mode", "uid", "gid")),
+    ("TmpfsMount", "size"),
+    *(("SecretMount", name) for name in ("mode", "uid", "gid")),
+}
+MOUNT_CASES = [(mount, field.name) for mount in MOUNTS for field in dataclasses.fields(mount)]
+
+
+@pytest.mark.parametrize(
+    ("mount", "field"), MOUNT_CASES, ids=[f"{type(m).__name__}.{f}" for m, f in MOUNT_CASES]
+)
+def test_field_of_a_mount(mount: Mount, field: str) -> None:
+    value = getattr(mount, field)
+    changed = dataclasses.replace(mount, **{field: not value if isinstance(value, int) else other(value)})  # type: ignore[arg-type]
+    keys = {
+        derive(*identity(RunCommand(("a",), (), "/", "", "none", "h", mounts=(m,)))) for m in (mount, changed)
+    }
+    assert (len(keys) == 1) is ((type(mount).__name__, field) in MOUNTS_WITHOUT_EFFECT)

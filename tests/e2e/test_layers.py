@@ -302,6 +302,18 @@ def test_equal_layers_are_one_tree(fresh: Pybuild) -> None:
         assert fresh.build(f"FROM {name}\n").layers[0].names == ["d", "d/f"]
 
 
+def test_equal_layers_in_one_image(fresh: Pybuild) -> None:
+    """A layer that comes twice in an image: the image is a base as any other."""
+    lines = (
+        "RUN echo 1 > /f; touch -d @0 /f\nRUN rm /f\nRUN echo 1 > /f; touch -d @0 /f\nRUN true\nRUN true\n"
+    )
+    fresh("--network=none", "-t", "twice", fresh.context(f"FROM busybox\n{lines}")).ok()
+    image = fresh.export(fresh.context("FROM twice\nRUN cat /f > /g\n"), *NONE)
+    assert image.read("g") == b"1\n"
+    diff_ids = image.config["rootfs"]["diff_ids"]
+    assert len(set(diff_ids)) < len(diff_ids)
+
+
 def test_deep_and_wide_trees_are_removed(fresh: Pybuild) -> None:
     """With few descriptors, too: what a step leaves is removed in bounded space."""
     command = (

@@ -1,0 +1,133 @@
+"""ADD of an archive: unpacked over what is below, as docker's untar does (dockerfile.md T30 to T39).
+
+What a file is, its bytes say: a tar, compressed or not. Anything else, also a compressed file
+that holds no tar, is copied as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from builder.errors import BuildError
+from builder.execute.sources import Selected, Source
+from cache.archive import Member, Read, TarReader
+from cache.compression import detecting
+from cache.entries import DIRECTORY, FILE, Entry
+from cache.errors import ArchiveError
+from cache.trees import is_image_xattr
+
+if TYPE_CHECKING:
+    from builder.execute.files import Writer
+
+_CHUNK = 1 << 20
+_MAX_ID = (1 << 31) - 1
+
+
+def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -> bool:
+    """Unpack a selected file into the directory *dest* if it is an archive; whether it is one.
+
+    Raises BuildError or ArchiveError for an archive that is damaged or leads out of *dest*.
+    """
+    top, handle = next(source.entries(selected))
+    if top.kind != FILE or not _is_archive(source, handle):
+        return False
+    fd = source.open(handle)
+    try:
+        with writer.unpacking():
+            _unpack(writer, TarReader(_reader(fd)), dest)
+    except ArchiveError as error:
+        raise ArchiveError(f"ADD {selected.name}: {error.message}", error.hint) from None
+    finally:
+        os.close(fd)
+    return True
+
+
+def _reader(fd: int) -> Read:
+    return detecting(lambda count: os.read(fd, min(count, _CHUNK)))
+
+
+def _is_archive(source: Source, handle: object) -> bool:
+    fd = source.open(handle)
+    try:
+        return (
+            next(iter(TarReader(detecting(lambda count: os.read(fd, min(count, _CHUNK))))), None) is not None
+        )
+    except ArchiveError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
+    top = writer.resolve(dest)
+    writer.make_parents(top)
+    parents: dict[str, str] = {}
+    for member in reader:
+        name = _inside(member.name, member.name)
+        if not name:
+            continue  # "./": the directory is there, and stays as it is
+        above, _, last = name.rpartition("/")
+        if above not in parents:
+            parents[above] = writer.resolve(f"{top}/{above}")
+            writer.make_parents(parents[above])
+        path = f"{parents[above]}/{last}".lstrip("/")
+        if member.kind == "h":
+            _link(writer, member, path, top)
+        else:
+            writer.put(path, _entry(member), reader.chunks())
+        if member.kind != "f":
+            parents.clear()  # a link or directory may have changed where names lead
+
+
+def _inside(text: bytes, member: bytes) -> str:
+    """A member's path below the destination, "" for that itself."""
+    path = posixpath.normpath(os.fsdecode(text).lstrip("/") or ".")
+    if path == ".." or path.startswith("../"):
+        raise BuildError(f"{os.fsdecode(member)!r} in the archive leads out of the destination")
+    return "" if path == "." else path
+
+
+def _entry(member: Member) -> Entry:
+    if member.uid >= _MAX_ID or member.gid >= _MAX_ID:
+        raise ArchiveError(f"{os.fsdecode(member.name)!r}: owner {member.uid}:{member.gid} is out of range")
+    xattrs = tuple(sorted((k, v) for k, v in member.xattrs.items() if is_image_xattr(k)))
+    return Entry(
+        "",
+        member.kind,
+        member.mode,
+        member.uid,
+        member.gid,
+        member.size,
+        member.mtime * 10**9,
+        os.fsdecode(member.link),
+        member.rdev,
+        xattrs if member.kind in (FILE, DIRECTORY) else (),
+    )
+
+
+def _link(writer: Writer, member: Member, path: str, top: str) -> None:
+    """A hard link: its target counts from the destination, and may be a file that was there before."""
+    name = _inside(member.link, member.name)
+    above, _, last = name.rpartition("/")
+    target = f"{writer.resolve(f'{top}/{above}')}/{last}".lstrip("/")
+    if not writer.wrote(target):
+        found = writer.below(target)
+        if found is None:
+            raise ArchiveError(f"{os.fsdecode(member.name)!r} links to {name!r}, which is not there")
+        writer.make_parents(target.rpartition("/")[0])
+        info = found.found
+        entry = Entry(
+            "", FILE, info.st_mode & 0o7777, info.st_uid, info.st_gid, info.st_size, info.st_mtime_ns
+        )
+        writer.put(target, entry, _content(found.real))
+    if path != target:
+        writer.link(path, _entry(member), target)
+
+
+def _content(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK):
+            yield data

@@ -1,0 +1,214 @@
+"""RUN --mount, from the builder's side: what is mounted, and that it is there while the step runs.
+
+Where an image has no directory or file at a mount's target, an empty one lies in a layer of its
+own on top of the image, as a mount point; so nothing of it can be left in the step's diff
+(dockerfile.md T85). Caches are directories of the store, held by flock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from builder.errors import BuildError, Cancelled
+from builder.execute.files import copy_tree
+from builder.execute.secrets import read_secret
+from builder.execute.sources import MADE_TIME
+from builder.execute.workshop import Workshop
+from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, TmpfsMount
+from builder.runtime.spec import MountSpec
+from cache.locks import try_lock
+from cache.snapshots import Draft, top_down, tree_of
+from cache.store import Store
+from cache.tree import Tree
+
+_EMPTY = b"mounts/proc"  # an empty directory of the store
+_POLL = 0.05  # seconds between two tries to get a cache
+
+
+@dataclass(slots=True)
+class Mounted:
+    """What a container is told: its mounts, the layer of mount points ("" for none), variables."""
+
+    specs: list[MountSpec] = field(default_factory=list)
+    points: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def mounted(
+    mounts: tuple[Mount, ...], sources: list[tuple[str, ...]], draft: Draft, workshop: Workshop
+) -> Iterator[Mounted]:
+    """Prepare *mounts*; *sources* are the layers of what they number. Raises BuildError."""
+    out = Mounted()
+    targets: list[tuple[str, bool]] = []  # where, and whether it is a file
+    with contextlib.ExitStack() as held:
+        caches = _take_caches(mounts, sources, workshop, held)
+        for number, mount in enumerate(mounts):
+            match mount:
+                case BindMount():
+                    layers = sources[mount.origin] if mount.origin >= 0 else ()
+                    spec, is_file = _bind(mount, layers, draft, number)
+                case CacheMount():
+                    spec, is_file = _cache(mount, caches[number]), False
+                case TmpfsMount():
+                    spec, is_file = MountSpec(kind="tmpfs", size=mount.size), False
+                case SecretMount():
+                    content = read_secret(workshop.secrets, mount)
+                    if content is None:
+                        continue
+                    if mount.env:
+                        out.env[mount.env] = os.fsdecode(content)
+                    if not mount.target:
+                        continue
+                    spec, is_file = _secret(mount, content), True
+            target: str = mount.target
+            spec["target"] = os.fsencode(target)
+            out.specs.append(spec)
+            targets.append((target, is_file))
+        out.points = _make_points(draft, targets)
+        yield out
+
+
+def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) -> tuple[MountSpec, bool]:
+    node = tree_of(draft.store, layers).lookup(mount.path) if layers else None
+    if node is None and mount.path.strip("/."):
+        raise BuildError(f'the source of the mount at {mount.target}: "{mount.path}": not found')
+    lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(layers)]
+    spec = MountSpec(kind="bind", lowers=[*lowers, _EMPTY], source=os.fsencode(mount.path or "/"))
+    spec["read_only"] = mount.read_only
+    if not mount.read_only or not lowers:
+        folder = os.path.join(draft.folder, f"mount{number}")
+        for name in ("", "fs", "work"):
+            os.mkdir(os.path.join(folder, name), 0o755)
+        relative = os.fsencode(os.path.relpath(folder, draft.store.root))
+        spec["upper"], spec["work"] = relative + b"/fs", relative + b"/work"
+    return spec, node is not None and not node.is_dir
+
+
+def _cache(mount: CacheMount, folder: str) -> MountSpec:
+    source = os.fsencode(mount.path or "/") if mount.origin >= 0 else b"/"
+    return MountSpec(kind="cache", path=os.fsencode(folder), source=source, read_only=mount.read_only)
+
+
+def _secret(mount: SecretMount, content: bytes) -> MountSpec:
+    return MountSpec(kind="file", content=content, mode=mount.mode, uid=mount.uid, gid=mount.gid)
+
+
+# -- mount points --------------------------------------------------------------------------
+
+
+def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> str:
+    """A layer with mount points for the *targets* that the image does not have; its path."""
+    lower = draft.lower()
+    missing = []
+    for target, is_file in targets:
+        path, node = lower.resolve(target)
+        if node is None:
+            missing.append((path, is_file))
+    if not missing:
+        return ""
+    top = os.path.join(draft.folder, "points")
+    os.mkdir(top, 0o755)
+    made: dict[str, str] = {"": top}
+    for path, is_file in missing:
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            part = "/".join(parts[:depth])
+            if part in made:
+                continue
+            made[part] = os.path.join(top, part)
+            if is_file and depth == len(parts):
+                os.close(os.open(made[part], os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+            else:
+                os.mkdir(made[part], 0o755)
+    for part in sorted(made, reverse=True):
+        _imitate(lower, part, made[part])
+    return os.path.relpath(top, draft.store.root)
+
+
+def _imitate(lower: Tree, path: str, made: str) -> None:
+    """Give a directory over one of the image the looks of that one."""
+    node = lower.lookup(path, follow=False)
+    if node is None:
+        os.utime(made, ns=(MADE_TIME, MADE_TIME))
+        return
+    os.chown(made, node.found.st_uid, node.found.st_gid)
+    os.chmod(made, stat.S_IMODE(node.found.st_mode))
+    os.utime(made, ns=(node.found.st_mtime_ns, node.found.st_mtime_ns))
+
+
+# -- caches --------------------------------------------------------------------------------
+
+
+def _take_caches(
+    mounts: tuple[Mount, ...],
+    sources: list[tuple[str, ...]],
+    workshop: Workshop,
+    held: contextlib.ExitStack,
+) -> dict[int, str]:
+    """The directory of each cache mount, relative to the store, held until *held* is left.
+
+    Always taken in one order, or two steps with two locked caches could wait for each other.
+    """
+    wanted = []
+    for number, mount in enumerate(mounts):
+        if isinstance(mount, CacheMount):
+            layers = sources[mount.origin] if mount.origin >= 0 else ()
+            wanted.append((_cache_name(mount, layers), number, mount, layers))
+    found: dict[int, str] = {}
+    taken: dict[str, str] = {}
+    for name, number, mount, layers in sorted(wanted, key=lambda item: item[:2]):
+        if name not in taken:
+            taken[name] = _take_cache(name, mount, layers, workshop, held)
+        found[number] = taken[name]
+    return found
+
+
+def _cache_name(mount: CacheMount, layers: tuple[str, ...]) -> str:
+    """A cache is its id, what it began with, and whose it is."""
+    text = repr((mount.id, layers, mount.mode, mount.uid, mount.gid))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _take_cache(
+    name: str, mount: CacheMount, layers: tuple[str, ...], workshop: Workshop, held: contextlib.ExitStack
+) -> str:
+    """Lock the cache *name*, or for a private one the first instance of it that nobody uses."""
+    instance = 0
+    while True:
+        relative = f"caches/{name}" + (f".{instance}" if instance else "")
+        _ensure(workshop.store, relative, mount, layers)
+        fd = os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if try_lock(fd, shared=mount.sharing == "shared"):
+            held.callback(os.close, fd)
+            return relative
+        os.close(fd)
+        if mount.sharing == "private":
+            instance += 1
+        elif workshop.cancelled:
+            raise Cancelled
+        else:
+            time.sleep(_POLL)
+
+
+def _ensure(store: Store, relative: str, mount: CacheMount, layers: tuple[str, ...]) -> None:
+    """Make a cache that is not there: complete before it has its name."""
+    final = store.path(relative)
+    if os.path.isdir(final):
+        return
+    with store.making(relative.replace("/", "-")):  # a rename would replace an empty one that is in use
+        if os.path.isdir(final):
+            return
+        made = store.temporary()
+        os.mkdir(made, 0o700)
+        if layers:
+            copy_tree(tree_of(store, layers), made)
+        os.chown(made, mount.uid, mount.gid)
+        os.chmod(made, mount.mode)
+        os.rename(made, final)

@@ -1,0 +1,103 @@
+"""RUN --mount flags to mounts with absolute targets, and the steps that they take files from."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from builder.errors import PlanError
+from builder.plan.context import StageContext, unsupported
+from builder.plan.graph import Step
+from builder.plan.ops import NOWHERE, BindMount, CacheMount, Mount, SecretMount, TmpfsMount
+from grammar import ast
+from grammar import mounts as syntax
+from grammar.errors import DockerfileError, ExpansionError
+from grammar.span import Span
+from grammar.words import expand_word
+
+
+def convert_mounts(
+    node: ast.Run, env: Mapping[str, str], cwd: str, context: StageContext
+) -> tuple[tuple[Mount, ...], tuple[Step, ...]]:
+    """The mounts of a RUN and its sources, which they number. Raises PlanError."""
+    mounts: list[Mount] = []
+    sources: list[Step] = []
+    for flag in node.mounts:
+
+        def expand(text: str, span: Span = flag.span) -> str:
+            try:
+                return expand_word(text, env, context.escape)
+            except ExpansionError as error:
+                raise PlanError(f"failed to process {text!r}: {error}", span) from None
+
+        try:
+            mount = syntax.parse_mount(flag.value or "", flag.span, expand)
+        except DockerfileError as error:
+            raise PlanError(error.message, error.span, error.hint) from None
+        mounts.append(_convert(mount, cwd, context, sources, flag.span))
+    return tuple(mounts), tuple(sources)
+
+
+def _convert(mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], span: Span) -> Mount:
+    match mount.type:
+        case "secret":
+            return _secret(mount, cwd)
+        case "ssh":
+            raise unsupported("RUN --mount=type=ssh", span)
+        case "tmpfs":
+            return TmpfsMount(_target(mount, cwd, span), mount.size)
+        case "cache":
+            return _cache(mount, cwd, context, sources, span)
+    target = _target(mount, cwd, span)
+    if mount.from_:
+        step, path = context.find_source(mount.from_, span, True), mount.source
+    else:
+        step, path = context.take_context(mount.source, span), "/mount"
+    return BindMount(target, _origin(step, sources), path, mount.read_only is not False)
+
+
+def _origin(step: Step | None, sources: list[Step]) -> int:
+    if step is None:
+        return NOWHERE
+    sources.append(step)
+    return len(sources) - 1
+
+
+def _target(mount: syntax.Mount, cwd: str, span: Span) -> str:
+    target = "/" + posixpath.normpath(posixpath.join("/", cwd, mount.target)).lstrip("/")
+    if target == "/":
+        raise PlanError(f'invalid mount target "{target}"', span)
+    if f"{target}/".startswith("/proc/"):
+        raise PlanError(f"nothing can be mounted inside /proc: {target}", span)
+    return target
+
+
+def _cache(
+    mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], span: Span
+) -> CacheMount:
+    """Mode and owner are those of a new, empty directory; with other ones it is another cache."""
+    target = _target(mount, cwd, span)
+    step = context.find_source(mount.from_, span, True) if mount.from_ else None
+    return CacheMount(
+        target,
+        mount.id or target,
+        mount.sharing or "shared",
+        _origin(step, sources),
+        mount.source,
+        mount.read_only is True,
+        0o755 if mount.mode is None else mount.mode & 0o7777,
+        mount.uid or 0,
+        mount.gid or 0,
+    )
+
+
+def _secret(mount: syntax.Mount, cwd: str) -> SecretMount:
+    name = mount.id or mount.source or posixpath.basename(mount.target)
+    target = mount.target
+    if not target and mount.env is None:
+        target = "/run/secrets/" + posixpath.basename(name)
+    elif target:
+        target = "/" + posixpath.normpath(posixpath.join("/", cwd, target)).lstrip("/")
+    env = mount.env if mount.env is not None else ""
+    mode = 0o400 if mount.mode is None else mount.mode & 0o777
+    return SecretMount(name, target, env, mount.required, mode, mount.uid or 0, mount.gid or 0)
