@@ -1,0 +1,237 @@
+"""ADD of archives, and COPY's --link, --parents, --exclude, --chmod (dockerfile.md T12, T18, T25, T26, T30 to T39)."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable
+
+import pytest
+import zstandard
+from harness import Pybuild, Tree
+
+pytestmark = pytest.mark.e2e
+
+Member = tuple[str, bytes, str]  # name, type, content or link target
+
+
+def tar(*members: Member, **fields: object) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for name, kind, text in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.mtime, info.mode = (
+                kind,
+                1_000_000_000,
+                0o755 if kind == tarfile.DIRTYPE else 0o640,
+            )
+            info.uid, info.gid = 7, 8
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = text
+                made.addfile(info)
+            else:
+                info.size = len(text)
+                made.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+FILE, DIR, LINK, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+PLAIN = tar(("d", DIR, ""), ("d/f", FILE, "1"), ("l", LINK, "d/f"))
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("how", COMPRESSIONS.values(), ids=COMPRESSIONS.keys())
+def test_unpacked_by_content(pybuild: Pybuild, how: Callable[[bytes], bytes]) -> None:
+    """T30: whatever its name says."""
+    image = pybuild.build("FROM scratch\nADD notes.txt /x\n", {"notes.txt": how(PLAIN)})
+    assert image.tree() == {"x": "DIR", "x/d": "DIR", "x/d/f": "1", "x/l": "-> d/f"}
+    entry = image.root()["x/d/f"][0]
+    assert (entry.uid, entry.gid, entry.mode, entry.mtime) == (7, 8, 0o640, 1_000_000_000)
+
+
+NOT_UNPACKED: dict[str, tuple[str, Tree]] = {
+    "T31-gzip-of-no-tar": ("ADD f.tar.gz /f", {"f.tar.gz": gzip.compress(b"hello", mtime=0)}),
+    "T30-empty": ("ADD f.tar.gz /f", {"f.tar.gz": b""}),
+    "only-zeros": ("ADD f.tar /f", {"f.tar": bytes(10240)}),
+    "magic-only": ("ADD f /f", {"f": b"\xfd7zXZ\0 and then nothing"}),
+    "T32-flag": ("ADD --unpack=false f /f", {"f": PLAIN}),
+    "copy": ("COPY f /f", {"f": PLAIN}),
+}
+
+
+@pytest.mark.parametrize(("line", "files"), NOT_UNPACKED.values(), ids=NOT_UNPACKED.keys())
+def test_copied_as_it_is(pybuild: Pybuild, line: str, files: Tree) -> None:
+    (content,) = files.values()
+    image = pybuild.build(f"FROM scratch\n{line}\n", files)
+    assert image.layers[-1].contents == {"f": content}
+
+
+UNPACKED: dict[str, tuple[str, Tree, dict[str, str]]] = {
+    "T37-wildcard": ("ADD *.tar /", {"a.tar": tar(("a", FILE, "1")), "b.tar": tar(("b", FILE, "2"))}, {"a": "1", "b": "2"}),
+    "T35-implied-parents": ("ADD a /", {"a": tar(("x/y/z", FILE, "1"))}, {"x/y/z": "1"}),
+    "T34-through-a-link": (
+        "COPY s /\nADD a /l/in", {"s": {"l": "-> /real", "real": None}, "a": tar(("f", FILE, "1"), ("g", HARD, "f"))},
+        {"l": "-> /real", "real/in/f": "1", "real/in/g": "= real/in/f"},
+    ),
+    "member-through-a-link": (
+        "COPY s /\nADD a /", {"s": {"lib": "-> usr/lib", "usr": {"lib": {"x": "0"}}}, "a": tar(("lib/f", FILE, "1"))},
+        {"lib": "-> usr/lib", "usr/lib/x": "0", "usr/lib/f": "1"},
+    ),
+    "own-link": ("ADD a /", {"a": tar(("l", LINK, "/real"), ("real", DIR, ""), ("l/f", FILE, "1"))}, {"l": "-> /real", "real/f": "1"}),
+    "file-over-folder": (
+        "COPY s /\nADD a /", {"s": {"d": {"x": "0"}, "k": "0"}, "a": tar(("d", FILE, "1"))}, {"d": "1", "k": "0"},
+    ),
+    "folder-over-file": ("COPY s /\nADD a /", {"s": {"d": "0"}, "a": tar(("d", DIR, ""), ("d/f", FILE, "1"))}, {"d/f": "1"}),
+    "twice-in-one": ("ADD a /", {"a": tar(("d", DIR, ""), ("d/f", FILE, "1"), ("d", FILE, "2"), ("e", FILE, "1"), ("e", DIR, ""))}, {"d": "2"}),
+    "link-to-what-was-there": ("COPY s /\nADD a /", {"s": {"f": "0"}, "a": tar(("g", HARD, "f"))}, {"f": "0", "g": "= f"}),
+    "dot": ("ADD a /x", {"a": tar(("./", DIR, ""), ("./f", FILE, "1"))}, {"x/f": "1"}),
+    "with-files": ("ADD a f /x/", {"a": tar(("g", FILE, "1")), "f": "2"}, {"x/g": "1", "x/f": "2"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "files", "expected"), UNPACKED.values(), ids=UNPACKED.keys())
+def test_unpacked(pybuild: Pybuild, lines: str, files: Tree, expected: dict[str, str]) -> None:
+    image = pybuild.build(f"FROM scratch\n{lines}\n", files)
+    assert {path: what for path, what in image.tree().items() if what != "DIR"} == expected
+
+
+def test_owner_of_an_archive(pybuild: Pybuild) -> None:
+    """T36: of every entry and of what is made; T35: made parents are root's."""
+    files: Tree = {"a": tar(("x/f", FILE, "1"))}
+    root = pybuild.build("FROM scratch\nADD --chown=5:6 a /d\nADD a /e\n", files).root()
+    assert {(e.uid, e.gid) for p, (e, _) in root.items() if p.startswith("d")} == {(5, 6)}
+    assert [(root[p][0].uid, root[p][0].mode) for p in ("e", "e/x", "e/x/f")] == [
+        (0, 0o755),
+        (0, 0o755),
+        (7, 0o640),
+    ]
+
+
+HOSTILE = {
+    "dotdot": tar(("../f", FILE, "x")),
+    "dotdot-inside": tar(("a/../../f", FILE, "x")),
+    "hard-link-out": tar(("h", HARD, "../../etc/passwd")),
+    "T38-whiteout": tar((".wh.f", FILE, "")),
+    "missing-link": tar(("h", HARD, "nope")),
+    "damaged-later": gzip.compress(tar(("f", FILE, "x" * 200_000)))[:-200] + b"garbage" * 20,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_archive(pybuild: Pybuild, data: bytes) -> None:
+    said = pybuild.refuse("FROM scratch\nCOPY f /f\nADD evil /d\n", {"evil": data, "f": "1"})
+    assert "Dockerfile:3" in said
+
+
+def test_links_of_an_archive_stay_inside(pybuild: Pybuild) -> None:
+    """UNP: an absolute link and then a file through it: inside the image."""
+    data = tar(
+        ("l", LINK, "/tmp"), ("l/BREAKOUT", FILE, "x"), ("m", LINK, "../../../.."), ("m/BREAKOUT2", FILE, "x")
+    )
+    tree = pybuild.build("FROM scratch\nADD evil /d\n", {"evil": data}).tree()
+    assert tree["tmp/BREAKOUT"] == "x" and tree["BREAKOUT2"] == "x"
+
+
+# -- flags of COPY -------------------------------------------------------------------------
+
+SOURCE: Tree = {"a": {"b": {"c": "1", "d": "2"}, "e": "3"}, "f": "4", "g.txt": "5"}
+
+FLAGS: dict[str, tuple[str, dict[str, str]]] = {
+    "T25-parents": ("COPY --parents a/b/c f /x/", {"x/a/b/c": "1", "x/f": "4"}),
+    "T25-folder": ("COPY --parents a/b /x/", {"x/a/b/c": "1", "x/a/b/d": "2"}),
+    "T25-pivot": ("COPY --parents ./a/./b/c /x/", {"x/b/c": "1"}),
+    "T25-first-pivot": ("COPY --parents a/./b/./c /x/", {"x/b/c": "1"}),
+    "T25-wildcard": ("COPY --parents a/*/c /x/", {"x/a/b/c": "1"}),
+    "T25-two-stars": ("COPY --parents **/c /x/", {"x/a/b/c": "1"}),
+    "T25-nothing": ("COPY --parents nope/* /x/", {}),
+    "T25-from-stage": ("COPY . /s/\nFROM scratch\nCOPY --from=0 --parents /s/./a/b/d /x/", {"x/a/b/d": "2"}),
+    "T26-exclude": ("COPY --exclude=b a /x", {"x/e": "3"}),
+    "T26-all-but": ("COPY --exclude=* --exclude=!e a /x", {"x/e": "3"}),
+    "T26-deep": ("COPY --exclude=**/c --exclude=e a /x", {"x/b/d": "2"}),
+    "T26-everything": ("COPY --exclude=* a /x", {}),
+    "T26-from-stage": ("COPY a /s\nFROM scratch\nCOPY --from=0 --exclude=b/c /s /x", {"x/b/d": "2", "x/e": "3"}),
+    "parents-and-exclude": ("COPY --parents --exclude=**/d a /x/", {"x/a/b/c": "1", "x/a/e": "3"}),
+    "T12-link": ("COPY a /real\nCOPY --link f /real/f", {"real/b/c": "1", "real/b/d": "2", "real/e": "3", "real/f": "4"}),
+    "T5-link-dot": ("WORKDIR /w\nCOPY --link f .", {"w/f": "4"}),
+    "T5-link-empty": ("WORKDIR /w\nCOPY --link f $nothing", {"w/f": "4"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "expected"), FLAGS.values(), ids=FLAGS.keys())
+def test_flag(pybuild: Pybuild, lines: str, expected: dict[str, str]) -> None:
+    files: Tree = {**SOURCE, ".dockerignore": "Dockerfile\n.dockerignore\n"}
+    image = pybuild.build(f"FROM scratch\n{lines}\n", files)
+    assert {path: what for path, what in image.tree().items() if what != "DIR"} == expected
+
+
+def test_excluded_folder_stays(pybuild: Pybuild) -> None:
+    """T26: without its children."""
+    assert pybuild.build("FROM scratch\nCOPY --exclude=* a /x\n", SOURCE).tree() == {"x": "DIR"}
+
+
+def test_excluded_is_no_input(pybuild: Pybuild) -> None:
+    """T27, T110: what --exclude and --parents leave out is neither read nor part of the key."""
+    for line in ("COPY --exclude=b a /x", "COPY --parents a/e /x/"):
+        context = pybuild.context(f"FROM scratch\n{line}\n", SOURCE)
+        pybuild(context).ok()
+        (context / "a/b/c").write_text("changed")
+        done = pybuild(context).ok()
+        assert done.executed == 0, line
+        (context / "a/e").write_text("changed")
+        assert pybuild(context).ok().executed == 1
+
+
+def test_parents_keep_their_metadata(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nCOPY --parents a/b/c /x/\n", SOURCE)
+    (context / "a").chmod(0o700)
+    root = pybuild.export(context).root()
+    assert (root["x/a"][0].mode, root["x"][0].mode) == (0o700, 0o755)
+
+
+def test_link_depends_on_nothing_below(pybuild: Pybuild) -> None:
+    """T12: a link below is replaced by a real folder, and what changes below is no reason to copy again."""
+    text = "FROM busybox\nARG v=1\nRUN mkdir /real && ln -s /real /l && echo $v > /v\nCOPY --link f /l/f\n"
+    context = pybuild.context(text, SOURCE)
+    image = pybuild.export(context, "--network=none")
+    assert image.tree()["l"] == "DIR" and image.tree()["l/f"] == "4"
+    done = pybuild("--network=none", "--build-arg", "v=2", context).ok()
+    assert (done.executed, done.cached) == (1, 2)
+
+
+MODES = [
+    ("u=rwX,go=rX", 0o640, 0o644), ("a+x", 0o640, 0o751), ("go-rwx", 0o777, 0o700), ("+x", 0o644, 0o755),
+    ("u+s,g+s", 0o755, 0o6755), ("g=u", 0o640, 0o660), ("o=", 0o777, 0o770), ("a=r,u+w", 0o777, 0o644), ("0600", 0o777, 0o600),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "before", "after"), MODES, ids=[m[0] for m in MODES])
+def test_chmod(pybuild: Pybuild, mode: str, before: int, after: int) -> None:
+    """T18."""
+    context = pybuild.context(f"FROM scratch\nCOPY --chmod={mode} s /x/\n", {"s": {"f": "1", "d": {}}})
+    (context / "s/f").chmod(before)
+    root = pybuild.export(context).root()
+    assert oct(root["x/f"][0].mode) == oct(after)
+
+
+REFUSED = {
+    "T25-missing": ("COPY --parents a/nope /x/", '"/a/nope": not found'),
+    "T26-malformed": ("COPY --exclude=[ a /x", "[", ),
+    "T19-symbolic": ("COPY --chmod=u~x f /x", "invalid chmod parameter: 'u~x'"),
+    "T40-local": ("ADD --checksum=sha256:" + "0" * 64 + " f /x", "checksum requires HTTP(S) or Git sources"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(pybuild: Pybuild, line: str, says: str) -> None:
+    said = pybuild.refuse(f"FROM scratch\n{line}\n", SOURCE)
+    assert says in said and "Dockerfile:2" in said
