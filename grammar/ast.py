@@ -207,11 +207,14 @@ class Healthcheck:
 
 @dataclass(frozen=True, slots=True)
 class Onbuild:
-    """ONBUILD; ``text`` is the trigger as the image config stores it."""
+    """ONBUILD; ``text`` is the trigger as the image config stores it.
+
+    ``trigger`` is None for one that can be stored but not be executed.
+    """
 
     span: Span
     text: str
-    trigger: Instruction
+    trigger: Instruction | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,13 +163,16 @@ def _healthcheck(line: Line) -> ast.Healthcheck:
     if first.type == "NONE":
         if len(line.tokens) > 1:
             raise line.error("HEALTHCHECK NONE takes no arguments", line.tokens[1])
-        return ast.Healthcheck(line.span, None, *settings)
+        return ast.Healthcheck(line.span, None)  # its flags mean nothing
     if first.type != "TEST":
         kind = str(first).split(None, 1)[0].upper()
         raise line.error(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)', first)
     if len(line.tokens) < 2:
         raise line.error("Missing command after HEALTHCHECK CMD", first)
-    return ast.Healthcheck(line.span, _command(line), *settings)
+    command = _command(line)
+    if command == ast.ExecForm(()):
+        raise line.error("Missing command after HEALTHCHECK CMD", first)
+    return ast.Healthcheck(line.span, command, *settings)
 
 
 # -- files ---------------------------------------------------------------------------------
@@ -377,7 +380,12 @@ def _onbuild(line: Line) -> ast.Onbuild:
 
     start = token.start_pos
     pieces = tuple((offset - start, number, column) for offset, number, column in line.source.pieces)
-    trigger = parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
+    trigger: ast.Instruction | None = None
+    try:
+        trigger = parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
+    except DockerfileError:
+        if keyword in ("ENV", "LABEL", "ARG"):
+            raise  # of others BuildKit only looks at the name; they fail where they are triggered
     bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in line.source.heredocs)
     return ast.Onbuild(line.span, line.rest + bodies, trigger)
 

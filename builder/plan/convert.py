@@ -354,12 +354,12 @@ def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
     """What the image says of its health; shell form goes through the shell where it runs."""
     try:
         durations = {
-            name: check_interval(text)
-            for name, text in (
-                ("Interval", node.interval),
-                ("Timeout", node.timeout),
-                ("StartPeriod", node.start_period),
-                ("StartInterval", node.start_interval),
+            name: check_interval(flag, text)
+            for name, flag, text in (
+                ("Interval", "interval", node.interval),
+                ("Timeout", "timeout", node.timeout),
+                ("StartPeriod", "start-period", node.start_period),
+                ("StartInterval", "start-interval", node.start_interval),
             )
         }
         retries = int(node.retries or "0")

@@ -19,7 +19,7 @@ from builder.request import BuildRequest
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
-from grammar.errors import ExpansionError, ReferenceError_
+from grammar.errors import DockerfileError, ExpansionError, ReferenceError_
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -224,9 +224,7 @@ class _Planner:
             state = StageState(config, env=config.env)
         else:
             state = self._from_image(stage.base, start, counter)
-        triggers = [
-            (text, parse_instruction(text, start.span)) for text in state.config.settings.get("OnBuild") or ()
-        ]
+        triggers = [(text, _trigger(text, start.span)) for text in state.config.settings.get("OnBuild") or ()]
         counter.total += _layer_steps([node for _, node in triggers])
         state = replace(state, config=state.config.with_settings(OnBuild=None))
         for text, node in triggers:  # before the stage's own, and once (T71)
@@ -310,6 +308,14 @@ class _Planner:
         if key not in self._steps:
             self._steps[key] = Step(name, op, parent, sources, span)
         return self._steps[key]
+
+
+def _trigger(text: str, span: Span) -> ast.Instruction:
+    """A base image's trigger; what is wrong with it is wrong with this FROM."""
+    try:
+        return parse_instruction(text, span)
+    except DockerfileError as error:
+        raise PlanError(f"the trigger {text!r}: {error.message}", span, error.hint) from None
 
 
 def _layer_steps(instructions: Iterable[ast.Instruction]) -> int:

@@ -38,11 +38,11 @@ def duration(text: str) -> int:
     return sign * int(total)
 
 
-def check_interval(text: str) -> int:
-    """A duration of a health check in nanoseconds, 0 for none. Raises ValueError."""
+def check_interval(name: str, text: str) -> int:
+    """The duration *name* of a health check in nanoseconds, 0 for none. Raises ValueError."""
     value = duration(text) if text else 0
     if value and value < _SHORTEST:
-        raise ValueError(f'Interval "{text}" cannot be less than 1ms')
+        raise ValueError(f'Interval "{name}" cannot be less than 1ms')
     return value
 
 

@@ -54,7 +54,7 @@ BAD = {
     "volume-empty": ("ENV e=\nVOLUME $e", "VOLUME specified can not be an empty string"),
     "signal": ("STOPSIGNAL SIGNOPE", "invalid signal: SIGNOPE"),
     "signal-zero": ("STOPSIGNAL 0", "invalid signal: 0"),
-    "interval": ("HEALTHCHECK --interval=1us CMD a", "cannot be less than 1ms"),
+    "interval": ("HEALTHCHECK --interval=1us CMD a", 'Interval "interval" cannot be less than 1ms'),
     "duration": ("HEALTHCHECK --timeout=5 CMD a", 'invalid duration "5"'),
     "retries": ("HEALTHCHECK --retries=-1 CMD a", "--retries cannot be negative (-1)"),
     "heredoc-name": ("RUN <<a/b\n#!/bin/sh\na/b", "a/b"),

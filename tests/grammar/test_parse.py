@@ -524,7 +524,6 @@ def test_trigger_spans_count_from_the_line() -> None:
         param(HEAD + "ONBUILD ONBUILD RUN x", "`ONBUILD ONBUILD` isn't allowed", None, id="OO"),
         param(HEAD + "ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger", None, id="OFROM"),
         param(HEAD + "ONBUILD maintainer x", "MAINTAINER isn't allowed as an ONBUILD", None, id="OMAINT"),
-        param(HEAD + "ONBUILD RNU x", "unknown instruction: RNU", Span(2, 2, 9, 3), id="O-unknown"),
         param(
             HEAD + "COPY \\\n  --chwon=a b c",
             "unknown flag: --chwon (did you mean chown?)",
