@@ -13,28 +13,28 @@ from cache.digest import Digest
 _COMMENT = "buildkit.dockerfile.v0"  # what readers of a history know such lines by
 
 
-def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int]) -> ImageConfig:
+def assemble(
+    plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int], epoch: int | None
+) -> ImageConfig:
     """The config of the image that *plan* describes, its layers being *diff_ids*.
 
     *created* gives the time in nanoseconds at which a step's layer was made. Lines without
     a layer take the time of a layer near them, so that a cached build gives the same image.
+    With *epoch* everything new has that time, in seconds (T89).
     """
+
+    def time(step: Step | None) -> str:
+        if epoch is not None:
+            return rfc3339(epoch * 10**9)
+        return rfc3339(created(step)) if step is not None else ""
+
     lines = [
-        History(
-            line.created_by,
-            empty_layer=line.step is None,
-            created=rfc3339(created(line.step)) if line.step is not None else "",
-            comment=_COMMENT,
-        )
+        History(line.created_by, empty_layer=line.step is None, created=time(line.step), comment=_COMMENT)
         for line in plan.lines
     ]
     history = _fill_times([*plan.base_history, *lines])
-    return replace(
-        plan.config,
-        history=tuple(history),
-        diff_ids=diff_ids,
-        created=history[-1].created if history else "",
-    )
+    made = time(None) or (history[-1].created if history else "")
+    return replace(plan.config, history=tuple(history), diff_ids=diff_ids, created=made)
 
 
 def _fill_times(history: list[History]) -> list[History]:

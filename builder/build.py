@@ -128,7 +128,7 @@ def build(
     finally:
         with contextlib.suppress(OSError):
             context.index.save(_write_index(store))
-    config = _image(made, solver, store)
+    config = _image(made, solver, store, request.epoch)
     store.sync()
     image = put_config(store, config)
     _deliver(request, store, image, config, sink)
@@ -184,7 +184,7 @@ def _write_index(store: Store) -> Callable[[str, bytes], None]:
     return write
 
 
-def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
+def _image(made: Plan, solver: Solver, store: Store, epoch: int | None) -> ImageConfig:
     """Pack what the image holds (only that) and put its config together."""
     root = solver.results[id(made.root)] if made.root is not None else None
     diff_ids: tuple[Digest, ...] = ()
@@ -194,7 +194,7 @@ def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
     def created(step: Step) -> int:
         return solver.results[id(step)].created
 
-    return assemble(made, diff_ids, created)
+    return assemble(made, diff_ids, created, epoch)
 
 
 def _deliver(request: BuildRequest, store: Store, image: Digest, config: ImageConfig, sink: Sink) -> None:

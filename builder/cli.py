@@ -121,6 +121,13 @@ def _build_parser() -> argparse.ArgumentParser:
         help="export (repeatable)",
     )
     add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
+    add(
+        "--no-cache-filter",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="the same for one stage (repeatable)",
+    )
     add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
     add(
         "--secret",
@@ -158,7 +165,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             warn_unused(result, sink)
         finally:
             sink.close()
-        if not request.outputs and not request.no_cache and not result.unused_args:
+        ordinary = not request.outputs and not request.no_cache and not request.no_cache_stages
+        if ordinary and not result.unused_args:
             remember(
                 store, argv, request, inputs, result, plan, solver, context, options.quiet, _silent(options)
             )
@@ -210,6 +218,7 @@ def _request(options: argparse.Namespace) -> Any:
 
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
+    arguments = _build_args(options.build_arg)
     context = os.path.abspath(options.context)
     if not os.path.isdir(context):
         raise UsageError(f"the context {options.context} is not a folder")
@@ -218,15 +227,19 @@ def _request(options: argparse.Namespace) -> Any:
         dockerfile=os.path.abspath(options.file) if options.file else "",
         tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
         target=options.target,
-        build_args=_build_args(options.build_arg),
+        build_args=arguments,
         labels=dict(_pair(item, "--label") for item in options.label),
         outputs=tuple(_output(item) for item in options.output),
         network=options.network,
         no_cache=options.no_cache,
+        no_cache_stages=frozenset(
+            name.lower() for item in options.no_cache_filter for name in item.split(",")
+        ),
         iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
         secrets=dict(_secret(item) for item in options.secret),
+        epoch=_epoch(arguments),
     )
 
 
@@ -242,6 +255,16 @@ def _build_args(items: list[str]) -> dict[str, str]:
         elif name in os.environ:
             out[name] = os.environ[name]
     return out
+
+
+def _epoch(arguments: dict[str, str]) -> int | None:
+    """SOURCE_DATE_EPOCH, as a build argument or from the environment."""
+    text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, not a number of seconds since 1970")
+    return int(text)
 
 
 def _pair(item: str, option: str) -> tuple[str, str]:

@@ -25,7 +25,8 @@ class Secret:
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
-    ``tags`` are canonical references. ``jobs`` is how many steps may run at once.
+    ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
+    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made.
     """
 
     context: str
@@ -37,10 +38,12 @@ class BuildRequest:
     outputs: tuple[Output, ...] = ()
     network: str = "default"
     no_cache: bool = False
+    no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
     secrets: dict[str, Secret] = field(default_factory=dict)
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ class Solver:
                 inputs += [self._bound(mount, step, sources) for mount in step.op.mounts]
             key = derive(kind, fields, inputs)
             with self._store.making(key):
-                found = None if self._no_cache else self._store.index.find(key)
+                fresh = self._no_cache or id(step) in self._plan.fresh
+                found = None if fresh else self._store.index.find(key)
                 if found is not None:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
                     snapshot, created = found

@@ -118,10 +118,8 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
         if found is None:
             raise ArchiveError(f"{os.fsdecode(member.name)!r} links to {name!r}, which is not there")
         writer.make_parents(target.rpartition("/")[0])
-        info = found.found
-        entry = Entry(
-            "", FILE, info.st_mode & 0o7777, info.st_uid, info.st_gid, info.st_size, info.st_mtime_ns
-        )
+        # As untar does it: the link's own owner, mode and time become the file's.
+        entry = _entry(member)._replace(kind=FILE, size=found.found.st_size, link="")
         writer.put(target, entry, _content(found.real))
     if path != target:
         writer.link(path, _entry(member), target)

@@ -47,7 +47,7 @@ def copy_files(
     lower = draft.lower()
     ids = owner(lower, op.chown, "COPY --chown") if op.chown else None
     mode = Mode(op.chmod) if op.chmod else None
-    writer = Writer(draft.upper, lower, ids, mode, previous, packer)
+    writer = Writer(draft.upper, lower, ids, mode, previous, packer, op.epoch)
     try:
         for picked in selection:
             for selected in picked.chosen:
@@ -74,7 +74,7 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
     lower = draft.lower()
     path, node = lower.resolve(op.path)
     ids = owner_or_root(lower, op.user, "WORKDIR") if op.user and node is None else None
-    writer = Writer(draft.upper, lower, ids, None, None, None)
+    writer = Writer(draft.upper, lower, ids, None, None, None, op.epoch)
     try:
         if node is None:
             writer.make_parents(path)
@@ -131,6 +131,7 @@ class Writer:
         mode: Mode | None,
         previous: tuple[str, list[Entry]] | None,
         packer: Packer | None,
+        epoch: int = 0,
     ) -> None:
         self._upper = upper
         self._lower = lower
@@ -144,6 +145,7 @@ class Writer:
         self._linked: dict[str, list[str]] = {}
         self._links = True
         self._replaces = False
+        self._time = epoch * 10**9  # of all that is written, 0 for its own
         self._old: dict[str, Entry] = {}
         self._old_root = -1
         if previous is not None:
@@ -203,7 +205,7 @@ class Writer:
         if under is None:
             uid, gid = self._ids or (0, 0)
             mode = 0o755 if self._mode is None else self._mode.apply(0o755, True)
-            self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=MADE_TIME), None)
+            self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=self._time or MADE_TIME), None)
         else:
             found = under.found
             mode = found.st_mode & 0o7777
@@ -230,7 +232,8 @@ class Writer:
         mode = entry.mode
         if self._mode is not None and entry.kind != SYMLINK:
             mode = self._mode.apply(mode, entry.kind == DIRECTORY)
-        entry = Entry(path, entry.kind, mode, uid, gid, *entry[5:])
+        time = entry.mtime if self._replaces else self._time or entry.mtime
+        entry = Entry(path, entry.kind, mode, uid, gid, entry.size, time, *entry[7:])
         if entry.kind == DIRECTORY:
             self._put_directory(entry)
             return

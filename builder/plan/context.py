@@ -26,6 +26,7 @@ class StageContext:
     escape: str
     network: str
     hostname: str
+    epoch: int
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]
     find_source: Callable[[str, Span, bool], Step | None]
     take_context: Callable[[str, Span], Step]

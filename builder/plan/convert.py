@@ -219,7 +219,9 @@ def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) ->
         items.append(Inline(heredoc.name, _body(heredoc, state, node.span)))
     # With --chmod BuildKit makes an ordinary layer of a linked one.
     link = node.link and not chmod
-    op = CopyFiles(tuple(items), _destination(written, state), chown, chmod, node.exclude, link)
+    op = CopyFiles(
+        tuple(items), _destination(written, state), chown, chmod, node.exclude, link, context.epoch
+    )
     step = context.new_step(op, state.root, sources, node.span)
     return replace(state, root=step).noted(" ".join([*shown, written, "# buildkit"]), step)
 
@@ -323,7 +325,7 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
     state = replace(state, config=state.config.with_settings(WorkingDir=path))
     if path == "/":
         return state.noted("WORKDIR /")
-    op = MakeDir(path, state.config.settings.get("User") or "")
+    op = MakeDir(path, state.config.settings.get("User") or "", context.epoch)
     step = context.new_step(op, state.root, (), node.span)
     return replace(state, root=step).noted(f"WORKDIR {path}", step)
 

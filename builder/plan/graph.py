@@ -39,7 +39,8 @@ class HistoryLine:
 class Plan:
     """All that is to be done: ``root`` is the target's last step (None: an empty image).
 
-    ``base_history`` came with the base image; ``lines`` are this build's own.
+    ``base_history`` came with the base image; ``lines`` are this build's own. ``fresh`` are the
+    steps (by ``id``) that the cache is not asked for.
     """
 
     root: Step | None
@@ -49,6 +50,7 @@ class Plan:
     lines: tuple[HistoryLine, ...]
     bases: tuple[tuple[str, str], ...]
     unused_args: tuple[str, ...]
+    fresh: frozenset[int] = frozenset()
 
 
 def needed(root: Step | None) -> tuple[Step, ...]:

@@ -49,10 +49,10 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
                 "dest": op.dest,
                 "chown": op.chown,
                 "chmod": op.chmod,
-                **_given(exclude=list(op.exclude), link=op.link),
+                **_given(exclude=list(op.exclude), link=op.link, epoch=op.epoch),
             }
         case MakeDir():
-            return "mkdir", {"path": op.path, "user": op.user}
+            return "mkdir", {"path": op.path, "user": op.user, **_given(epoch=op.epoch)}
         case _:
             assert_never(op)
 

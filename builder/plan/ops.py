@@ -50,7 +50,7 @@ class CopyFiles:
     """COPY and ADD. ``dest`` is absolute and keeps a trailing slash where one was meant.
 
     ``exclude`` are patterns relative to each source. With ``link`` the layer depends on
-    nothing below it.
+    nothing below it. ``epoch`` is the time all of it gets, in seconds, 0 for its own.
     """
 
     items: tuple[Picked | Inline, ...]
@@ -59,6 +59,7 @@ class CopyFiles:
     chmod: str = ""
     exclude: tuple[str, ...] = ()
     link: bool = False
+    epoch: int = 0
 
     @property
     def reads_context(self) -> bool:
@@ -71,6 +72,7 @@ class MakeDir:
 
     path: str
     user: str
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class _Planner:
         self._scope = Scope(dict(request.build_args), predefined)
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: dict[str, str] = {}
+        self._fresh: set[int] = set()
         self._stages: list[_Stage] = []
 
     def plan(self) -> Plan:
@@ -89,6 +90,7 @@ class _Planner:
             state.lines,
             tuple(self._bases.items()),
             self._scope.unused(),
+            frozenset(self._fresh),
         )
 
     # -- stages ----------------------------------------------------------------------------
@@ -237,16 +239,22 @@ class _Planner:
 
     def _stage_context(self, stage: _Stage, counter: _Counter, text: str = "") -> StageContext:
         """The context of a stage's instructions; *text* is shown of those not in the file."""
+        fresh = stage.node.start.name in self._request.no_cache_stages
+        fresh |= str(stage.index) in self._request.no_cache_stages
 
         def new_step(op: Op, parent: Step | None, sources: tuple[Step, ...], span: Span) -> Step:
             shown = " ".join(text.split()) or self._file.sources.get(span.first, "")
-            return self._intern(op, parent, sources, span, counter.name(shown))
+            step = self._intern(op, parent, sources, span, counter.name(shown))
+            if fresh:
+                self._fresh.add(id(step))
+            return step
 
         return StageContext(
             self._scope,
             self._escape,
             self._request.network,
             self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
+            self._request.epoch or 0,
             new_step,
             lambda name, span, mount: self._source(name, stage, span, mount),
             self._take_context,

@@ -39,8 +39,8 @@ SAMPLES: list[Op] = [
         (Inline("s", "#!/x"),),
         (TmpfsMount("/t", 0),),
     ),
-    CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True),
-    MakeDir("/w", "5"),
+    CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True, 1),
+    MakeDir("/w", "5", 1),
 ]
 
 # Names only show in messages; a base is its layers; a proxy reaches a step undeclared (T98).
@@ -54,6 +54,8 @@ def other(value: object) -> object:
     match value:
         case bool():
             return not value
+        case int():
+            return value + 1
         case str():
             return value + "x"
         case tuple():

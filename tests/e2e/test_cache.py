@@ -372,3 +372,39 @@ def test_many_layers(pybuild: Pybuild) -> None:
     image = pybuild.export(pybuild.context("FROM busybox\n" + lines), "--network=none")
     assert len(image.layers) == 121
     assert image.read("f119") == b"119\n"
+
+
+def test_no_cache_of_one_stage(pybuild: Pybuild) -> None:
+    """T102: by name or number; others stay cached, but for what is made from it."""
+    text = "FROM busybox AS a\nRUN echo a\nFROM busybox AS b\nRUN echo b\nFROM busybox\nCOPY --from=a /bin/sh /a\nCOPY --from=b /bin/sh /b\n"
+    context = pybuild.context(text)
+    again(pybuild, context)
+    for stage in ("b", "B", "1"):
+        assert pybuild("--network=none", "--no-cache-filter", stage, context).ok().executed == 1
+    assert pybuild("--network=none", context).ok().executed == 0
+
+
+def test_source_date_epoch(pybuild: Pybuild) -> None:
+    """T89: everything new has that time, what the base brought its own; the same image on any day."""
+    base = pybuild.context("FROM busybox\nRUN echo 1 > /f\n", name="base")
+    pybuild("--network=none", "-t", "epoch-base", base).ok()
+    files: Tree = {"a": {"b": "1", "l": "-> b"}}
+    context = pybuild.context("FROM epoch-base\nCOPY a /x/a\nWORKDIR /w/v\nENV a=1\n", files)
+    images = []
+    for options, env in (
+        (("--build-arg", "SOURCE_DATE_EPOCH=1000000000"), {}),
+        ((), {"SOURCE_DATE_EPOCH": "1000000000"}),
+    ):
+        for _ in range(2):
+            archive = pybuild.work / "epoch.tar"
+            pybuild("--no-cache", *options, "-o", f"type=oci,dest={archive}", context, env=env).ok()
+            images.append(archive.read_bytes())
+    assert len(set(images)) == 1
+    from oci import read_image
+
+    image = read_image(images[0])
+    assert image.config["created"] == "2001-09-09T01:46:40Z"
+    new = [line["created"] for line in image.history if line.get("comment") == "buildkit.dockerfile.v0"]
+    assert new[-3:] == ["2001-09-09T01:46:40Z"] * 3 and new[0] != new[-1]
+    assert {e.mtime for layer in image.layers[-2:] for e in layer.entries.values()} == {1_000_000_000}
+    assert "SOURCE_DATE_EPOCH" in pybuild("--build-arg", "SOURCE_DATE_EPOCH=x", context).failed(2).err

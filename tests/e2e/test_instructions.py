@@ -102,6 +102,14 @@ def test_triggers_that_need_other_stages(pybuild: Pybuild) -> None:
     assert (image.read("f"), image.read("n")) == (b"1\n", b"2\n")
 
 
+def test_trigger_that_is_none(pybuild: Pybuild) -> None:
+    """BuildKit stores what it cannot execute; it is wrong where it is triggered."""
+    base = pybuild.context("FROM busybox\nONBUILD RNU true\n")
+    pybuild("-t", "onbuild-bad", base).ok()
+    said = pybuild.refuse("FROM onbuild-bad\n")
+    assert "did you mean RUN" in said and "Dockerfile:1" in said
+
+
 def test_trigger_with_a_here_document(pybuild: Pybuild) -> None:
     """T73: the text is kept whole."""
     base = pybuild.context("FROM busybox\nONBUILD RUN <<EOF\necho 1 > /a\necho 2 > /b\nEOF\n")
