@@ -33,6 +33,7 @@ from cache.store import Store
 from grammar import ast
 from grammar.errors import DockerfileError, IgnoreError, excerpt
 from grammar.ignore import Ignore, parse_ignore
+from grammar.lint import Checks, Finding, Linter, parse_checks
 
 _DOCKERFILE_LIMIT = 16 << 20
 _IGNORE_LIMIT = 1 << 20
@@ -109,22 +110,15 @@ def build(
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
     seen of the context a moment ago.
     """
-    text = inputs.dockerfile[1].decode("utf-8", "surrogateescape")
-    shown = os.path.relpath(inputs.dockerfile[0])
-    try:
-        made = plan(_parse(store, text), request, StoreResolver(store, sink, request.insecure_registries))
-    except DockerfileError as error:
-        located = PlanError(error.message, error.span, error.hint)
-        raise _with_excerpt(located, shown, text) from None
-    except PlanError as error:
-        raise _with_excerpt(error, shown, text) from None
+    findings: list[Finding] = []
+    made = plan_file(request, inputs, store, sink, findings)
     context = _context(request, inputs, store, sink, look)
-    workshop = Workshop(store, session.launcher, session.packer, context, request.secrets)
+    workshop = Workshop(store, session.launcher, session.packer, context, request.secrets, sink)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:
         solver.run(request.jobs)
     except StepError as error:
-        raise _with_excerpt(error, shown, text) from None
+        raise _with_excerpt(error, inputs) from None
     finally:
         with contextlib.suppress(OSError):
             context.index.save(_write_index(store))
@@ -132,11 +126,60 @@ def build(
     store.sync()
     image = put_config(store, config)
     _deliver(request, store, image, config, sink)
-    return BuildResult(image, made.unused_args), made, solver, context
+    return BuildResult(image, made.unused_args, shown_findings(findings, inputs)), made, solver, context
 
 
-def _parse(store: Store, text: str) -> ast.Dockerfile:
-    """Parse the file, or take the syntax tree of an equal one: lark alone costs 40 ms."""
+def plan_file(
+    request: BuildRequest,
+    inputs: Inputs,
+    store: Store,
+    sink: Sink,
+    findings: list[Finding],
+    metadata_only: bool = False,
+    all_stages: bool = False,
+) -> Plan:
+    """Parse and plan the Dockerfile; what its checks find is added to *findings*.
+
+    With *metadata_only* no base image is pulled; see ``plan`` for *all_stages*. Raises BuildError
+    with an excerpt of the file.
+    """
+    file = parsed(inputs, store)
+    try:
+        resolver = StoreResolver(store, sink, request.insecure_registries, metadata_only)
+        linter = Linter(file, _checks(request, file), _ignore(inputs))
+        try:
+            made = plan(file, request, resolver, linter, all_stages)
+        finally:
+            findings += linter.sorted()
+    except PlanError as error:
+        raise _with_excerpt(error, inputs) from None
+    if linter.checks.error and findings:
+        names = ", ".join(sorted({finding.rule.name for finding in findings}))
+        failure = BuildError(
+            f"lint violation found for rules: {names}",
+            "the check directive of the file says error=true",
+            "\n".join(shown_findings(findings, inputs)),
+        )
+        failure.span = findings[0].span
+        raise failure
+    return made
+
+
+def _checks(request: BuildRequest, file: ast.Dockerfile) -> Checks:
+    """What is checked: as the command line says, else as the file does."""
+    text = request.build_args.get("BUILDKIT_DOCKERFILE_CHECK", file.directives.check)
+    try:
+        return parse_checks(text)
+    except ValueError as error:
+        raise BuildError(f"failed to parse check options: {error}") from None
+
+
+def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
+    """The file's syntax tree; that of an equal file is kept, as lark alone costs 40 ms.
+
+    Raises BuildError with an excerpt of the file.
+    """
+    text = _text(inputs)
     key = "ast:" + hashlib.sha256(f"{VERSION}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
     data = store.index.memo(key)
     if data is not None:
@@ -145,14 +188,35 @@ def _parse(store: Store, text: str) -> ast.Dockerfile:
             return stored
     from grammar.parse import parse
 
-    tree = parse(text)
+    try:
+        tree = parse(text)
+    except DockerfileError as error:
+        raise _with_excerpt(PlanError(error.message, error.span, error.hint), inputs) from None
     store.index.set_memo(key, pickle.dumps(tree))
     return tree
 
 
-def _with_excerpt(error: PlanError | StepError, source: str, text: str) -> BuildError:
+def _text(inputs: Inputs) -> str:
+    return inputs.dockerfile[1].decode("utf-8", "surrogateescape")
+
+
+def shown_name(inputs: Inputs) -> str:
+    """What messages call the Dockerfile."""
+    return os.path.relpath(inputs.dockerfile[0])
+
+
+def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
+    """Findings as they are shown: what is wrong, and where."""
+    name, text = shown_name(inputs), _text(inputs)
+    return tuple(
+        f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, text, finding.span, 0)}"
+        for finding in findings
+    )
+
+
+def _with_excerpt(error: PlanError | StepError, inputs: Inputs) -> BuildError:
     if error.span is not None:
-        error.excerpt = excerpt(source, text, error.span)
+        error.excerpt = excerpt(shown_name(inputs), _text(inputs), error.span)
     return error
 
 

@@ -20,6 +20,7 @@ from cache.errors import CacheError
 from cache.store import Store, default_root
 
 _COMMANDS = ("build", "images", "save", "load", "import", "run")
+_METHODS = ("build", "check", "lint", "outline", "targets")
 _DEFAULT_JOBS = 8
 _DOCKERFILE_PEEK = 16 << 20
 
@@ -136,6 +137,8 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="id=ID[,src=FILE|env=NAME]",
         help="a secret for RUN --mount=type=secret (repeatable)",
     )
+    add("--check", action="store_true", help="check the Dockerfile without building anything")
+    add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")
     add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
@@ -147,6 +150,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     options = _build_parser().parse_args(args)
+    method, as_json = _method("check" if options.check else options.call)
+    if method != "build":
+        return _call(method, as_json, options)
     _need_root("building")
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session
@@ -170,8 +176,30 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             remember(
                 store, argv, request, inputs, result, plan, solver, context, options.quiet, _silent(options)
             )
-    _conclude(options, result.image, request.tags)
+    _conclude(options, result, request.tags)
     return 0
+
+
+def _method(text: str) -> tuple[str, bool]:
+    """``--call``: the method, and whether its answer is JSON."""
+    method, *rest = text.split(",")
+    fields = dict(_pair(item, "--call") for item in rest)
+    shape = fields.pop("format", "text")
+    if method not in _METHODS or fields or shape not in ("text", "json"):
+        methods = ", ".join(_METHODS)
+        raise UsageError(f"--call {text!r} is not one of {methods}, with ,format=json or without")
+    return method, shape == "json"
+
+
+def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
+    from builder.build import read_inputs
+    from builder.check import call
+
+    with _open_store(options) as store:
+        request = _request(options)
+        answer, code = call(method, request, read_inputs(request), store, as_json)
+    _print(answer.removesuffix("\n"))
+    return code
 
 
 def _words(options: argparse.Namespace) -> bytes:
@@ -203,13 +231,13 @@ def _sink(options: argparse.Namespace) -> Any:
     return Plain(sys.stderr)
 
 
-def _conclude(options: argparse.Namespace, image: str, tags: tuple[str, ...]) -> None:
-    from builder.progress.lines import result
+def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -> None:
+    from builder.progress.lines import conclusion
 
     if options.quiet:
-        _print(image)
+        _print(result.image)
     elif not _silent(options):
-        _say("\n".join(result(image, tags)))
+        _say("\n".join(conclusion(result.image, tags, result.warnings)))
 
 
 def _request(options: argparse.Namespace) -> Any:

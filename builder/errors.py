@@ -14,15 +14,20 @@ from grammar.span import Span
 
 
 class BuildError(Exception):
-    """Something the builder could not do; ``hint`` is what to do about it, or ""."""
+    """Something the builder could not do; ``hint`` is what to do about it, or "".
+
+    ``span`` is where in the Dockerfile, None when that is not what it is about; ``excerpt`` are
+    the lines to show with it.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", excerpt: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.excerpt = ""  # the lines of the Dockerfile it is about, with marks
+        self.excerpt = excerpt
+        self.span: Span | None = None
 
 
 class UsageError(BuildError):

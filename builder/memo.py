@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from builder.build import Inputs
 from builder.execute.sources import ContextSource
+from builder.image.model import host
 from builder.plan.graph import Plan
-from builder.plan.ops import FromImage
+from builder.plan.ops import Fetch, FromImage
 from builder.replay import listing_digest, memo_key
 from builder.request import BuildRequest, BuildResult
 from builder.solve import Solver
@@ -28,7 +29,13 @@ def remember(
     quiet: bool,
     silent: bool,
 ) -> None:
-    """Leave a memo of this build under its command line."""
+    """Leave a memo of this build under its command line.
+
+    Not where somebody elsewhere has to be asked, nor for bases that the store has by platform.
+    """
+    foreign = any(platform != str(host()) for _, _, platform in plan.bases)
+    if foreign or any(isinstance(step.op, Fetch) for step in plan.steps):
+        return
     files = [(path, hashlib.sha256(data).hexdigest()) for path, data in _read(inputs)]
     files += [(path, "") for path in inputs.absent]
     steps = [
@@ -38,7 +45,7 @@ def remember(
     ]
     memo = {
         "files": files,
-        "refs": list(plan.bases),
+        "refs": [(name, image) for name, image, _ in plan.bases],
         "context": request.context,
         "context_name": context.name,
         "ignore": inputs.ignore[1] or b"",
@@ -47,6 +54,7 @@ def remember(
         "steps": steps,
         "names": [step.name for step in plan.steps],
         "image": result.image,
+        "warnings": list(result.warnings),
         "tags": list(request.tags),
         "iidfile": request.iidfile,
         "quiet": quiet,

@@ -9,12 +9,12 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
-from builder.image.model import INDEX_TYPE, ImageConfig, Platform, parse_config, parse_descriptor
+from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
-from cache.digest import Digest
+from cache.digest import Digest, digest_of
 from cache.layers import add_blob
 from cache.store import Store, write_error
 from grammar.reference import Reference
@@ -27,19 +27,16 @@ _AT_ONCE = 3
 def pull(
     store: Store, reference: Reference, platform: Platform, sink: Sink, insecure: frozenset[str]
 ) -> Digest:
-    """Pull *reference* and tag it with its own name; the image ID.
+    """Pull *reference* for *platform* and, if that is this machine's, tag it with its own name.
 
-    Every byte is verified against the manifest's digests before anything is tagged. Raises
-    BuildError or CacheError.
+    Returns the image ID. Of an image for one platform only, that one, whatever it is. Every byte
+    is verified against the manifest's digests before anything is tagged. Raises BuildError or
+    CacheError.
     """
     with Registry(reference.registry, insecure) as registry:
-        fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
-        manifest = _image_manifest(registry, reference, fetched, platform)
-        config_at = parse_descriptor(manifest.get("config"), "the config")
+        manifest, data, config = _metadata(registry, reference, platform)
         layers = [parse_descriptor(item, "a layer") for item in _items(manifest, "layers")]
-        data = _config(registry, reference, config_at)
-        config = parse_config(data, f"the config of {reference}")
-        _check(reference, config, layers, platform)
+        _check(reference, config, layers)
         total = sum(layer.size for layer in layers)
         pulling = Meter(f"pulling {reference.familiar}", total, sink)
         unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
@@ -56,8 +53,28 @@ def pull(
         unpacking.finish()
     store.sync()
     image = store.put_blob(data)
-    store.tag(str(reference), image)
+    if platform == host():
+        store.tag(str(reference), image)
     return image
+
+
+def pull_config(
+    reference: Reference, platform: Platform, insecure: frozenset[str]
+) -> tuple[Digest, ImageConfig]:
+    """The image ID and the config of *reference*, without its layers. Raises BuildError."""
+    with Registry(reference.registry, insecure) as registry:
+        _manifest, data, config = _metadata(registry, reference, platform)
+    return digest_of(data), config
+
+
+def _metadata(
+    registry: Registry, reference: Reference, platform: Platform
+) -> tuple[dict[str, Any], bytes, ImageConfig]:
+    """The manifest, the config's bytes, and what they say."""
+    fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
+    manifest = _image_manifest(registry, reference, fetched, platform)
+    data = _config(registry, reference, parse_descriptor(manifest.get("config"), "the config"))
+    return manifest, data, parse_config(data, f"the config of {reference}")
 
 
 def _image_manifest(
@@ -67,18 +84,27 @@ def _image_manifest(
     body = _object(fetched)
     if "manifests" not in body:
         return body
-    for item in _items(body, "manifests"):
-        where = item.get("platform")
-        if isinstance(where, dict) and (where.get("os"), where.get("architecture")) == (
-            platform.os,
-            platform.architecture,
-        ):
-            found = parse_descriptor(item, "a manifest")
-            inner = _object(registry.manifest(reference.repository, found.digest))
-            if "manifests" in inner:
-                raise Untrusted(f"{reference} is an index of indexes")
-            return inner
-    raise BuildError(f"{reference.familiar} has no image for {platform}")
+    items = _items(body, "manifests")
+    matching = [item for item in items if _rank(item.get("platform"), platform)]
+    if not matching:
+        raise BuildError(f"{reference.familiar} has no image for {platform}")
+    best = max(matching, key=lambda item: _rank(item["platform"], platform))
+    inner = _object(registry.manifest(reference.repository, parse_descriptor(best, "a manifest").digest))
+    if "manifests" in inner:
+        raise Untrusted(f"{reference} is an index of indexes")
+    return inner
+
+
+def _rank(stated: object, platform: Platform) -> int:
+    """How well an image for *stated* serves *platform*; 0: not at all. The first of the best wins."""
+    if not isinstance(stated, dict):
+        return 0
+    if (stated.get("os"), stated.get("architecture")) != (platform.os, platform.architecture):
+        return 0
+    variant = stated.get("variant") or ""
+    if platform.architecture == "arm64":
+        variant = variant.replace("v8", "")
+    return 2 if variant == platform.variant else 1
 
 
 def _object(fetched: Fetched) -> dict[str, Any]:
@@ -114,13 +140,9 @@ def _config(registry: Registry, reference: Reference, at: Descriptor) -> bytes:
     return buffer.getvalue()
 
 
-def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor], platform: Platform) -> None:
+def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor]) -> None:
     if len(config.diff_ids) != len(layers):
         raise Untrusted(f"{reference} has {len(layers)} layers, its config names {len(config.diff_ids)}")
-    if (config.platform.os, config.platform.architecture) != (platform.os, platform.architecture):
-        raise BuildError(
-            f"{reference.familiar} is an image for {config.platform}, this machine is {platform}"
-        )
 
 
 def _layer(

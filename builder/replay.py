@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         steps: list[tuple[str, str]]
         names: list[str]
         image: str
+        warnings: list[str]
         tags: list[str]
         iidfile: str
         quiet: bool
@@ -185,5 +186,5 @@ def _conclude(memo: "Memo", store: Store) -> None:
     if memo["silent"]:
         return
     shown = [lines.cached(number, name) for number, name in enumerate(memo["names"], 1)]
-    shown += lines.result(image, memo["tags"])
+    shown += lines.conclusion(image, memo["tags"], memo["warnings"])
     sys.stderr.write("\n".join(shown) + "\n")

@@ -48,7 +48,8 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What came out: the image ID (the digest of its config)."""
+    """What came out: the image ID (the digest of its config), and what deserves attention."""
 
     image: str
     unused_args: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

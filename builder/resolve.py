@@ -4,28 +4,67 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from builder.errors import BuildError, Cancelled
 from builder.events import Sink
 from builder.image.local import config_of, snapshots
-from builder.image.model import ImageConfig, Platform
-from cache.digest import Digest
+from builder.image.model import ImageConfig, Platform, host
+from cache.digest import Digest, digest
 from cache.store import Store
 from grammar.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
 class StoreResolver:
-    """The planner's ImageResolver. A name the store has is never asked of a registry again."""
+    """The planner's ImageResolver. A name the store has is never asked of a registry again.
+
+    With *metadata_only* an image that is not here is not pulled: its config is all that is
+    asked for.
+    """
 
     store: Store
     sink: Sink
     insecure: frozenset[str]
+    metadata_only: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        image = self.store.resolve(str(reference))
-        if image is None or not self.store.has_blob(image):
-            from builder.pull import pull
+        image = find_image(self.store, reference, platform)
+        if image is None:
+            from builder.pull import pull, pull_config
 
-            image = pull(self.store, reference, platform, self.sink, self.insecure)
+            if self.metadata_only:
+                return pull_config(reference, platform, self.insecure)
+            try:
+                image = pull(self.store, reference, platform, self.sink, self.insecure)
+            except Cancelled:
+                raise
+            except BuildError:
+                image = self.store.resolve(str(reference))  # for another platform: the planner warns
+                if image is None or not self.store.has_blob(image):
+                    raise
+            self.store.index.set_memo(_memo(reference, platform), image.encode())
         config = config_of(self.store, image)
-        snapshots(self.store, config)  # every layer is there, or this says what is missing
+        if not self.metadata_only:
+            snapshots(self.store, config)  # every layer is there, or this says what is missing
         return image, config
+
+
+def find_image(store: Store, reference: Reference, platform: Platform) -> Digest | None:
+    """The image of a name in the store: the one that was pulled for *platform*, else any."""
+    if platform != host():
+        found = (store.index.memo(_memo(reference, platform)) or b"").decode()
+        if found and store.has_blob(digest(found)):
+            return digest(found)
+    image = store.resolve(str(reference))
+    if image is None or not store.has_blob(image):
+        return None
+    if platform != host() and _architecture(config_of(store, image).platform) != _architecture(platform):
+        return None
+    return image
+
+
+def _architecture(platform: Platform) -> tuple[str, str]:
+    return platform.os, platform.architecture
+
+
+def _memo(reference: Reference, platform: Platform) -> str:
+    return f"platform:{platform} {reference}"

@@ -31,7 +31,19 @@ from builder.execute.sources import InlineSource, Selected, Selection, Source, T
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Plan, Step
 from builder.plan.identity import identity
-from builder.plan.ops import CONTEXT, BindMount, CopyFiles, FromImage, Inline, MakeDir, Mount, RunCommand
+from builder.plan.ops import (
+    CONTEXT,
+    BindMount,
+    CopyFiles,
+    Fetch,
+    FetchGit,
+    FetchUrl,
+    FromImage,
+    Inline,
+    MakeDir,
+    Mount,
+    RunCommand,
+)
 from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
@@ -139,6 +151,8 @@ class Solver:
         if isinstance(step.op, FromImage):
             return self._base(step, step.op)
         try:
+            if isinstance(step.op, Fetch):
+                return self._fetch(step, step.op)
             kind, fields = identity(step.op)
             selection = None
             linked = isinstance(step.op, CopyFiles) and step.op.link
@@ -204,6 +218,27 @@ class Solver:
         kind, fields = identity(op)
         return Solved(derive(kind, fields), snapshots, 0)
 
+    def _fetch(self, step: Step, op: Fetch) -> Solved:
+        """What is elsewhere; its key is what it is, so that all who use it hit if it is unchanged."""
+        number = self._numbers[id(step)]
+        started = time.monotonic()
+        self._sink(StepStarted(number, step.name))
+        fresh = self._no_cache or id(step) in self._plan.fresh
+        try:
+            if isinstance(op, FetchUrl):
+                from builder.execute.fetch import fetch_url  # HTTP takes 40 ms to import
+
+                key, snapshot = fetch_url(op, self._workshop, fresh)
+            else:
+                from builder.execute.git import fetch_git
+
+                key, snapshot = fetch_git(op, self._workshop, fresh)
+        except BaseException:
+            self._sink(StepFailed(number, step.name, time.monotonic() - started))
+            raise
+        self._sink(StepFinished(number, step.name, time.monotonic() - started))
+        return Solved(key, (snapshot,), 0)
+
     def _select(self, op: CopyFiles, sources: list[Solved]) -> list[Selection]:
         out = []
         for item in op.items:
@@ -241,8 +276,8 @@ class Solver:
                         snapshot = self._copy(step.op, made, selection)
                     case MakeDir():
                         snapshot = make_dir(step.op, made)
-                    case FromImage():
-                        raise AssertionError("a base image is not executed")
+                    case FromImage() | FetchUrl() | FetchGit():
+                        raise AssertionError("what comes from outside is not executed")
         except BaseException:
             self._sink(StepFailed(number, step.name, time.monotonic() - started))
             raise

@@ -267,7 +267,9 @@ class Dockerfile:
     """A parsed file: the ARGs before the first FROM, then its stages in order.
 
     ``text`` is the file's text; ``sources`` maps an instruction's first line to the
-    instruction as one line (continuations joined by single spaces), for progress display.
+    instruction as one line (continuations joined by single spaces), for progress display;
+    ``comments`` maps it to the comments that stand right before it. ``empty_continuations``
+    are the lines where a command ends that has an empty line in it.
     """
 
     text: str
@@ -275,3 +277,5 @@ class Dockerfile:
     global_args: tuple[Arg, ...]
     stages: tuple[Stage, ...]
     sources: dict[int, str] = field(default_factory=dict)
+    comments: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    empty_continuations: tuple[int, ...] = ()

@@ -286,6 +286,10 @@ class Ignore:
     def empty(self) -> bool:
         return not self._patterns
 
+    @property
+    def has_exceptions(self) -> bool:
+        return bool(self._exceptions)
+
     def match(self, path: str, parent: State | None) -> State:
         """The verdict on *path*; *parent* is that of its directory (None at the top).
 

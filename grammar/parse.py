@@ -57,7 +57,9 @@ def parse(text: str) -> ast.Dockerfile:
     if not stages:
         raise DockerfileError("dockerfile contains no stages to build", hint="add a FROM instruction")
     made = tuple(ast.Stage(start, tuple(body)) for start, body in stages)
-    return ast.Dockerfile(text, directives, tuple(global_args), made, sources)
+    comments = {line.first: line.comments for line in lines if line.comments}
+    empty = tuple(line.pieces[-1][1] for line in lines if line.empty_continuation)
+    return ast.Dockerfile(text, directives, tuple(global_args), made, sources, comments, empty)
 
 
 def parse_instruction(text: str, span: Span, escape: str = "\\") -> ast.Instruction:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from builder.errors import BuildError, Cancelled
+from builder.errors import BuildError
 from builder.execute.files import copy_tree
 from builder.execute.secrets import read_secret
 from builder.execute.sources import MADE_TIME
@@ -191,9 +191,8 @@ def _take_cache(
         os.close(fd)
         if mount.sharing == "private":
             instance += 1
-        elif workshop.cancelled:
-            raise Cancelled
         else:
+            workshop.check()
             time.sleep(_POLL)
 
 

@@ -18,20 +18,30 @@ def read_secret(secrets: Mapping[str, Secret], mount: SecretMount) -> bytes | No
     Raises BuildError, which never says anything of the content.
     """
     given = secrets.get(mount.id)
-    if given is None:
-        if not mount.required:
-            return None
-        raise BuildError(
-            f"secret {mount.id}: not found",
-            f"give it with --secret id={mount.id},src=FILE or --secret id={mount.id},env=VARIABLE",
-        )
+    if given is not None:
+        return _content(mount.id, given)
+    if not mount.required:
+        return None
+    raise BuildError(
+        f"secret {mount.id}: not found",
+        f"give it with --secret id={mount.id},src=FILE or --secret id={mount.id},env=VARIABLE",
+    )
+
+
+def find_secret(secrets: Mapping[str, Secret], name: str) -> str:
+    """The text of a secret that is used where it was given, "" where it was not. Raises BuildError."""
+    given = secrets.get(name)
+    return _content(name, given).decode("utf-8", "replace").strip() if given is not None else ""
+
+
+def _content(name: str, given: Secret) -> bytes:
     if given.env:
         return os.environb.get(os.fsencode(given.env), b"")
     try:
         with open(given.file, "rb") as file:
             data = file.read(_LIMIT + 1)
     except OSError as error:
-        raise BuildError(f"secret {mount.id}: reading {given.file}: {error.strerror}") from None
+        raise BuildError(f"secret {name}: reading {given.file}: {error.strerror}") from None
     if len(data) > _LIMIT:
-        raise BuildError(f"secret {mount.id}: {given.file} is larger than {_LIMIT >> 10} KiB")
+        raise BuildError(f"secret {name}: {given.file} is larger than {_LIMIT >> 10} KiB")
     return data

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
+from builder.events import Sink
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
 from builder.request import Secret
@@ -25,6 +26,7 @@ class Workshop:
     packer: Packer | None
     context: ContextSource
     secrets: Mapping[str, Secret]
+    sink: Sink
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
@@ -59,9 +61,10 @@ class Workshop:
             raise Cancelled
         return outcome
 
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled
+    def check(self) -> None:
+        """Raises Cancelled once ``cancel`` was called; for work that takes long."""
+        if self._cancelled:
+            raise Cancelled
 
     def cancel(self) -> None:
         """End every running container and refuse new ones. May be called from any thread."""

@@ -51,6 +51,46 @@ def host() -> Platform:
     return Platform("linux", architecture, variant)
 
 
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "i386": ("386", ""),
+}
+_SYSTEMS = {"macos": "darwin"}
+_KNOWN_SYSTEMS = ("linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasip1", "js")
+_COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def parse_platform(text: str, default: Platform) -> Platform:
+    """``os/architecture[/variant]``, or one of the first two alone. Raises ValueError."""
+    parts = text.split("/")
+    for part in parts:
+        if not part or not _COMPONENT.issuperset(part):
+            raise ValueError(
+                f'"{part}" is an invalid component of "{text}": '
+                'platform specifier component must match "^[A-Za-z0-9_.-]+$"'
+            )
+    parts = [part.lower() for part in parts]
+    if len(parts) > 3:
+        raise ValueError(f'"{text}": cannot parse platform specifier')
+    if len(parts) == 1:
+        system = _SYSTEMS.get(parts[0], parts[0])
+        if system in _KNOWN_SYSTEMS:
+            return Platform(system, default.architecture, default.variant)
+        parts = [default.os, *parts]
+    architecture, variant = _ARCHITECTURES.get(parts[1], (parts[1], ""))
+    variant = parts[2] if len(parts) == 3 else variant
+    if architecture == "arm":
+        variant = variant or "v7"
+        variant = f"v{variant}" if variant.isdigit() else variant
+    if (architecture, variant) in (("arm64", "v8"), ("arm64", "8"), ("amd64", "v1")):
+        variant = ""
+    return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """One line of an image's history; ``created`` is RFC 3339 or ""."""

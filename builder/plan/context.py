@@ -9,6 +9,7 @@ from builder.errors import PlanError
 from builder.plan.graph import Step
 from builder.plan.ops import Op
 from builder.plan.scope import Scope
+from grammar.lint import Linter
 from grammar.span import Span
 
 
@@ -18,7 +19,8 @@ class StageContext:
 
     ``new_step(op, parent, sources, span)`` makes or reuses a step and names it;
     ``find_source(name, span, mount)`` gives the last step of what a ``from`` names (*mount*: of
-    a RUN --mount), None where that is empty. ``take_context(path, span)`` gives the step that
+    a RUN --mount), None where that is empty; ``new_source(op, name, span)`` makes or reuses the
+    step that fetches something. ``take_context(path, span)`` gives the step that
     takes a path of the build context to "/mount" of an empty root.
     """
 
@@ -27,8 +29,10 @@ class StageContext:
     network: str
     hostname: str
     epoch: int
+    linter: Linter
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]
     find_source: Callable[[str, Span, bool], Step | None]
+    new_source: Callable[[Op, str, Span], Step]
     take_context: Callable[[str, Span], Step]
 
 

@@ -16,10 +16,23 @@ from builder.plan.context import StageContext, unsupported
 from builder.plan.graph import HistoryLine, Step
 from builder.plan.modes import Mode
 from builder.plan.mounts import convert_mounts
-from builder.plan.ops import CONTEXT, NOWHERE, CopyFiles, Inline, MakeDir, Picked, RunCommand
+from builder.plan.ops import (
+    CONTEXT,
+    NOWHERE,
+    CopyFiles,
+    FetchGit,
+    FetchUrl,
+    Inline,
+    MakeDir,
+    Picked,
+    RunCommand,
+)
 from builder.plan.ports import parse_ports
+from builder.plan.remote import is_url, parse_git_ref, redacted, url_name
 from builder.plan.scope import NOT_IN_ENV
 from builder.plan.values import check_interval, check_signal, show_duration
+from cache.digest import digest
+from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.span import Span
@@ -42,6 +55,7 @@ class StageState:
     args: tuple[tuple[str, str], ...] = ()
     lines: tuple[HistoryLine, ...] = ()
     cmd_set: bool = False
+    workdir_set: bool = False
 
     def noted(self, created_by: str, step: Step | None = None) -> StageState:
         return replace(self, lines=(*self.lines, HistoryLine(created_by, step)))
@@ -66,10 +80,12 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             user = _word(node.user, state, context, node.span)
             return replace(state, config=state.config.with_settings(User=user)).noted(f"USER {user}")
         case ast.Cmd():
+            _recommend_json("CMD", node, state, context)
             argv = _argv(node.command, state)
             config = state.config.with_settings(Cmd=argv or None, ArgsEscaped=True)
             return replace(state, config=config, cmd_set=True).noted(f"CMD {_quoted(argv)}")
         case ast.Entrypoint():
+            _recommend_json("ENTRYPOINT", node, state, context)
             return _entrypoint(node, state)
         case ast.Expose():
             return _expose(node, state, context)
@@ -94,11 +110,31 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             assert_never(node)
 
 
-def _word(text: str, state: StageState, context: StageContext, span: Span) -> str:
+def _word(text: str, state: StageState, context: StageContext, span: Span, raw_quotes: bool = False) -> str:
+    """*text* with its variables replaced; with *raw_quotes* it is the body of a here-document."""
+    missing: set[str] = set()
     try:
-        return expand_word(text, state.env, context.escape)
+        escape = "\\" if raw_quotes else context.escape
+        return expand_word(text, state.env, escape, missing, raw_quotes)
     except ExpansionError as error:
-        raise PlanError(f"failed to process {text!r}: {error}", span) from None
+        what = "the here-document" if raw_quotes else repr(text)
+        raise PlanError(f"failed to process {what}: {error}", span) from None
+    finally:
+        _undefined(missing, state, context, span)
+
+
+def _undefined(missing: set[str], state: StageState, context: StageContext, span: Span) -> None:
+    """What was used and nobody set, nor declared."""
+    if missing:
+        known = {key for key, _ in state.args} | NOT_IN_ENV
+        context.linter.undefined(missing - known, state.env, span)
+
+
+def _recommend_json(
+    keyword: str, node: ast.Cmd | ast.Entrypoint, state: StageState, context: StageContext
+) -> None:
+    if isinstance(node.command, ast.ShellForm) and not state.config.settings.get("Shell"):
+        context.linter.warn("JSONArgsRecommended", node.span, keyword)
 
 
 def _argv(command: ast.Command, state: StageState) -> list[str]:
@@ -147,11 +183,14 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     argv = _argv(command, state)
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
-    mounts, sources = convert_mounts(node, state.env, state.config.settings.get("WorkingDir") or "/", context)
+    missing: set[str] = set()
+    here = state.config.settings.get("WorkingDir") or "/"
+    mounts, sources = convert_mounts(node, state.env, here, missing, context)
+    _undefined(missing, state, context, node.span)
     op = RunCommand(
         tuple(argv),
         tuple(state.env.items()),
-        state.config.settings.get("WorkingDir") or "/",
+        here,
         state.config.settings.get("User") or "",
         context.network if network == "default" else network,
         context.hostname,
@@ -206,17 +245,24 @@ def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) ->
     items: list[Picked | Inline] = []
     for text in node.sources:
         source = _word(text, state, context, node.span)
-        shown.append(source)
-        if source.startswith(_REMOTE):
-            raise unsupported(f"{shown[0]} of a URL", node.span)
+        shown.append(redacted(source))
+        if (remote := _remote(node, source, state, context)) is not None:
+            name = remote.name if isinstance(remote, FetchUrl) else "/"
+            unpack = isinstance(node, ast.Add) and node.unpack is True and isinstance(remote, FetchUrl)
+            items.append(Picked(name, len(sources), literal=True, unpack=unpack))
+            sources = (*sources, context.new_source(remote, f"ADD {redacted(source)}", node.span))
+            continue
+        if isinstance(node, ast.Add) and node.checksum:
+            raise PlanError("checksum requires HTTP(S) or Git sources", node.span)
         unpack = isinstance(node, ast.Add) and node.unpack is not False
+        if origin == CONTEXT:
+            context.linter.copied(type(node).__name__, source, node.span)
         items.append(_below_pivot(source, origin) if parents else Picked(source, origin, unpack=unpack))
-    if isinstance(node, ast.Add) and node.checksum:
-        raise PlanError("checksum requires HTTP(S) or Git sources", node.span)
     for heredoc in node.heredocs:
         _check_name(heredoc, node.span)
         shown.append(f"<<{heredoc.name}")
-        items.append(Inline(heredoc.name, _body(heredoc, state, node.span)))
+        body = _word(heredoc.body, state, context, node.span, True) if heredoc.expand else heredoc.body
+        items.append(Inline(heredoc.name, body))
     # With --chmod BuildKit makes an ordinary layer of a linked one.
     link = node.link and not chmod
     op = CopyFiles(
@@ -226,7 +272,35 @@ def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) ->
     return replace(state, root=step).noted(" ".join([*shown, written, "# buildkit"]), step)
 
 
-_REMOTE = ("http://", "https://", "git://", "ssh://", "git@")
+def _remote(
+    node: ast.Copy | ast.Add, source: str, state: StageState, context: StageContext
+) -> FetchUrl | FetchGit | None:
+    """The op that fetches a source of ADD which is elsewhere; None for one that is not."""
+    try:
+        git = parse_git_ref(source)
+        if isinstance(node, ast.Copy):
+            if git is not None:
+                raise ValueError("source can't be a git ref for COPY")
+            if is_url(source):
+                raise ValueError("source can't be a URL for COPY")
+            return None
+        checksum = _word(node.checksum, state, context, node.span)
+        if checksum and len(node.sources) + len(node.heredocs) > 1:
+            raise ValueError("checksum can't be specified for multiple sources")
+        if git is None:
+            if not is_url(source):
+                return None
+            return FetchUrl(source, url_name(source), digest(checksum) if checksum else "")
+        if checksum and git.checksum and checksum != git.checksum:
+            raise ValueError(f'checksum mismatch "{checksum}" != "{git.checksum}"')
+        kept = {keep for keep in (node.keep_git_dir, git.keep_git_dir) if keep is not None}
+        if len(kept) > 1:
+            raise ValueError("inconsistent keep-git-dir configuration")
+    except (ValueError, CacheError) as error:
+        hint = "ADD takes URLs and git repositories" if isinstance(node, ast.Copy) else ""
+        raise PlanError(str(error), node.span, hint) from None
+    checksum = checksum or git.checksum
+    return FetchGit(git.remote, git.ref, git.subdir, checksum, True in kept, git.submodules, git.commit_time)
 
 
 def _origin(node: ast.Copy | ast.Add, context: StageContext) -> tuple[int, tuple[Step, ...]]:
@@ -249,16 +323,6 @@ def _below_pivot(source: str, origin: int) -> Picked:
     if not pivot:
         top, pattern = "/", source
     return Picked(top, origin, parents=(_clean("/" + pattern).removeprefix("/"),))
-
-
-def _body(heredoc: ast.Heredoc, state: StageState, span: Span) -> str:
-    """A here-document's text; variables are expanded unless its name was quoted."""
-    if not heredoc.expand:
-        return heredoc.body
-    try:
-        return expand_word(heredoc.body, state.env, raw_quotes=True)
-    except ExpansionError as error:
-        raise PlanError(f"failed to process the here-document {heredoc.name}: {error}", span) from None
 
 
 def _destination(written: str, state: StageState) -> str:
@@ -320,9 +384,11 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
 def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> StageState:
     """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
     written = _word(node.path, state, context, node.span)
+    if not state.workdir_set and not written.startswith("/"):
+        context.linter.warn("WorkdirRelativePath", node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
     path = _clean(posixpath.join("/", here, written))
-    state = replace(state, config=state.config.with_settings(WorkingDir=path))
+    state = replace(state, config=state.config.with_settings(WorkingDir=path), workdir_set=True)
     if path == "/":
         return state.noted("WORKDIR /")
     op = MakeDir(path, state.config.settings.get("User") or "", context.epoch)
@@ -341,12 +407,19 @@ def _entrypoint(node: ast.Entrypoint, state: StageState) -> StageState:
 
 def _expose(node: ast.Expose, state: StageState, context: StageContext) -> StageState:
     words: list[str] = []
+    missing: set[str] = set()
     for item in sorted(node.ports):
         try:
-            words += expand_words(item, state.env, context.escape)
+            words += expand_words(item, state.env, context.escape, missing)
         except ExpansionError as error:
             raise PlanError(f"failed to process {item!r}: {error}", node.span) from None
+    _undefined(missing, state, context, node.span)
     ports = parse_ports(words, node.span)
+    for word in words:
+        if word.partition("/")[2] != word.partition("/")[2].lower():
+            context.linter.warn("ExposeProtoCasing", node.span, word)
+        if ":" in word:
+            context.linter.warn("ExposeInvalidFormat", node.span, word)
     exposed = {**(state.config.settings.get("ExposedPorts") or {}), **{port: {} for port in ports}}
     shown = f"EXPOSE [{' '.join(ports)}]"
     return replace(state, config=state.config.with_settings(ExposedPorts=exposed)).noted(shown)

@@ -36,11 +36,22 @@ class HistoryLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Argument:
+    """A build argument with the value it has in this build, and what the file says of it."""
+
+    name: str
+    value: str
+    description: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that is to be done: ``root`` is the target's last step (None: an empty image).
 
-    ``base_history`` came with the base image; ``lines`` are this build's own. ``fresh`` are the
-    steps (by ``id``) that the cache is not asked for.
+    ``base_history`` came with the base image; ``lines`` are this build's own. ``bases`` are the
+    base images: name, image ID, platform. ``arguments`` are the ARGs that count. ``fresh`` are
+    the steps (by ``id``) that the cache is not asked for.
     """
 
     root: Step | None
@@ -48,8 +59,9 @@ class Plan:
     config: ImageConfig
     base_history: tuple[History, ...]
     lines: tuple[HistoryLine, ...]
-    bases: tuple[tuple[str, str], ...]
+    bases: tuple[tuple[str, str, str], ...]
     unused_args: tuple[str, ...]
+    arguments: tuple[Argument, ...]
     fresh: frozenset[int] = frozenset()
 
 

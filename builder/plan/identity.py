@@ -13,6 +13,8 @@ from builder.plan.ops import (
     BindMount,
     CacheMount,
     CopyFiles,
+    FetchGit,
+    FetchUrl,
     FromImage,
     Inline,
     MakeDir,
@@ -30,6 +32,18 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
     match op:
         case FromImage():
             return "image", {"layers": list(op.diff_ids)}
+        case FetchUrl():  # what was asked for: those who use a fetched file key on what it is
+            return "url", {"url": op.url, "name": op.name, "checksum": op.checksum}
+        case FetchGit():
+            return "git", {
+                "remote": op.remote,
+                "ref": op.ref,
+                "subdir": op.subdir,
+                "checksum": op.checksum,
+                "keep_git_dir": op.keep_git_dir,
+                "submodules": op.submodules,
+                "commit_time": op.commit_time,
+            }
         case RunCommand():
             return "run", {
                 "argv": list(op.argv),

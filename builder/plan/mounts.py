@@ -17,16 +17,19 @@ from grammar.words import expand_word
 
 
 def convert_mounts(
-    node: ast.Run, env: Mapping[str, str], cwd: str, context: StageContext
+    node: ast.Run, env: Mapping[str, str], cwd: str, missing: set[str], context: StageContext
 ) -> tuple[tuple[Mount, ...], tuple[Step, ...]]:
-    """The mounts of a RUN and its sources, which they number. Raises PlanError."""
+    """The mounts of a RUN and its sources, which they number; unset variables go to *missing*.
+
+    Raises PlanError.
+    """
     mounts: list[Mount] = []
     sources: list[Step] = []
     for flag in node.mounts:
 
         def expand(text: str, span: Span = flag.span) -> str:
             try:
-                return expand_word(text, env, context.escape)
+                return expand_word(text, env, context.escape, missing)
             except ExpansionError as error:
                 raise PlanError(f"failed to process {text!r}: {error}", span) from None
 

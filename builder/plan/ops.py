@@ -21,6 +21,32 @@ class FromImage:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchUrl:
+    """The file behind an http or https URL, called ``name``; ``checksum`` is a digest or ""."""
+
+    url: str
+    name: str
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchGit:
+    """The files of a git repository at ``ref`` ("": its default branch), or of its ``subdir``.
+
+    ``checksum`` begins the hash of the commit that it has to be. Files get the time of the
+    checkout, with ``commit_time`` that of the commit.
+    """
+
+    remote: str
+    ref: str
+    subdir: str
+    checksum: str
+    keep_git_dir: bool
+    submodules: bool
+    commit_time: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Picked:
     """Files of ``origin``: the build context, or the step's source of that number.
 
@@ -142,4 +168,5 @@ class RunCommand:
     mounts: tuple[Mount, ...] = ()
 
 
-Op = FromImage | RunCommand | CopyFiles | MakeDir
+Fetch = FetchUrl | FetchGit
+Op = FromImage | Fetch | RunCommand | CopyFiles | MakeDir

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from builder.errors import BuildError, Cancelled, PlanError
-from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
-from builder.plan.context import StageContext, unsupported
+from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
+from builder.plan.context import StageContext
 from builder.plan.convert import StageState, convert
-from builder.plan.graph import Plan, Step, needed
+from builder.plan.graph import Argument, Plan, Step, needed
 from builder.plan.ops import CONTEXT, CopyFiles, FromImage, Op, Picked
+from builder.plan.remote import redacted
 from builder.plan.scope import Scope, platform_args
 from builder.request import BuildRequest
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ExpansionError, ReferenceError_
+from grammar.lint import Linter, check_file, check_stage, describing, suggestion
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -43,31 +45,48 @@ class _Stage:
     index: int
     node: ast.Stage
     base: str
+    platform: Platform
     base_index: int | None
     sources: set[int] = field(default_factory=set)
     state: StageState | None = None
 
 
-def plan(file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver) -> Plan:
-    """Plan the build of *file* as *request* asks. Raises PlanError, and what *resolver* raises."""
-    return _Planner(file, request, resolver).plan()
+def plan(
+    file: ast.Dockerfile,
+    request: BuildRequest,
+    resolver: ImageResolver,
+    linter: Linter,
+    all_stages: bool = False,
+) -> Plan:
+    """Plan the build of *file* as *request* asks; *linter* is told what is questionable.
+
+    With *all_stages* also the stages that the target does not need are converted, to check
+    them. Raises PlanError, and what *resolver* raises.
+    """
+    return _Planner(file, request, resolver, linter).plan(all_stages)
 
 
 class _Planner:
-    def __init__(self, file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver) -> None:
+    def __init__(
+        self, file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver, linter: Linter
+    ) -> None:
         self._file = file
         self._request = request
         self._resolver = resolver
+        self._linter = linter
         self._platform = host()
         self._escape = file.directives.escape
-        predefined = platform_args(self._platform, self._platform, request.target)
+        target = request.target or file.stages[-1].start.name
+        predefined = platform_args(self._platform, self._platform, target)
         self._scope = Scope(dict(request.build_args), predefined)
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
-        self._bases: dict[str, str] = {}
+        self._bases: list[tuple[str, str, str]] = []
         self._fresh: set[int] = set()
         self._stages: list[_Stage] = []
 
-    def plan(self) -> Plan:
+    def plan(self, all_stages: bool) -> Plan:
+        check_file(self._file, self._linter)
+        self._check_defaults()
         self._read_global_args()
         for index, node in enumerate(self._file.stages):
             self._stages.append(self._resolve_base(index, node))
@@ -75,6 +94,8 @@ class _Planner:
             stage.sources = self._sources_of(stage)
         target = self._target()
         try:
+            for index in range(len(self._stages)) if all_stages else ():
+                self._state_of(index)
             state = self._state_of(target)
         except RecursionError:
             raise PlanError("triggers of base images lead to one another too often") from None
@@ -88,10 +109,31 @@ class _Planner:
             replace(config, history=()),
             config.history,
             state.lines,
-            tuple(self._bases.items()),
+            tuple(self._bases),
             self._scope.unused(),
+            self._arguments(target),
             frozenset(self._fresh),
         )
+
+    def _arguments(self, target: int) -> tuple[Argument, ...]:
+        """The global ARGs, and those of the stages that the target needs."""
+        out = []
+        for node in self._file.global_args:
+            for pair in node.pairs:
+                out.append(self._argument(node, pair.key, self._scope.globals.get(pair.key, "")))
+        for index in self._reachable(target):
+            state = self._stages[index].state
+            assert state is not None
+            values = dict(state.args)
+            for stage_node in self._stages[index].node.instructions:
+                for pair in stage_node.pairs if isinstance(stage_node, ast.Arg) else ():
+                    if pair.value is not None or pair.key not in self._scope.globals:
+                        out.append(self._argument(stage_node, pair.key, values.get(pair.key, "")))
+        return tuple(out)
+
+    def _argument(self, node: ast.Instruction, name: str, value: str) -> Argument:
+        comment = describing(self._file, node.span, name)
+        return Argument(name, value, comment, node.span)
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -106,12 +148,45 @@ class _Planner:
                 if value is not None:
                     self._scope.globals[pair.key] = value
 
-    def _expand_global(self, text: str, span: Span) -> str:
+    def _expand_global(self, text: str, span: Span, missing: set[str] | None = None) -> str:
         env = {**self._scope.globals, **self._platform_overrides()}
         try:
-            return expand_word(text, env, self._escape)
+            return expand_word(text, env, self._escape, missing)
         except ExpansionError as error:
             raise PlanError(f"failed to process {text!r}: {error}", span) from None
+
+    def _expand_from(self, text: str, start: ast.From, span: Span, missing: set[str] | None = None) -> str:
+        """A word of FROM; it may use global ARGs and the predefined ones. Unset ones go to *missing*."""
+        missing = set() if missing is None else missing
+        try:
+            return self._expand_global(text, span, missing)
+        finally:
+            declared = {pair.key for node in self._file.global_args for pair in node.pairs}
+            known = declared | set(self._scope.globals)
+            for name in sorted(missing - known):
+                self._linter.warn("UndefinedArgInFrom", start.span, name, suggestion(name, known))
+
+    def _check_defaults(self) -> None:
+        """Whether every base has a name also when no build argument is given."""
+        env = dict(self._scope.globals)
+        try:
+            for pair in (pair for node in self._file.global_args for pair in node.pairs):
+                if pair.value is not None:
+                    env[pair.key] = expand_word(pair.value, env, self._escape)
+            for stage in self._file.stages:
+                base = expand_word(stage.start.base, env, self._escape)
+                if not self._is_reference(base):
+                    self._linter.warn("InvalidDefaultArgInFrom", stage.start.span, stage.start.base)
+        except ExpansionError:
+            pass  # the build says it better
+
+    @staticmethod
+    def _is_reference(text: str) -> bool:
+        try:
+            parse_reference(text)
+        except ReferenceError_:
+            return False
+        return True
 
     def _platform_overrides(self) -> dict[str, str]:
         """Predefined platform arguments may be overridden on the command line."""
@@ -120,7 +195,7 @@ class _Planner:
 
     def _resolve_base(self, index: int, node: ast.Stage) -> _Stage:
         start = node.start
-        base = self._expand_global(start.base, start.base_span or start.span)
+        base = self._expand_from(start.base, start, start.base_span or start.span)
         if not base:
             raise PlanError(
                 f"base name ({start.base}) should not be blank",
@@ -129,7 +204,7 @@ class _Planner:
             )
         # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
         earlier = [stage.index for stage in self._stages if stage.node.start.name == base]
-        return _Stage(index, node, base, earlier[-1] if earlier else None)
+        return _Stage(index, node, base, self._platform_of(start), earlier[-1] if earlier else None)
 
     def _target(self) -> int:
         wanted = self._request.target
@@ -213,10 +288,9 @@ class _Planner:
 
     def _convert_stage(self, stage: _Stage) -> None:
         start = stage.node.start
+        check_stage(stage.node, self._linter)
         own_base = stage.base_index is None and stage.base != "scratch"
         counter = _Counter(self._label(stage), own_base + _layer_steps(stage.node.instructions))
-        if start.platform:
-            self._check_platform(start)
         if stage.base_index is not None:
             below = self._stages[stage.base_index].state
             assert below is not None  # earlier in file order, and reachable
@@ -225,7 +299,7 @@ class _Planner:
             config = scratch(self._platform)
             state = StageState(config, env=config.env)
         else:
-            state = self._from_image(stage.base, start, counter)
+            state = self._from_image(stage, counter)
         triggers = [(text, _trigger(text, start.span)) for text in state.config.settings.get("OnBuild") or ()]
         counter.total += _layer_steps([node for _, node in triggers])
         state = replace(state, config=state.config.with_settings(OnBuild=None))
@@ -244,7 +318,7 @@ class _Planner:
 
         def new_step(op: Op, parent: Step | None, sources: tuple[Step, ...], span: Span) -> Step:
             shown = " ".join(text.split()) or self._file.sources.get(span.first, "")
-            step = self._intern(op, parent, sources, span, counter.name(shown))
+            step = self._intern(op, parent, sources, span, counter.name(redacted(shown)))
             if fresh:
                 self._fresh.add(id(step))
             return step
@@ -255,8 +329,10 @@ class _Planner:
             self._request.network,
             self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
             self._request.epoch or 0,
+            self._linter,
             new_step,
             lambda name, span, mount: self._source(name, stage, span, mount),
+            lambda op, name, span: self._intern(op, None, (), span, f"[internal] {name}"),
             self._take_context,
         )
 
@@ -270,14 +346,36 @@ class _Planner:
             return stage.node.start.name
         return f"stage-{stage.index}" if len(self._stages) > 1 else ""
 
-    def _check_platform(self, start: ast.From) -> None:
-        wanted = self._expand_global(start.platform, start.span)
-        if wanted not in (str(self._platform), f"{self._platform.os}/{self._platform.architecture}"):
-            raise unsupported(f"FROM --platform={wanted} on {self._platform}", start.span)
+    def _platform_of(self, start: ast.From) -> Platform:
+        """The platform that a FROM asks for, else ours."""
+        if not start.platform:
+            return self._platform
+        missing: set[str] = set()
+        try:
+            wanted = self._expand_from(start.platform, start, start.span, missing)
+            guess = "".join(suggestion(name, self._scope.globals) for name in sorted(missing)[:1])
+            if not wanted:
+                raise ValueError(f"empty platform value from expression {start.platform}{guess}")
+            platform = parse_platform(wanted, self._platform)
+        except ValueError as error:
+            what = f"failed to parse platform {start.platform}: " if wanted else ""
+            raise PlanError(f"{what}{error}{guess if wanted else ''}", start.span) from None
+        if start.platform in ("$TARGETPLATFORM", "${TARGETPLATFORM}"):
+            self._linter.warn("RedundantTargetPlatform", start.span, start.platform)
+        elif wanted == start.platform and not (
+            platform.os in start.name or platform.architecture in start.name
+        ):
+            self._linter.warn("FromPlatformFlagConstDisallowed", start.span, wanted)
+        return platform
 
-    def _from_image(self, base: str, start: ast.From, counter: _Counter) -> StageState:
-        span = start.base_span or start.span
-        op, config = self._image(base, span)
+    def _from_image(self, stage: _Stage, counter: _Counter) -> StageState:
+        start = stage.node.start
+        op, config = self._image(stage.base, start.base_span or start.span, stage.platform)
+        got = config.platform
+        if (got.os, got.architecture) != (stage.platform.os, stage.platform.architecture):
+            self._linter.warn(
+                "InvalidBaseImagePlatform", start.span, stage.base, str(stage.platform), str(got)
+            )
         text = self._file.sources.get(start.span.first, "")
         step = self._intern(op, None, (), start.span, counter.name(text)) if op.diff_ids else None
         if "PATH" not in config.env:
@@ -285,7 +383,7 @@ class _Planner:
         # The base's history and diff IDs are the image's; its creation time is not (T74).
         return StageState(replace(config, created=""), step, config.env)
 
-    def _image(self, name: str, span: Span) -> tuple[FromImage, ImageConfig]:
+    def _image(self, name: str, span: Span, platform: Platform) -> tuple[FromImage, ImageConfig]:
         try:
             reference = parse_reference(name)
         except ReferenceError_ as error:
@@ -293,18 +391,18 @@ class _Planner:
                 f"{name!r} is neither a stage of this file nor an image name: {error}", span
             ) from None
         try:
-            image, config = self._resolver.resolve(reference, self._platform)
+            image, config = self._resolver.resolve(reference, platform)
         except Cancelled:
             raise
         except (BuildError, CacheError) as error:
             raise PlanError(error.message, span, error.hint) from error
-        self._bases[str(reference)] = image
+        self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
 
     def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Step | None:
         index = self._stage_named(name, user, span, mount)
         if index is None:
-            op, _config = self._image(name, span)
+            op, _config = self._image(name, span, self._platform)
             return self._intern(op, None, (), span, f"FROM {name}")
         return self._state_of(index).root
 

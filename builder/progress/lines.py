@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 # What a step may not do to the reader's terminal: everything but tab and newline.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -28,8 +28,13 @@ def output(number: int, seconds: float, line: str) -> str:
     return f"#{number} {seconds:.2f} {line}"
 
 
-def result(image: str, tags: "Iterable[str]") -> "Iterator[str]":
-    """The closing lines: the image's ID, and each name it now has."""
+def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":
+    """The closing lines: what the checks found, the image's ID, and each name it now has."""
+    for warning in warnings:
+        yield "\n".join(map(printable, warning.split("\n")))
+    if warnings:
+        count = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
+        yield f"{count} found; docs/rules explains each"
     yield f"image {image}"
     for tag in tags:
         yield f"tagged {tag}"

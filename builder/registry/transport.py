@@ -70,16 +70,18 @@ class Response:
 
 @dataclass(slots=True)
 class Transport:
-    """A connection pool to one registry. ``sleep`` and ``jitter`` are seams for tests."""
+    """A connection pool to one registry, or other server. ``sleep`` and ``jitter`` are seams for tests."""
 
     registry: str
+    scheme: str = "https"
+    encoded: bool = False  # a body may come compressed, the caller sees to it
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
     _pool: Any = field(default=None)
 
     def __post_init__(self) -> None:
         timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT)
-        proxy = _proxy_for(self.registry)
+        proxy = _proxy_for(self.registry, self.scheme)
         if proxy:
             self._pool = urllib3.ProxyManager(proxy, timeout=timeout, retries=False)
         else:
@@ -152,7 +154,7 @@ class Transport:
         except urllib3.exceptions.HTTPError as error:
             raise OSError(str(error)) from None
         found = {key.lower(): value for key, value in raw.headers.items()}
-        if found.get("content-encoding", "identity") != "identity":
+        if found.get("content-encoding", "identity") != "identity" and not self.encoded:
             raw.close()
             raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
         return Response(raw.status, found, url, raw)
@@ -232,11 +234,11 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, min(moment - time.time(), _LONGEST_RETRY_AFTER))
 
 
-def _proxy_for(registry: str) -> str:
-    """The HTTPS proxy of the environment, unless no_proxy or loopback speaks against it."""
+def _proxy_for(registry: str, scheme: str) -> str:
+    """The proxy of the environment for *scheme*, unless no_proxy or loopback speaks against it."""
     from urllib.request import getproxies, proxy_bypass
 
     host = urlsplit(f"//{registry}").hostname or registry
     if is_loopback(registry) or proxy_bypass(host):
         return ""
-    return getproxies().get("https", "")
+    return getproxies().get(scheme, "")

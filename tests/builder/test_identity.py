@@ -13,6 +13,8 @@ from builder.plan.ops import (
     BindMount,
     CacheMount,
     CopyFiles,
+    FetchGit,
+    FetchUrl,
     FromImage,
     Inline,
     MakeDir,
@@ -41,6 +43,8 @@ SAMPLES: list[Op] = [
     ),
     CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True, 1),
     MakeDir("/w", "5", 1),
+    FetchUrl("http://h/f", "f", "sha256:0"),
+    FetchGit("http://h/r.git", "main", "d", "0", False, True, False),
 ]
 
 # Names only show in messages; a base is its layers; a proxy reaches a step undeclared (T98).

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
+from images import Images
 
-from builder.errors import BuildError, PlanError
-from builder.image.model import ImageConfig, Platform, host, scratch
+from builder.errors import PlanError
 from builder.plan.graph import Plan
 from builder.plan.planner import plan
 from builder.request import BuildRequest
-from cache.digest import Digest, digest_of
+from grammar.lint import Checks, Linter
 from grammar.parse import parse
-from grammar.reference import Reference
-
-
-class Images:
-    """An ImageResolver of a few names; it remembers what it was asked."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = {f"docker.io/library/{name}:latest" for name in names}
-        self.asked: list[str] = []
-
-    def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        self.asked.append(str(reference))
-        if str(reference) not in self.names:
-            raise BuildError(f"no {reference}")
-        layer = digest_of(str(reference).encode())
-        return layer, replace(scratch(host()), diff_ids=(layer,))
 
 
 def planned(text: str, images: Images | None = None, target: str = "") -> Plan:
     made = BuildRequest(os.getcwd(), "", target=target)
-    return plan(parse(text), made, images or Images("busybox", "debian"))
+    file = parse(text)
+    return plan(file, made, images or Images("busybox", "debian"), Linter(file, Checks()))
 
 
 def names(text: str, target: str = "") -> list[str]:

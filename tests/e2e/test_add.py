@@ -4,42 +4,15 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
-import tarfile
 from collections.abc import Callable
 
 import pytest
 import zstandard
+from archives import DIR, FILE, HARD, LINK, PLAIN, tar
 from harness import Pybuild, Tree
 
 pytestmark = pytest.mark.e2e
-
-Member = tuple[str, bytes, str]  # name, type, content or link target
-
-
-def tar(*members: Member, **fields: object) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
-        for name, kind, text in members:
-            info = tarfile.TarInfo(name)
-            info.type, info.mtime, info.mode = (
-                kind,
-                1_000_000_000,
-                0o755 if kind == tarfile.DIRTYPE else 0o640,
-            )
-            info.uid, info.gid = 7, 8
-            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-                info.linkname = text
-                made.addfile(info)
-            else:
-                info.size = len(text)
-                made.addfile(info, io.BytesIO(text.encode()))
-    return buffer.getvalue()
-
-
-FILE, DIR, LINK, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
-PLAIN = tar(("d", DIR, ""), ("d/f", FILE, "1"), ("l", LINK, "d/f"))
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "none": bytes,

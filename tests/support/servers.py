@@ -65,8 +65,9 @@ class Misbehaving:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-                answer = outer.answers.get(self.path.partition("?")[0])
-                if answer is None:
+                try:
+                    answer = outer.answers[self.path.partition("?")[0]]
+                except KeyError:
                     send(self, b"{}", status=404 if self.path != "/v2/" else 200)
                 else:
                     answer(self)

@@ -1,0 +1,187 @@
+"""What can be said of a Dockerfile without building it: ``--check`` and ``--call`` (dockerfile.md 1.9).
+
+The JSON is what BuildKit's subrequests answer, so that tools which read one read the other.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from builder.build import Inputs, parsed, plan_file, shown_name
+from builder.errors import BuildError
+from builder.events import Event
+from builder.plan.graph import Plan
+from builder.plan.ops import CacheMount, RunCommand, SecretMount
+from builder.request import BuildRequest
+from cache.store import Store
+from grammar import ast
+from grammar.errors import excerpt
+from grammar.lint import Finding, describing
+from grammar.span import Span
+
+METHODS = ("check", "lint", "outline", "targets")
+
+
+def call(method: str, request: BuildRequest, inputs: Inputs, store: Store, as_json: bool) -> tuple[str, int]:
+    """What a method answers, and the exit code. Raises BuildError."""
+    if method == "targets":
+        file = parsed(inputs, store)
+        answer = _targets(file)
+        return (_json(answer, file.text) if as_json else _targets_table(answer)), 0
+    if method == "outline":
+        planned = plan_file(request, inputs, store, _nobody, [], metadata_only=True)
+        file = parsed(inputs, store)
+        answer = _outline(request, file, planned)
+        return (_json(answer, file.text) if as_json else _outline_table(answer)), 0
+    return _check(request, inputs, store, as_json)
+
+
+def _nobody(event: Event) -> None:
+    """A sink for what is not shown."""
+
+
+def _check(request: BuildRequest, inputs: Inputs, store: Store, as_json: bool) -> tuple[str, int]:
+    findings: list[Finding] = []
+    failure: BuildError | None = None
+    try:
+        plan_file(request, inputs, store, _nobody, findings, True, not request.target)
+    except BuildError as error:
+        failure = error
+    text = inputs.dockerfile[1].decode("utf-8", "surrogateescape")
+    name = shown_name(inputs)
+    code = 1 if findings or failure is not None else 0
+    if as_json:
+        answer: dict[str, Any] = {"warnings": [_warning(finding) for finding in findings]}
+        source = {"fileName": name, "language": "Dockerfile", "definition": None, "data": _base64(text)}
+        answer["sources"] = [source]
+        if failure is not None:
+            answer["buildError"] = {"message": failure.message, "location": _location(failure.span)}
+        return json.dumps(answer, indent=2) + "\n", code
+    out = [f"{_long(finding, name, text)}\n\n" for finding in findings]
+    if failure is not None:
+        raise BuildError(failure.message, failure.hint, "".join(out) + failure.excerpt)
+    count = len(findings)
+    said = "no warnings found." if not count else "1 warning has been found!"
+    out.append(f"Check complete, {said if count < 2 else f'{count} warnings have been found!'}\n")
+    return "".join(out), code
+
+
+def _long(finding: Finding, name: str, text: str) -> str:
+    page = finding.rule.url or f"docs/rules/{finding.rule.page}.md"
+    return f"WARNING: {finding.rule.name} - {page}\n{finding.message}\n{excerpt(name, text, finding.span)}"
+
+
+def _warning(finding: Finding) -> dict[str, Any]:
+    rule = finding.rule
+    out = {"ruleName": rule.name, "description": rule.description, "url": rule.url, "detail": finding.message}
+    return {**{key: value for key, value in out.items() if value}, "location": _location(finding.span)}
+
+
+def _location(span: Span | None) -> dict[str, Any]:
+    if span is None:
+        return {}
+    return {"ranges": [{"start": {"line": span.first}, "end": {"line": span.last}}]}
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def _json(answer: dict[str, Any], text: str) -> str:
+    return json.dumps({**answer, "sources": [_base64(text)]}, indent=2) + "\n"
+
+
+def _given(**fields: object) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
+
+
+# -- targets -------------------------------------------------------------------------------
+
+
+def _targets(file: ast.Dockerfile) -> dict[str, Any]:
+    last = file.stages[-1]
+    return {
+        "targets": [
+            _given(
+                name=stage.start.name,
+                default=stage is last,
+                description=describing(file, stage.start.span, stage.start.name) if stage.start.name else "",
+                base=stage.start.base,
+                platform=stage.start.platform,
+                location=_location(stage.start.span),
+            )
+            for stage in file.stages
+        ]
+    }
+
+
+def _targets_table(answer: dict[str, Any]) -> str:
+    rows = [("TARGET", "DESCRIPTION")]
+    for target in answer["targets"]:
+        name = target.get("name", "")
+        mark = "(default)" if target.get("default") else ""
+        if name or mark:
+            rows.append((f"{name} {mark}".strip(), target.get("description", "")))
+    return _table(rows)
+
+
+# -- outline -------------------------------------------------------------------------------
+
+
+def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> dict[str, Any]:
+    wanted = request.target.lower()
+    stages = [stage.start for stage in file.stages if not wanted or stage.start.name == wanted]
+    start = stages[-1]
+    mounts = [
+        (mount, step.span)
+        for step in planned.steps
+        if isinstance(step.op, RunCommand)
+        for mount in step.op.mounts
+    ]
+    arguments = {argument.name: argument for argument in planned.arguments}
+    secrets = {m.id: (m, span) for m, span in mounts if isinstance(m, SecretMount)}
+    caches = {m.id: (m, span) for m, span in mounts if isinstance(m, CacheMount)}
+    return _given(
+        name=start.name,
+        description=describing(file, start.span, start.name) if start.name else "",
+        args=[
+            {
+                **_given(name=a.name, description=a.description, value=a.value),
+                "location": _location(a.span),
+            }
+            for a in arguments.values()
+        ],
+        secrets=[
+            {**_given(name=name, required=mount.required), "location": _location(span)}
+            for name, (mount, span) in secrets.items()
+        ],
+        cache=[{"ID": name, "location": _location(span)} for name, (_, span) in caches.items()],
+    )
+
+
+def _outline_table(answer: dict[str, Any]) -> str:
+    out = ""
+    if name := answer.get("name"):
+        out += f"TARGET:       {name}\n"
+    if description := answer.get("description"):
+        out += f"DESCRIPTION:  {description}\n"
+    if arguments := answer.get("args"):
+        rows = [("BUILD ARG", "VALUE", "DESCRIPTION")]
+        rows += [(a["name"], a.get("value", ""), a.get("description", "")) for a in arguments]
+        out += ("\n" if out else "") + _table(rows)
+    if secrets := answer.get("secrets"):
+        rows2 = [
+            ("SECRET", "REQUIRED"),
+            *((s["name"], str(bool(s.get("required"))).lower()) for s in secrets),
+        ]
+        out += ("\n" if out else "") + _table(rows2)
+    return out
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in lines)

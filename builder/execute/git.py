@@ -1,0 +1,235 @@
+"""ADD of a git repository, by the machine's git with everything turned off that it need not do.
+
+A repository is an attacker (security.md SRC-12 to SRC-15): git gets no configuration but ours,
+runs no hook, asks nobody, and speaks http, https, ssh and git only.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from builder.errors import BuildError, Cancelled
+from builder.execute.secrets import find_secret
+from builder.execute.workshop import Workshop
+from builder.plan.ops import FetchGit
+from builder.plan.remote import is_commit, redacted
+from builder.request import Secret
+from cache.keys import CacheKey, derive
+from cache.snapshots import Draft, commit, draft
+from cache.trees import remove_tree
+
+_PASSED = ("PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_CONFIG = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.symlinks": "true",
+    "protocol.file.allow": "never",
+    "protocol.ext.allow": "never",
+    "advice.detachedHead": "false",
+    "init.defaultBranch": "main",
+    "gc.auto": "0",
+    "fetch.fsckObjects": "true",
+}
+_OUTPUT_LIMIT = 64 << 20
+
+
+def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, str]:
+    """The key and the snapshot of what *op* says. A commit that is here is not fetched again.
+
+    Raises BuildError, and Cancelled.
+    """
+    if shutil.which("git") is None:
+        raise BuildError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
+    with draft(workshop.store, ()) as made:
+        git = _Git(op, workshop, made.folder)
+        where, hashes = git.resolve()
+        if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
+            raise BuildError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
+        wanted = hashes[-1]
+        fields: dict[str, object] = {
+            "commit": wanted,
+            "subdir": op.subdir,
+            "keep": op.keep_git_dir and [redacted(op.remote), where],
+            "submodules": op.submodules,
+            "commit_time": op.commit_time,
+        }
+        key = derive("git", fields)
+        memo = f"git:{key}"
+        last = (workshop.store.index.memo(memo) or b"").decode()
+        if last and not fresh and workshop.store.index.usable(last):
+            return key, last
+        git.check_out(made, where, wanted)
+        snapshot = commit(made)
+        workshop.store.index.set_memo(memo, snapshot.encode())
+    return key, snapshot
+
+
+class _Git:
+    """git on one repository."""
+
+    def __init__(self, op: FetchGit, workshop: Workshop, folder: str) -> None:
+        self._op = op
+        self._workshop = workshop
+        self._environment = _environment(op.remote, folder, workshop.secrets)
+
+    def resolve(self) -> tuple[str, list[str]]:
+        """The full name of the ref and the hashes it stands for: a tag's own first, its commit last."""
+        ref = self._op.ref
+        if is_commit(ref):
+            return ref, [ref]
+        wanted = ref or "HEAD"
+        found = {}
+        arguments = ["ls-remote", "--", self._op.remote, wanted, f"{wanted}^{{}}"]
+        for line in self._run(arguments).split("\n"):
+            value, _, name = line.partition("\t")
+            if is_commit(value):
+                found[name] = value
+        for name in (f"refs/heads/{wanted}", f"refs/tags/{wanted}", wanted):  # branches first, as git
+            if name in found:
+                return name, list(dict.fromkeys((found[name], found.get(f"{name}^{{}}", found[name]))))
+        raise BuildError(
+            f"repository {redacted(self._op.remote)} does not contain ref {wanted}",
+            "a commit is named by its whole hash",
+        )
+
+    def check_out(self, made: Draft, where: str, wanted: str) -> None:
+        """Leave the files of the commit *wanted* in the draft."""
+        here = made.upper
+        self._run(["init", "-q"], here)
+        self._run(["remote", "add", "origin", redacted(self._op.remote).replace("xxxxx@", "")], here)
+        self._fetch(where, wanted, here)
+        self._run(["checkout", "-q", "-f", "--detach", wanted], here)
+        if self._op.submodules and os.path.lexists(os.path.join(here, ".gitmodules")):
+            self._run(["submodule", "-q", "update", "--init", "--recursive", "--depth=1"], here)
+        when = int(self._run(["show", "-s", "--format=%ct", wanted], here)) if self._op.commit_time else None
+        if not self._op.keep_git_dir:
+            _forget(here)
+        if self._op.subdir:
+            _only(made, self._op.subdir)
+        _normalise(here, when)
+
+    def _fetch(self, where: str, wanted: str, here: str) -> None:
+        """Only the commit; everything where the server cannot give that."""
+        try:
+            self._run(["fetch", "-q", "--depth=1", "--no-tags", "--", self._op.remote, wanted], here)
+            return
+        except BuildError:
+            pass
+        try:
+            everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
+            if where.startswith("refs/") and not where.startswith(("refs/heads/", "refs/tags/")):
+                everything.append(where)
+            self._run(["fetch", "-q", "--no-tags", "--", self._op.remote, *everything], here)
+            self._run(["cat-file", "-e", f"{wanted}^{{commit}}"], here)
+        except BuildError as error:
+            raise BuildError(f"fetching {wanted} of {redacted(self._op.remote)}: {error.message}") from None
+
+    def _run(self, arguments: Sequence[str], folder: str | None = None) -> str:
+        """git's output. Raises BuildError with the last it said, Cancelled."""
+        process = subprocess.Popen(
+            ["git", *arguments],
+            cwd=folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            umask=0o022,
+        )
+        try:
+            while True:
+                try:
+                    out, said = process.communicate(timeout=0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    self._workshop.check()
+        except Cancelled:
+            os.killpg(process.pid, 9)
+            process.communicate()
+            raise
+        if process.returncode:
+            lines = [line for line in said.decode("utf-8", "replace").split("\n") if line.strip()]
+            reason = redacted(lines[-1]) if lines else f"it ended with {process.returncode}"
+            raise BuildError(f"git {arguments[0]} of {redacted(self._op.remote)}: {reason}")
+        return out[:_OUTPUT_LIMIT].decode("utf-8", "surrogateescape")
+
+
+def _environment(remote: str, folder: str, secrets: Mapping[str, Secret]) -> dict[str, str]:
+    """What git sees: our configuration and nobody else's; credentials only here, never in arguments."""
+    out = {name: os.environ[name] for name in _PASSED if name in os.environ}
+    out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
+    config = dict(_CONFIG)
+    parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
+    if parts.scheme in ("http", "https") and (header := _credentials(parts.hostname or "", secrets)):
+        config[f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader"] = header
+    for number, (key, value) in enumerate(config.items()):
+        out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
+    return out | {
+        "GIT_CONFIG_COUNT": str(len(config)),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "true",
+        "GIT_ALLOW_PROTOCOL": "http:https:ssh:git",
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+        "SSH_AUTH_SOCK": os.environ.get("SSH_AUTH_SOCK", ""),
+        "HOME": os.environ.get("HOME", "/") if parts.scheme == "ssh" else folder,
+        "LC_ALL": "C",
+    }
+
+
+def _credentials(host: str, secrets: Mapping[str, Secret]) -> str:
+    """The header that the secrets GIT_AUTH_HEADER and GIT_AUTH_TOKEN make, for this host or any."""
+    for name in (f"GIT_AUTH_HEADER.{host}", "GIT_AUTH_HEADER"):
+        if header := find_secret(secrets, name):
+            return f"Authorization: {header}"
+    for name in (f"GIT_AUTH_TOKEN.{host}", "GIT_AUTH_TOKEN"):
+        if token := find_secret(secrets, name):
+            pair = base64.b64encode(f"x-access-token:{token}".encode()).decode()
+            return f"Authorization: basic {pair}"
+    return ""
+
+
+def _forget(here: str) -> None:
+    """Remove what git keeps, here and in submodules."""
+    for folder, names, files in os.walk(here):
+        if ".git" in names:
+            remove_tree(os.path.join(folder, ".git"))
+            names.remove(".git")
+        if ".git" in files:
+            os.unlink(os.path.join(folder, ".git"))
+
+
+def _only(made: Draft, subdir: str) -> None:
+    """Make *subdir* the whole. Every step of it has to be a directory, no link (SRC-12)."""
+    path = made.upper
+    for name in [part for part in re.split("/+", subdir) if part not in ("", ".")]:
+        path = os.path.join(path, name)
+        if name == ".." or not os.path.lexists(path) or not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise BuildError(f"invalid subdir {subdir!r} in the repository: not a directory")
+    if path == made.upper:
+        return
+    aside, rest = os.path.join(made.folder, "subdir"), os.path.join(made.folder, "rest")
+    os.rename(path, aside)
+    os.rename(made.upper, rest)
+    os.rename(aside, made.upper)
+    remove_tree(rest)
+
+
+def _normalise(here: str, when: int | None) -> None:
+    """Modes as git means them, whatever the umask; the commit's time on every file if that is asked."""
+    for folder, names, files in os.walk(here, topdown=False):
+        for name in (*files, *names):
+            path = os.path.join(folder, name)
+            found = os.lstat(path)
+            if stat.S_ISDIR(found.st_mode):
+                os.chmod(path, 0o755)
+            if when is not None:
+                os.utime(path, (when, when), follow_symlinks=False)

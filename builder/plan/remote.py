@@ -1,0 +1,133 @@
+"""Sources of ADD that are elsewhere: files behind http URLs, and git repositories (dockerfile.md 1.7)."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+_SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
+# user@host:path, as scp and git write it.
+_SCP = re.compile(r"[a-zA-Z0-9_-]+@([a-zA-Z0-9][a-zA-Z0-9.-]*):([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_TRUTHS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+@dataclass(frozen=True, slots=True)
+class GitRef:
+    """A git source: the repository, what of it, and how to leave it behind.
+
+    ``ref`` is "" for the default branch; ``checksum`` is the commit it has to be, or its first
+    digits.
+    """
+
+    remote: str
+    ref: str = ""
+    subdir: str = ""
+    checksum: str = ""
+    keep_git_dir: bool | None = None
+    submodules: bool = True
+    commit_time: bool = False
+
+
+def redacted(text: str) -> str:
+    """*text* without the names and passwords of its URLs."""
+    return _USERINFO.sub("xxxxx@", text)
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def url_name(url: str) -> str:
+    """What the file behind *url* is called: one component, always."""
+    try:
+        name = posixpath.basename(unquote(urlsplit(url).path.rstrip("/")))
+    except ValueError:
+        return "__unnamed__"
+    return name if name not in ("", ".", "..") and "\0" not in name else "__unnamed__"
+
+
+def parse_git_ref(source: str, context: bool = False) -> GitRef | None:
+    """The git repository that *source* names, None if it names none.
+
+    A *context* may also say github.com/owner/name. Raises ValueError where it is one but asks
+    for what makes no sense.
+    """
+    if source.startswith(("./", "../")):
+        return None
+    if context and source.startswith("github.com/"):
+        source = f"https://{source}"
+        bare = True
+    else:
+        bare = False
+    if (found := _SCHEME.match(source)) is not None:
+        scheme = found[1].lower()
+        if scheme not in ("http", "https", "ssh", "git"):
+            return None
+        parts = urlsplit(source)
+        if scheme in ("http", "https") and not parts.path.endswith(".git") and not bare:
+            return None
+        if (parts.hostname or "-").startswith("-"):
+            raise ValueError(f"{redacted(source)!r} names no host")
+        remote, query, fragment = source.partition("#")[0].partition("?")[0], parts.query, parts.fragment
+    elif (match := _SCP.fullmatch(source)) is not None:
+        remote, query, fragment = source.partition("#")[0].partition("?")[0], match[3] or "", match[4] or ""
+    else:
+        return None
+    return _with_query(GitRef(remote), unquote(fragment), query)
+
+
+def _with_query(git: GitRef, fragment: str, query: str) -> GitRef:
+    ref, _, subdir = fragment.partition(":")
+    asked: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key in asked:
+            raise ValueError(f'query "{key}" has multiple values')
+        if not value and key not in ("submodules", "keep-git-dir", "fetch-by-commit"):
+            raise ValueError(f'query "{key}" has no value')
+        asked[key] = value
+    checksum = asked.pop("checksum", "") or asked.pop("commit", "")
+    keep = _truth(asked, "keep-git-dir")
+    submodules = _truth(asked, "submodules")
+    _truth(asked, "fetch-by-commit")  # we always fetch the commit where the server lets us
+    mtime = asked.pop("mtime", "checkout")
+    if mtime not in ("checkout", "commit"):
+        raise ValueError(f'invalid mtime value: "{mtime}"')
+    subdir = _agreed("subdir", subdir, asked.pop("subdir", ""))
+    ref = _agreed("ref", ref, asked.pop("ref", ""))
+    tag, branch = asked.pop("tag", ""), asked.pop("branch", "")
+    if tag and branch:
+        raise ValueError("branch conflicts with tag")
+    for name, prefix in ((tag, "refs/tags/"), (branch, "refs/heads/")):
+        if name:
+            ref = _agreed("ref", ref, name if name.startswith(prefix) else prefix + name)
+    if asked:
+        raise ValueError(f'unexpected query "{next(iter(asked))}"')
+    ref = ref or checksum
+    if ref.startswith("-") or re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.", ref):
+        raise ValueError(f"{ref!r} is no name of a branch, tag or commit")
+    return GitRef(git.remote, ref, subdir, checksum, keep, submodules is not False, mtime == "commit")
+
+
+def _truth(asked: dict[str, str], key: str) -> bool | None:
+    """The value of a switch; without one it is on."""
+    if key not in asked:
+        return None
+    text = asked.pop(key)
+    if text.lower() not in ("", *_TRUTHS):
+        raise ValueError(f'invalid {key} value: "{text}"')
+    return _TRUTHS.get(text.lower(), True)
+
+
+def _agreed(what: str, first: str, second: str) -> str:
+    if first and second and first != second:
+        raise ValueError(f'{what} conflicts: "{first}" vs "{second}"')
+    return first or second
+
+
+def is_commit(ref: str) -> bool:
+    """Whether *ref* is a whole commit hash, which needs no asking."""
+    return _COMMIT.fullmatch(ref) is not None

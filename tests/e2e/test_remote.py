@@ -1,0 +1,333 @@
+"""ADD of URLs and git repositories, from servers on loopback (dockerfile.md 1.7; T29, T32, T33, T40, T102, T108)."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import os
+import subprocess
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from archives import PLAIN
+from harness import Pybuild
+from servers import Misbehaving, send
+
+pytestmark = pytest.mark.e2e
+
+MODIFIED = "Sun, 09 Sep 2001 01:46:40 GMT"
+
+
+@pytest.fixture
+def web() -> Iterator[Misbehaving]:
+    server = Misbehaving()
+    yield server
+    server.close()
+
+
+# -- URLs ----------------------------------------------------------------------------------
+
+
+def test_file(pybuild: Pybuild, web: Misbehaving) -> None:
+    """T33: mode 0600, the time that the server says; history shows the URL."""
+    web.serve("/a/f.txt", b"hello", Last_Modified=MODIFIED)
+    url = f"http://{web.host}/a/f.txt?x=1#y"
+    image = pybuild.build(f"FROM scratch\nADD {url} /x\nADD {url} /d/\n")
+    for name in ("x", "d/f.txt"):
+        entry, data = image.root()[name]
+        assert (entry.mode, entry.uid, entry.gid, entry.mtime, data) == (0o600, 0, 0, 1_000_000_000, b"hello")
+    assert image.history[0]["created_by"] == f"ADD {url} /x # buildkit"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("", "__unnamed__"),
+        ("/", "__unnamed__"),
+        ("/a/", "a"),
+        ("/a/..", "__unnamed__"),
+        ("/a/%2e%2e", "__unnamed__"),
+        ("/a%20b", "a b"),
+        ("/x/%2e%2e%2fescaped", "escaped"),
+        ("/é", "é"),
+    ],
+)
+def test_name(pybuild: Pybuild, web: Misbehaving, path: str, name: str) -> None:
+    """T33, SRC-10: one component, whatever the URL says."""
+    web.answers = defaultdict(lambda: lambda handler: send(handler, b"1"))
+    image = pybuild.build(f"FROM scratch\nADD http://{web.host}{path} /d/\n")
+    assert image.tree() == {"d": "DIR", f"d/{name}": "1"}
+
+
+def test_name_too_long(pybuild: Pybuild, web: Misbehaving) -> None:
+    assert "255 bytes" in pybuild.refuse(f"FROM scratch\nADD http://{web.host}/{'a' * 300} /d/\n")
+
+
+def test_content_disposition_says_nothing(pybuild: Pybuild, web: Misbehaving) -> None:
+    web.serve("/f", b"1", Content_Disposition='attachment; filename="../../etc/passwd"')
+    assert pybuild.build(f"FROM scratch\nADD http://{web.host}/f /d/\n").tree() == {"d": "DIR", "d/f": "1"}
+
+
+def test_archive_is_not_unpacked(pybuild: Pybuild, web: Misbehaving) -> None:
+    """T32"""
+    web.serve("/a.tgz", gzip.compress(PLAIN))
+    url = f"http://{web.host}/a.tgz"
+    image = pybuild.build(f"FROM scratch\nADD {url} /kept/\nADD --unpack=true {url} /un/\n")
+    assert sorted(image.tree()) == ["kept", "kept/a.tgz", "un", "un/d", "un/d/f", "un/l"]
+
+
+def test_owner_and_mode(pybuild: Pybuild, web: Misbehaving) -> None:
+    web.serve("/f", b"1")
+    image = pybuild.build(f"FROM scratch\nADD --chmod=755 --chown=5:6 http://{web.host}/f /x\n")
+    entry = image.root()["x"][0]
+    assert (entry.mode, entry.uid, entry.gid) == (0o755, 5, 6)
+
+
+def test_revalidated(pybuild: Pybuild, web: Misbehaving) -> None:
+    """T102, T108: asked each time, fetched when it changed, and all that follows hits until then."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        known = handler.headers.get("If-None-Match") == etag
+        send(handler, b"" if known else body, status=304 if known else 200, ETag=etag)
+
+    web.answers["/f"] = answer
+    context = pybuild.context(f"FROM busybox\nADD http://{web.host}/f /x\nRUN cat /x > /y\n")
+    etag, body = '"1"', b"one"
+    pybuild("-t", "a", "--network=none", context).ok()
+    assert pybuild("-t", "a", "--network=none", context).ok().cached == 3
+    assert len(web.asked) == 2
+    etag, body = '"2"', b"two"
+    changed = pybuild("-t", "a", "--network=none", "--progress=plain", context).ok()
+    assert changed.cached == 1
+    assert pybuild("run", "a", "cat", "/y").ok().out == "two"
+    etag = '"3"'  # the same file again
+    assert pybuild("-t", "a", "--network=none", context).ok().cached == 3
+    pybuild("-t", "a", "--network=none", "--no-cache", context).ok()
+    assert "if-none-match" not in web.asked[-1][1]
+
+
+def test_checksum(pybuild: Pybuild, web: Misbehaving) -> None:
+    """T40; and a file whose checksum is known is not asked for again."""
+    web.serve("/f", b"hello")
+    good = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    context = pybuild.context(
+        f"ARG S={good}\nFROM scratch\nARG S\nADD --checksum=$S http://{web.host}/f /x\n"
+    )
+    pybuild(context).ok()
+    pybuild(context).ok()
+    assert len(web.asked) == 1
+    bad = "sha256:" + "0" * 64
+    said = pybuild.refuse(f"FROM scratch\nADD --checksum={bad} http://{web.host}/f /x\n")
+    assert f"digest mismatch for http://{web.host}/f: {good} (expected: {bad})" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ADD --checksum=sha256:1 http://x/f /x", "not a sha256 digest"),
+        (f"ADD --checksum=sha256:{'0' * 64} http://x/f http://x/g /x", "for multiple sources"),
+        (f"ADD --checksum=sha256:{'0' * 64} f /x", "checksum requires HTTP(S) or Git sources"),
+        ("COPY http://x/f /x", "source can't be a URL for COPY"),
+        ("COPY https://x/r.git /x", "source can't be a git ref for COPY"),
+        ("COPY git@x:r /x", "source can't be a git ref for COPY"),
+        ("ADD https://x/r.git?ref=a&ref=b /x", 'query "ref" has multiple values'),
+        ("ADD https://x/r.git?tag=a&branch=b /x", "branch conflicts with tag"),
+        ("ADD https://x/r.git?ref=a#b /x", 'ref conflicts: "b" vs "a"'),
+        ("ADD https://x/r.git?what=1 /x", 'unexpected query "what"'),
+        ("ADD https://x/r.git?submodules=maybe /x", 'invalid submodules value: "maybe"'),
+        ("ADD --keep-git-dir=true https://x/r.git?keep-git-dir=0 /x", "inconsistent keep-git-dir"),
+        ("ADD https://x/r.git#--upload-pack=evil /x", "is no name of a branch"),
+        ("ADD ssh://-oProxyCommand=evil/r.git /x", "names no host"),
+        ("ADD --checksum=1 https://x/r.git?checksum=2 /x", "checksum mismatch"),
+    ],
+)
+def test_refused(pybuild: Pybuild, line: str, said: str) -> None:
+    """Before anything is asked (T40, SRC-13)."""
+    assert said in pybuild.refuse(f"FROM scratch\n{line}\n", {"f": "1"})
+
+
+@pytest.mark.parametrize("text", ["ext::sh -c evil", "file:///etc", "ftp://x/f"])
+def test_other_schemes_are_paths(pybuild: Pybuild, text: str) -> None:
+    """SRC-13"""
+    assert "not found" in pybuild.refuse(f'FROM scratch\nADD ["{text}", "/x"]\n')
+
+
+def test_errors_of_servers(pybuild: Pybuild, web: Misbehaving) -> None:
+    def short(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10")
+        handler.end_headers()
+        handler.wfile.write(b"abc")
+
+    web.answers["/short"] = short
+    said = pybuild.refuse(f"FROM scratch\nADD http://{web.host}/none /x\n")
+    assert f"http://{web.host}/none answered 404" in said and "Dockerfile:2" in said
+    assert "broke off" in pybuild.refuse(f"FROM scratch\nADD http://{web.host}/short /x\n")
+
+
+def test_credentials_are_not_shown(pybuild: Pybuild, web: Misbehaving) -> None:
+    """SEC-05: not in history, not in progress, not in errors; but sent."""
+    web.serve("/f", b"1")
+    context = pybuild.context(f"FROM scratch\nADD http://me:hunter2@{web.host}/f /x\n")
+    done = pybuild("-t", "a", "-o", "type=oci,dest=a.tar", context).ok()
+    assert "hunter2" not in done.err and b"hunter2" not in (pybuild.work / "a.tar").read_bytes()
+    assert web.asked[-1][1]["authorization"] == "Basic bWU6aHVudGVyMg=="
+    refused = pybuild.refuse(f"FROM scratch\nADD http://me:hunter2@{web.host}/none /x\n")
+    assert "hunter2" not in refused.split("error: ")[1]
+
+
+def test_secret_for_a_host(pybuild: Pybuild, web: Misbehaving) -> None:
+    web.serve("/f", b"1")
+    context = pybuild.context(f"FROM scratch\nADD http://{web.host}/f /x\n")
+    pybuild("--secret", "id=HTTP_AUTH_TOKEN_127.0.0.1,env=TOKEN", context, env={"TOKEN": "t0ken"}).ok()
+    assert web.asked[-1][1]["authorization"] == "Bearer t0ken"
+
+
+# -- git -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A repository that a plain web server serves; the folder to commit in, and its URL."""
+    work, served = tmp_path / "work", tmp_path / "served"
+    work.mkdir()
+    served.mkdir()
+    git(work, "init", "-q", "-b", "main")
+    (work / "a").write_text("1")
+    (work / "run.sh").write_text("#!/bin/sh\n")
+    (work / "run.sh").chmod(0o775)
+    (work / "link").symlink_to("a")
+    (work / "sub/dir").mkdir(parents=True)
+    (work / "sub/dir/b").write_text("2")
+    (work / "out").symlink_to("/etc")
+    publish(work, served, "first")
+
+    handler = partial(_Quiet, directory=str(served))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield work, f"http://127.0.0.1:{server.server_address[1]}/r.git"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def git(folder: Path, *args: str) -> str:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_AUTHOR_DATE": "1000000000 +0000",
+        "GIT_COMMITTER_DATE": "1000000000 +0000",
+        **{f"GIT_{who}_{what}": "x@x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    return subprocess.check_output(["git", *args], cwd=folder, env=environment, text=True).strip()
+
+
+def publish(work: Path, served: Path, message: str) -> str:
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "-m", message)
+    subprocess.run(["rm", "-rf", served / "r.git"], check=True)
+    git(served, "clone", "-q", "--bare", str(work), "r.git")
+    git(served / "r.git", "update-server-info")
+    return git(work, "rev-parse", "HEAD")
+
+
+def test_git(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
+    """T29: files as git means them, without its folder; history shows the URL."""
+    _, url = repository
+    image = pybuild.build(f"FROM scratch\nADD {url} /src\n")
+    assert image.tree() == {
+        "src": "DIR",
+        "src/a": "1",
+        "src/link": "-> a",
+        "src/out": "-> /etc",
+        "src/run.sh": "#!/bin/sh\n",
+        "src/sub": "DIR",
+        "src/sub/dir": "DIR",
+        "src/sub/dir/b": "2",
+    }
+    modes = {name: entry.mode for name, (entry, _) in image.root().items() if not entry.issym()}
+    assert modes["src/a"] == 0o644 and modes["src/run.sh"] == 0o755 and modes["src/sub"] == 0o755
+    assert image.history[0]["created_by"] == f"ADD {url} /src # buildkit"
+
+
+def test_git_forms(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
+    work, url = repository
+    first = git(work, "rev-parse", "HEAD")
+    git(work, "tag", "-a", "-m", "x", "v1")
+    git(work, "checkout", "-q", "-b", "other")
+    (work / "a").write_text("other")
+    second = publish(work, work.parent / "served", "second")
+    git(work, "checkout", "-q", "main")
+    lines = {
+        f"{url}#v1": "1",
+        f"{url}?tag=v1": "1",
+        f"{url}?tag=v1&checksum={first[:12]}": "1",
+        f"{url}#other": "other",
+        f"{url}?branch=other": "other",
+        f"{url}?ref=refs/heads/other&mtime=commit": "other",
+        f"{url}#{first}": "1",
+        f"{url}?commit={second}": "other",
+    }
+    text = "".join(f"ADD {source} /{number}/\n" for number, source in enumerate(lines))
+    image = pybuild.build(f"FROM scratch\n{text}ADD {url}#v1:sub/dir /s/\nADD {url}?subdir=sub /t\n")
+    tree = image.tree()
+    assert [tree[f"{number}/a"] for number in range(len(lines))] == list(lines.values())
+    assert tree["s/b"] == "2" and tree["t/dir/b"] == "2" and "s/a" not in tree
+    assert image.root()["5/a"][0].mtime == 1_000_000_000
+
+
+def test_git_keeps_its_folder(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
+    _, url = repository
+    with_user = url.replace("http://", "http://me:hunter2@")
+    image = pybuild.build(f"FROM scratch\nADD --keep-git-dir=true {with_user} /src\n")
+    config = image.root()["src/.git/config"][1].decode()
+    assert f"url = {url}\n" in config and "hunter2" not in config
+
+
+def test_git_is_asked_and_hits(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
+    work, url = repository
+    context = pybuild.context(f"FROM busybox\nADD {url} /src\nRUN cat /src/a > /x\n")
+    pybuild("-t", "a", "--network=none", context).ok()
+    assert pybuild("-t", "a", "--network=none", context).ok().cached == 3
+    (work / "a").write_text("new")
+    publish(work, work.parent / "served", "second")
+    pybuild("-t", "a", "--network=none", context).ok()
+    assert pybuild("run", "a", "cat", "/x").ok().out == "new"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("#nope", "does not contain ref nope"),
+        ("#:../..", "invalid subdir"),
+        ("#:out", "invalid subdir"),
+        ("#:a", "invalid subdir"),
+        ("#:none", "invalid subdir"),
+        ("?checksum=" + "0" * 40, "0000"),
+        ("?branch=main&checksum=0000", "expected checksum to match 0000, got"),
+    ],
+)
+def test_git_refused(pybuild: Pybuild, repository: tuple[Path, str], more: str, said: str) -> None:
+    """T40, SRC-12"""
+    assert said in pybuild.refuse(f"FROM scratch\nADD {repository[1]}{more} /src\n")
+
+
+def test_git_runs_nothing_of_the_machine(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
+    """SRC-13: neither configuration nor hooks nor filters of who builds."""
+    work, url = repository
+    (work / ".gitattributes").write_text("* filter=evil\n")
+    publish(work, work.parent / "served", "filter")
+    (pybuild.work / ".gitconfig").write_text('[filter "evil"]\n\tsmudge = touch /dev/shm/smudged\n')
+    context = pybuild.context(f"FROM scratch\nADD {url} /src\n")
+    pybuild(context, env={"HOME": str(pybuild.work), "GIT_DIR": "/nowhere"}).ok()
+    assert not Path("/dev/shm/smudged").exists()
