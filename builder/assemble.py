@@ -13,19 +13,17 @@ from cache.digest import Digest
 _COMMENT = "buildkit.dockerfile.v0"  # what readers of a history know such lines by
 
 
-def assemble(
-    plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int], epoch: int | None
-) -> ImageConfig:
+def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int]) -> ImageConfig:
     """The config of the image that *plan* describes, its layers being *diff_ids*.
 
     *created* gives the time in nanoseconds at which a step's layer was made. Lines without
     a layer take the time of a layer near them, so that a cached build gives the same image.
-    With *epoch* everything new has that time, in seconds (T89).
+    With an epoch everything new has that time (T89).
     """
 
     def time(step: Step | None) -> str:
-        if epoch is not None:
-            return rfc3339(epoch * 10**9)
+        if plan.epoch is not None:
+            return rfc3339(plan.epoch * 10**9)
         return rfc3339(created(step)) if step is not None else ""
 
     lines = [

@@ -19,6 +19,7 @@ from builder.execute.workshop import Workshop
 from builder.image.local import put_config
 from builder.image.model import ImageConfig
 from builder.plan.graph import Plan, Step
+from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
 from builder.request import BuildRequest, BuildResult
@@ -112,6 +113,8 @@ def build(
     """
     findings: list[Finding] = []
     made = plan_file(request, inputs, store, sink, findings)
+    if any(isinstance(step.op, RunCommand) and step.op.network == "default" for step in made.steps):
+        session.add_network()
     context = _context(request, inputs, store, sink, look)
     workshop = Workshop(store, session.launcher, session.packer, context, request.secrets, sink)
     solver = Solver(made, workshop, sink, request.no_cache)
@@ -122,7 +125,7 @@ def build(
     finally:
         with contextlib.suppress(OSError):
             context.index.save(_write_index(store))
-    config = _image(made, solver, store, request.epoch)
+    config = _image(made, solver, store)
     store.sync()
     image = put_config(store, config)
     _deliver(request, store, image, config, sink)
@@ -248,7 +251,7 @@ def _write_index(store: Store) -> Callable[[str, bytes], None]:
     return write
 
 
-def _image(made: Plan, solver: Solver, store: Store, epoch: int | None) -> ImageConfig:
+def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
     """Pack what the image holds (only that) and put its config together."""
     root = solver.results[id(made.root)] if made.root is not None else None
     diff_ids: tuple[Digest, ...] = ()
@@ -258,7 +261,7 @@ def _image(made: Plan, solver: Solver, store: Store, epoch: int | None) -> Image
     def created(step: Step) -> int:
         return solver.results[id(step)].created
 
-    return assemble(made, diff_ids, created, epoch)
+    return assemble(made, diff_ids, created)
 
 
 def _deliver(request: BuildRequest, store: Store, image: Digest, config: ImageConfig, sink: Sink) -> None:

@@ -159,7 +159,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
 
     words = _words(options)
     network = options.network == "default" and b"run" in words
-    with _open_store(options) as store, Session(store, network, copies=b"copy" in words) as session:
+    copies = b"copy" in words or b"add" in words
+    with _open_store(options) as store, Session(store, network, copies) as session:
         request = _request(options)
         from builder.build import build, read_inputs, warn_unused
         from builder.memo import remember
@@ -204,13 +205,14 @@ def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
 
 def _words(options: argparse.Namespace) -> bytes:
     """The Dockerfile's text in lower case: which steps it can have at all, before it is parsed."""
-    path = options.file or os.path.join(options.context, "Dockerfile")
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo
-        with open(fd, "rb") as file:
-            return file.read(_DOCKERFILE_PEEK).lower()
-    except OSError:
-        return b""  # the build says why
+    names = [options.file] if options.file else ["Dockerfile", "dockerfile"]
+    for name in names:
+        with contextlib.suppress(OSError):  # the build says why
+            path = os.path.join("" if options.file else options.context, name)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo
+            with open(fd, "rb") as file:
+                return file.read(_DOCKERFILE_PEEK).lower()
+    return b""
 
 
 def _silent(options: argparse.Namespace) -> bool:
@@ -290,9 +292,12 @@ def _epoch(arguments: dict[str, str]) -> int | None:
     text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, not a number of seconds since 1970")
-    return int(text)
+    from builder.plan.scope import parse_epoch
+
+    try:
+        return parse_epoch(text)
+    except BuildError as error:
+        raise UsageError(error.message) from None
 
 
 def _pair(item: str, option: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builder.errors import BuildError, Cancelled
 from builder.events import Sink
 from builder.image.local import config_of, snapshots
 from builder.image.model import ImageConfig, Platform, host
@@ -30,14 +29,13 @@ class StoreResolver:
         image = find_image(self.store, reference, platform)
         if image is None:
             from builder.pull import pull, pull_config
+            from builder.registry.errors import NotFound, Unauthorized, Unavailable
 
             if self.metadata_only:
                 return pull_config(reference, platform, self.insecure)
             try:
                 image = pull(self.store, reference, platform, self.sink, self.insecure)
-            except Cancelled:
-                raise
-            except BuildError:
+            except (NotFound, Unauthorized, Unavailable):
                 image = self.store.resolve(str(reference))  # for another platform: the planner warns
                 if image is None or not self.store.has_blob(image):
                     raise

@@ -22,8 +22,23 @@ class Session:
             from builder.runtime.network import start
 
             wiring = start()
+        self._root = store.root
+        self._network = network
         self.launcher = Launcher(store.root, wiring)
         self.packer = _packer() if copies else None
+
+    def add_network(self) -> None:
+        """Containers need a network after all: a trigger of a base image runs something.
+
+        To be called before any thread exists, and any container.
+        """
+        if self._network:
+            return
+        from builder.runtime.network import start
+
+        self.launcher.close()
+        self.launcher = Launcher(self._root, start())
+        self._network = True
 
     def __enter__(self) -> "Session":
         return self

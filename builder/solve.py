@@ -34,6 +34,7 @@ from builder.plan.identity import identity
 from builder.plan.ops import (
     CONTEXT,
     BindMount,
+    CacheMount,
     CopyFiles,
     Fetch,
     FetchGit,
@@ -190,8 +191,10 @@ class Solver:
             raise StepError(error.message, step.name, step.span, error.hint) from error
 
     def _bound(self, mount: Mount, step: Step, sources: list[Solved]) -> str:
-        """What a mount adds to the key of a RUN: the content of bound files (T99), else nothing."""
-        if not isinstance(mount, BindMount) or mount.origin < 0:
+        """What a mount adds to the key of a RUN: the content of bound files, and of what a cache
+        begins with (T99); else nothing.
+        """
+        if not isinstance(mount, BindMount | CacheMount) or mount.origin < 0:
             return ""
         source = sources[mount.origin]
         if isinstance(step.sources[mount.origin].op, FromImage):

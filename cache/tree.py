@@ -72,16 +72,37 @@ class Tree:
         """
         if self.root is None:
             return _normal(path), None
+        found = self._walk([self.root], path, follow, stop=True)
+        assert found is not None
+        return found
+
+    def resolve_below(self, top: str, path: str) -> str | None:
+        """Where *path* leads from the directory *top* on, which links take for the root.
+
+        None when it leads out of *top*. What does not exist is kept literally.
+        """
+        start, node = self.resolve(top)
+        if node is None:
+            return _normal(f"{start}/{path}")
+        found = self._walk([node], path, True, stop=False)
+        return None if found is None else found[0]
+
+    def _walk(self, trail: list[Node], path: str, follow: bool, stop: bool) -> tuple[str, Node | None] | None:
+        """Go along *path* from the last of *trail*, whose first is the root that links mean.
+
+        At that root ``..`` stays where it is with *stop*, else it leads out: None.
+        """
         todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
-        trail = [self.root]
         links = 0
         while todo:
             part = todo.pop()
             if part == "..":
                 if len(trail) > 1:
                     trail.pop()
+                elif not stop:
+                    return None
                 continue
-            node = _child(trail[-1], part) if trail[-1].is_dir else None
+            node = self.child(trail[-1], part) if trail[-1].is_dir else None
             if node is None:
                 base = trail[-1].path
                 return _normal("/".join([base, part, *reversed(todo)])), None

@@ -6,6 +6,7 @@ says and nothing of what it does.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from grammar.span import Span
@@ -15,9 +16,9 @@ from grammar.span import Span
 class Heredoc:
     """One ``<<NAME`` with its body.
 
-    ``expand`` is false when the name was quoted; ``chomp`` is true for ``<<-`` (leading
-    tabs are already removed from ``body``); ``fd`` is the number before ``<<`` or -1;
-    ``raw`` is the word as written, ``<<-"EOF"``.
+    ``expand`` is false when the name was quoted; ``chomp`` is true for ``<<-``; ``fd`` is the
+    number before ``<<`` or -1; ``raw`` is the word as written, ``<<-"EOF"``; ``body`` is as
+    written, its line ends too.
     """
 
     name: str
@@ -26,6 +27,11 @@ class Heredoc:
     chomp: bool = False
     fd: int = -1
     raw: str = ""
+
+    @property
+    def content(self) -> str:
+        """What the here-document holds: with ``<<-`` without its leading tabs."""
+        return re.sub(r"(?m)^\t+", "", self.body) if self.chomp else self.body
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,13 +293,16 @@ class Ignore:
     def match(self, path: str, parent: State | None) -> State:
         """The verdict on *path*; *parent* is that of its directory (None at the top).
 
-        The last pattern that matches decides; one that matched a parent matches its children.
+        The last pattern that matches decides; one that matched a parent matches its children,
+        but a pattern is only looked at where it would change the verdict.
         """
         excluded = False
         matched = []
         inherited = parent.matched if parent is not None else ()
         for number, pattern in enumerate(self._patterns):
-            hit = (bool(inherited) and inherited[number]) or pattern.matches(path)
+            hit = (bool(inherited) and inherited[number]) or (
+                pattern.negated == excluded and pattern.matches(path)
+            )
             matched.append(hit)
             if hit:
                 excluded = not pattern.negated

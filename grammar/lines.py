@@ -173,11 +173,10 @@ class _Scanner:
     def _body(self, heredoc: Heredoc, first: int) -> Heredoc:
         lines: list[str] = []
         while self._next < len(self._physical):
-            line = self._physical[self._next].removesuffix("\r")
+            line = self._physical[self._next]
             self._next += 1
-            if heredoc.chomp:
-                line = line.lstrip("\t")
-            if line == heredoc.name:
+            end = line.removesuffix("\r")
+            if (end.lstrip("\t") if heredoc.chomp else end) == heredoc.name:
                 body = "".join(item + "\n" for item in lines)
                 return Heredoc(heredoc.name, body, heredoc.expand, heredoc.chomp, heredoc.fd, heredoc.raw)
             lines.append(line)
@@ -262,7 +261,7 @@ def parse_heredoc(word: str) -> Heredoc | None:
         return None
     chomp = name.startswith("-")
     name = name.removeprefix("-")
-    plain = name.replace('"', "").replace("'", "")
+    plain = re.sub(r"\\(.)", r"\1", name).replace('"', "").replace("'", "")
     if not plain or plain.isspace():
         return None
     return Heredoc(plain, "", plain == name, chomp, int(digits) if digits else -1, word)

@@ -92,7 +92,9 @@ def _fields(text: str, span: Span) -> list[str]:
         rows = list(csv.reader([text], strict=True))
     except csv.Error as error:
         raise DockerfileError(f"failed to parse csv mounts: {error}", span) from None
-    return rows[0] if rows else []
+    if not rows:
+        raise DockerfileError("failed to parse csv mounts: EOF", span)
+    return rows[0]
 
 
 def _set(mount: Mount, key: str, value: str) -> None:

@@ -53,6 +53,8 @@ def transform(tree: Any, source: LogicalLine, escape: str) -> ast.Instruction:
     keyword = str(keyword_token).upper()
     flags = [_flag(token, source, escape) for token in tokens if token.type == "FLAG"]
     arguments = tuple(token for token in tokens if token.type != "FLAG")
+    if keyword == "HEALTHCHECK" and arguments and arguments[0].type == "NONE":
+        flags = []  # BuildKit does not look at them
     line = Line(keyword, check_flags(keyword, flags), arguments, source, escape)
     return RULES[str(rule.data)](line)
 
@@ -122,8 +124,6 @@ def _command(line: Line) -> ast.Command:
 
 
 def _run(line: Line) -> ast.Run:
-    if not line.rest:
-        raise line.error("RUN requires at least one argument")
     return ast.Run(
         line.span,
         _command(line),
@@ -145,7 +145,7 @@ def _entrypoint(line: Line) -> ast.Entrypoint:
 
 def _shell(line: Line) -> ast.Shell:
     argv = json_array(line)
-    if argv is None:
+    if argv is None and line.rest.strip():
         raise line.error(
             "SHELL requires the arguments to be in JSON form", hint='for example: SHELL ["/bin/bash", "-c"]'
         )
@@ -198,8 +198,6 @@ def _paths(line: Line) -> _Paths:
         raise line.error(
             f"{line.keyword} requires at least two arguments, but only one was provided. "
             "Destination could not be determined"
-            if words
-            else f"{line.keyword} requires at least two arguments"
         )
     *sources, (dest, dest_span) = words
     if argv is not None:
@@ -266,7 +264,8 @@ def _volume(line: Line) -> ast.Volume:
     paths = tuple(bare_words(line.rest)) if argv is None else argv
     if not paths:
         raise line.error("VOLUME requires at least one argument")
-    if not all(path.strip() for path in paths):
+    paths = tuple(path.strip() for path in paths)
+    if not all(paths):
         raise line.error("VOLUME specified can not be an empty string", line.tokens[-1])
     return ast.Volume(line.span, paths)
 
@@ -387,7 +386,8 @@ def _onbuild(line: Line) -> ast.Onbuild:
         if keyword in ("ENV", "LABEL", "ARG"):
             raise  # of others BuildKit only looks at the name; they fail where they are triggered
     bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in line.source.heredocs)
-    return ast.Onbuild(line.span, line.rest + bodies, trigger)
+    text = line.source.text[start:]  # with the blanks at its end
+    return ast.Onbuild(line.span, text + bodies, trigger)
 
 
 RULES: dict[str, Callable[[Line], ast.Instruction]] = {

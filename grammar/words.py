@@ -349,8 +349,11 @@ def _bounded(size: int) -> None:
 def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
     """``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first."""
     tokens = _compile(pattern)
-    if not tokens:
-        return value
+    if not tokens:  # nothing is found before every character, and at the end
+        _bounded(len(value) * (len(replacement) + 1))
+        return replacement + ("".join(char + replacement for char in value) if everywhere else value)
+    if not value and all(kind == _RUN for kind, _literal in tokens):
+        return replacement
     if not any(kind for kind, _literal in tokens):
         literal = "".join(literal for _kind, literal in tokens)
         _bounded(value.count(literal) * len(replacement))

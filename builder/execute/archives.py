@@ -15,7 +15,7 @@ from builder.errors import BuildError
 from builder.execute.sources import Selected, Source
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
-from cache.entries import DIRECTORY, FILE, Entry
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK, Entry
 from cache.errors import ArchiveError
 from cache.trees import is_image_xattr
 
@@ -67,11 +67,11 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
     parents: dict[str, str] = {}
     for member in reader:
         name = _inside(member.name, member.name)
-        if not name:
-            continue  # "./": the directory is there, and stays as it is
+        if not name or member.kind in (FIFO, CHARACTER, BLOCK):
+            continue  # "./" is there, and stays as it is; devices and pipes nobody means to add
         above, _, last = name.rpartition("/")
         if above not in parents:
-            parents[above] = writer.resolve(f"{top}/{above}")
+            parents[above] = _resolve(writer, top, above)
             writer.make_parents(parents[above])
         path = f"{parents[above]}/{last}".lstrip("/")
         if member.kind == "h":
@@ -80,6 +80,14 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
             writer.put(path, _entry(member), reader.chunks())
         if member.kind != "f":
             parents.clear()  # a link or directory may have changed where names lead
+
+
+def _resolve(writer: Writer, top: str, path: str) -> str:
+    """Where a path of the archive leads: links are followed, but never out of the destination."""
+    found = writer.resolve_below(top, path)
+    if found is None:
+        raise BuildError(f'archive path "{path}" points outside extraction root')
+    return found
 
 
 def _inside(text: bytes, member: bytes) -> str:
@@ -97,7 +105,7 @@ def _entry(member: Member) -> Entry:
     return Entry(
         "",
         member.kind,
-        member.mode,
+        0o777 if member.kind == SYMLINK else member.mode,
         member.uid,
         member.gid,
         member.size,
@@ -112,7 +120,7 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
     """A hard link: its target counts from the destination, and may be a file that was there before."""
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
-    target = f"{writer.resolve(f'{top}/{above}')}/{last}".lstrip("/")
+    target = f"{_resolve(writer, top, above)}/{last}".lstrip("/")
     if not writer.wrote(target):
         found = writer.below(target)
         if found is None:
@@ -121,6 +129,8 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
         # As untar does it: the link's own owner, mode and time become the file's.
         entry = _entry(member)._replace(kind=FILE, size=found.found.st_size, link="")
         writer.put(target, entry, _content(found.real))
+    else:
+        writer.retouch(target, _entry(member))
     if path != target:
         writer.link(path, _entry(member), target)
 

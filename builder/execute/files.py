@@ -18,7 +18,7 @@ from builder.errors import BuildError
 from builder.execute.archives import add_archive
 from builder.execute.packer import Packer, Stream
 from builder.execute.sources import MADE_TIME, Selected, Selection, Source, TreeSource
-from builder.execute.users import owner, owner_or_root
+from builder.execute.users import UnknownName, owner, owner_or_root
 from builder.plan.modes import Mode
 from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.diff import check_name
@@ -45,7 +45,7 @@ def copy_files(
     snapshot's id. Raises BuildError.
     """
     lower = draft.lower()
-    ids = owner(lower, op.chown, "COPY --chown") if op.chown else None
+    ids = _owner(op, lower) if op.chown else None
     mode = Mode(op.chmod) if op.chmod else None
     writer = Writer(draft.upper, lower, ids, mode, previous, packer, op.epoch)
     try:
@@ -57,6 +57,19 @@ def copy_files(
         return writer.commit(draft)
     finally:
         writer.close()
+
+
+def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
+    """The owner that --chown means; an unknown name is root (T16), but a linked layer knows none."""
+    if not op.link:
+        return owner_or_root(lower, op.chown, "--chown")
+    try:
+        return owner(lower, op.chown, "--chown")
+    except UnknownName:
+        raise BuildError(
+            f"--chown={op.chown}: with --link the image's users are not read",
+            "give numbers, or leave --link out",
+        ) from None
 
 
 def copy_tree(tree: Tree, folder: str) -> None:
@@ -103,7 +116,9 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
     writer.make_parents(target)  # a directory's contents are copied, never itself
     for entry, handle in entries:
         path = f"{target}/{entry.path}" if target else entry.path
-        if entry.link and entry.kind == FILE:
+        if handle is None:
+            writer.put_parent(path, entry)
+        elif entry.link and entry.kind == FILE:
             link = f"{target}/{entry.link}" if target else entry.link
             writer.link(path, entry, link)
         else:
@@ -160,8 +175,18 @@ class Writer:
 
     def resolve(self, path: str) -> str:
         """Where *path* leads in what is below and what was written, links followed."""
+        return self._merged().resolve(path)[0]
+
+    def resolve_below(self, top: str, path: str) -> str | None:
+        """Where *path* leads from the directory *top* on, which links take for the root.
+
+        None when it leads out of it.
+        """
+        return self._merged().resolve_below(top, path)
+
+    def _merged(self) -> Tree:
         folders = self._lower.root.folders if self._lower.root else ()
-        return Tree((self._upper, *folders)).resolve(path)[0]
+        return Tree((self._upper, *folders))
 
     @contextlib.contextmanager
     def unpacking(self) -> Iterator[None]:
@@ -257,6 +282,16 @@ class Writer:
             self._set_metadata(entry)
         self._record(entry)
 
+    def put_parent(self, path: str, entry: Entry) -> None:
+        """A directory that is there for what is below it: one that exists only takes its mode."""
+        if not self.is_directory(path):
+            self.put(path, entry, iter(()))
+            return
+        self.make_parents(path)
+        if path and self._entries[path].mode != entry.mode:
+            self._stream.spoil()
+            self._entries[path] = self._entries[path]._replace(mode=entry.mode)
+
     def _record(self, entry: Entry) -> None:
         self._entries[entry.path] = entry
         self._stream.add(entry)
@@ -332,6 +367,19 @@ class Writer:
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
         self._linked.setdefault(target, []).append(path)
+
+    def retouch(self, path: str, entry: Entry) -> None:
+        """Give a file written here the owner, mode and time of *entry*, another name of it."""
+        uid, gid = self._ids or (entry.uid, entry.gid)
+        old = self._entries[path]
+        new = old._replace(mode=entry.mode, uid=uid, gid=gid, mtime=entry.mtime)
+        if new != old:
+            self._stream.spoil()
+            self._set_metadata(new)
+            for name in (path, *self._linked.get(path, ())):
+                self._entries[name] = self._entries[name]._replace(
+                    mode=new.mode, uid=uid, gid=gid, mtime=new.mtime
+                )
 
     def _link_old(self, entry: Entry) -> bool:
         """Share the file of the previous layer if it is this very file."""

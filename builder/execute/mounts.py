@@ -57,7 +57,7 @@ def mounted(
                 case CacheMount():
                     spec, is_file = _cache(mount, caches[number]), False
                 case TmpfsMount():
-                    spec, is_file = MountSpec(kind="tmpfs", size=mount.size), False
+                    spec, is_file = MountSpec(kind="tmpfs", size=mount.size, read_only=mount.read_only), False
                 case SecretMount():
                     content = read_secret(workshop.secrets, mount)
                     if content is None:
@@ -71,8 +71,9 @@ def mounted(
             spec["target"] = os.fsencode(target)
             out.specs.append(spec)
             targets.append((target, is_file))
-        out.points = _make_points(draft, targets)
+        out.points, only_there = _make_points(draft, targets)
         yield out
+        _drop_points(draft, only_there)
 
 
 def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) -> tuple[MountSpec, bool]:
@@ -103,8 +104,10 @@ def _secret(mount: SecretMount, content: bytes) -> MountSpec:
 # -- mount points --------------------------------------------------------------------------
 
 
-def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> str:
-    """A layer with mount points for the *targets* that the image does not have; its path."""
+def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, list[str]]:
+    """A layer with mount points for the *targets* that the image does not have; its path, and
+    the directories that are in it only.
+    """
     lower = draft.lower()
     missing = []
     for target, is_file in targets:
@@ -112,7 +115,7 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> str:
         if node is None:
             missing.append((path, is_file))
     if not missing:
-        return ""
+        return "", []
     top = os.path.join(draft.folder, "points")
     os.mkdir(top, 0o755)
     made: dict[str, str] = {"": top}
@@ -129,7 +132,21 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> str:
                 os.mkdir(made[part], 0o755)
     for part in sorted(made, reverse=True):
         _imitate(lower, part, made[part])
-    return os.path.relpath(top, draft.store.root)
+    only_there = [part for part in made if part and lower.lookup(part, follow=False) is None]
+    return os.path.relpath(top, draft.store.root), only_there
+
+
+def _drop_points(draft: Draft, only_there: list[str]) -> None:
+    """Take out of the step's diff the mount points that it gave another look and left empty."""
+    for part in sorted(only_there, reverse=True):
+        path = os.path.join(draft.upper, part)
+        above = os.path.dirname(path)
+        try:
+            times = os.stat(above, follow_symlinks=False)
+            os.rmdir(path)
+        except OSError:
+            continue  # it is not there, or no longer empty
+        os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _imitate(lower: Tree, path: str, made: str) -> None:

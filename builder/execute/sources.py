@@ -67,7 +67,10 @@ class Source(Protocol):
         ...
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
-        """Each member with what ``open`` needs; paths count from the selected one, "" first."""
+        """Each member with what ``open`` needs; paths count from the selected one, "" first.
+
+        A directory that was not selected itself, only something in it, comes with None.
+        """
         ...
 
     def open(self, handle: object) -> int:
@@ -109,6 +112,8 @@ def select_in(tree: Tree, item: Picked, listed: set[str] | None = None) -> list[
         fixed += 1
     start = tree.lookup("/".join(parts[:fixed]))
     if start is None:
+        if fixed < len(parts):  # wildcards may find nothing, but not nowhere
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/".join(parts[:fixed]))
         return []
     if fixed == len(parts):
         return [(parts[-1] if parts else "", start)]
@@ -177,6 +182,31 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
 
 
+class _VisibleTree(Tree):
+    """A context without what its ignore file takes away, as if that were not there."""
+
+    def __init__(self, folder: str, ignore: Ignore) -> None:
+        super().__init__((folder,))
+        self._ignore = ignore
+        self._states: dict[str, State | None] = {"": None}
+
+    def child(self, parent: Node, name: str) -> Node | None:
+        node = super().child(parent, name)
+        if node is None or self._ignore.empty or not self.ignored(node.path):
+            return node
+        return node if node.is_dir and self._ignore.may_reinclude(node.path) else None
+
+    def ignored(self, path: str) -> bool:
+        """Whether *path* itself is ignored; its directory was looked at before."""
+        if path not in self._states:
+            above = path.rpartition("/")[0]
+            if above not in self._states:
+                self.ignored(above)
+            self._states[path] = self._ignore.match(path, self._states[above])
+        state = self._states[path]
+        return state is not None and state.excluded
+
+
 class ContextSource:
     """The build context: a directory of the host, owners ignored, ignore rules applied.
 
@@ -198,7 +228,7 @@ class ContextSource:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise BuildError(f"reading the build context {folder}: {error.strerror}") from None
-        self._tree = Tree((folder,))
+        self._tree = _VisibleTree(folder, ignore)
         self._folder = folder
         self.name = name
         self.index = index
@@ -219,25 +249,26 @@ class ContextSource:
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
         assert isinstance(item, Picked)
-        found = _select(self._tree, item, exclude, "the build context", self.listed)
-        kept = [selected for selected, node in found if not self._hidden(selected.path, node.is_dir)]
-        if kept or has_wildcard(item.pattern):
-            return kept
-        missing = not_found(item.pattern, self._tree, "the build context")
-        if line := self._ignore.why(found[0][0].path):
-            missing = BuildError(missing.message, f"it is excluded by {self._ignore_name} line {line}")
-        raise missing
+        try:
+            found = _select(self._tree, item, exclude, "the build context", self.listed)
+            kept = [chosen for chosen, node in found if not (node.is_dir and self._emptied(chosen))]
+            if not kept and found and not has_wildcard(item.pattern):
+                raise not_found(item.pattern, self._tree, "the build context")
+        except BuildError as error:
+            if line := self._excluded(item.pattern):
+                error.hint = f"it is excluded by {self._ignore_name} line {line}"
+            raise
+        return kept
 
-    def _hidden(self, path: str, is_dir: bool) -> bool:
-        """Whether the ignore file takes a selected path away entirely."""
-        if self._ignore.empty or not path:
-            return False
-        state: State | None = None
-        parts = path.split("/")
-        for depth in range(1, len(parts) + 1):
-            state = self._ignore.match("/".join(parts[:depth]), state)
-        assert state is not None
-        return state.excluded and not (is_dir and self._ignore.may_reinclude(path))
+    def _emptied(self, selected: Selected) -> bool:
+        """Whether a directory is ignored with all that is in it, although exceptions might have left some."""
+        path = selected.path
+        return bool(path) and self._tree.ignored(path) and len(self.scanned(Selected("", path))) <= 1
+
+    def _excluded(self, pattern: str) -> int:
+        """The line of the ignore file that takes a path away which is there; 0 if none does."""
+        path, node = Tree((self._folder,)).resolve(pattern, follow=False)
+        return self._ignore.why(path) if node is not None and path else 0
 
     def scanned(self, selected: Selected) -> list[Stat]:
         """The stats of everything selected, taken once per build."""
@@ -274,6 +305,7 @@ class ContextSource:
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
         skip = len(selected.path) + 1 if selected.path else 0
         first_of: dict[tuple[int, int], str] = {}
+        chosen = _keeper(Ignore([]), replace(selected, path=""))
         for item in self.scanned(selected):
             path, mode, size, mtime = item[0], item[1], item[2], item[3]
             inside = path[skip:]
@@ -290,7 +322,9 @@ class ContextSource:
             elif kind == SYMLINK:
                 link = os.readlink(path, dir_fd=self._root)
             length = size if kind == FILE else 0
-            yield Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest), item
+            entry = Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest)
+            implied = chosen is not None and inside and chosen(inside, kind == DIRECTORY) == 1
+            yield entry, None if implied else item
 
     def open(self, handle: object) -> int:
         assert isinstance(handle, tuple)
@@ -358,7 +392,7 @@ class TreeSource:
             above = path.split("/")[:-1]
             for depth in range(1, len(above) + 1):
                 if parent := waiting.pop("/".join(above[:depth]), None):
-                    yield parent
+                    yield parent[0], None
             yield pair
 
     def _walk(self, path: str, keep: Keeper | None) -> Iterator[tuple[Entry, object]]:

@@ -153,10 +153,19 @@ class ImageConfig:
         out["os"] = self.platform.os
         if self.platform.variant:
             out["variant"] = self.platform.variant
-        out["config"] = dict(sorted(self.settings.items()))
+        out["config"] = {key: item for key, item in sorted(self.settings.items()) if item}
         out["rootfs"] = {"type": "layers", "diff_ids": list(self.diff_ids)}
         out["history"] = [item.to_json() for item in self.history]
         return to_json(out)
+
+
+_SETTINGS = frozenset(
+    (
+        *("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels"),
+        *("StopSignal", "ArgsEscaped", "Healthcheck", "OnBuild", "Shell"),
+    )
+)
+_EXTRA = ("os.version", "os.features")
 
 
 def to_json(value: object) -> bytes:
@@ -184,17 +193,16 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         )
     except (TypeError, CacheError) as error:
         raise BuildError(f"{what} is not an image config: {error}") from None
-    known = {"config", "rootfs", "history", "os", "architecture", "variant", "created", "author"}
-    # Docker's own leftovers describe the container that an image was committed from.
-    known |= {"container", "container_config", "docker_version", "id", "parent", "throwaway"}
+    # Other fields say nothing of an image: docker's leftovers describe the container that it was
+    # committed from.
     return ImageConfig(
         where,
-        settings,
+        {key: item for key, item in settings.items() if key in _SETTINGS},
         history,
         diff_ids,
         str(value.get("created") or ""),
         str(value.get("author") or ""),
-        {key: item for key, item in value.items() if key not in known},
+        {key: value[key] for key in _EXTRA if key in value},
     )
 
 

@@ -28,6 +28,7 @@ class StageContext:
     escape: str
     network: str
     hostname: str
+    cache_namespace: str
     epoch: int
     linter: Linter
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]

@@ -30,7 +30,7 @@ from builder.plan.ops import (
 from builder.plan.ports import parse_ports
 from builder.plan.remote import is_url, parse_git_ref, redacted, url_name
 from builder.plan.scope import NOT_IN_ENV
-from builder.plan.values import check_interval, check_signal, show_duration
+from builder.plan.values import check_interval, check_retries, check_signal, show_duration
 from cache.digest import digest
 from cache.errors import CacheError
 from grammar import ast
@@ -209,13 +209,13 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
     if not node.heredocs or not isinstance(node.command, ast.ShellForm):
         return node.command, ()
     first = node.heredocs[0]
-    _check_name(first, node.span)
     if node.command.text.strip() != first.raw:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
-    if first.body.startswith("#!"):
-        return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.body, 0o755),)
-    return ast.ShellForm(first.body), ()
+    if first.content.startswith("#!"):
+        _check_name(first, node.span)
+        return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
+    return ast.ShellForm(first.content), ()
 
 
 def _check_name(heredoc: ast.Heredoc, span: Span) -> None:
@@ -261,7 +261,9 @@ def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) ->
     for heredoc in node.heredocs:
         _check_name(heredoc, node.span)
         shown.append(f"<<{heredoc.name}")
-        body = _word(heredoc.body, state, context, node.span, True) if heredoc.expand else heredoc.body
+        body = heredoc.content
+        if heredoc.expand:
+            body = _word(body, state, context, node.span, True)
         items.append(Inline(heredoc.name, body))
     # With --chmod BuildKit makes an ordinary layer of a linked one.
     link = node.link and not chmod
@@ -307,14 +309,19 @@ def _origin(node: ast.Copy | ast.Add, context: StageContext) -> tuple[int, tuple
     """Where the sources are looked for."""
     if isinstance(node, ast.Add) or not node.from_:
         return CONTEXT, ()
-    if "$" in node.from_:
-        raise PlanError(
-            "variable expansion is not supported for --from",
-            node.span,
-            "define a new stage with FROM using ARG from global scope as a workaround",
-        )
+    check_from(node)  # again, for triggers
     source = context.find_source(node.from_, node.span, False)
     return (NOWHERE, ()) if source is None else (0, (source,))
+
+
+def check_from(node: ast.Copy) -> None:
+    """Raises PlanError where --from holds a variable."""
+    if "$" in node.from_:
+        raise PlanError(
+            "variable expansion is not supported for --from, "
+            "define a new stage with FROM using ARG from global scope as a workaround",
+            node.span,
+        )
 
 
 def _below_pivot(source: str, origin: int) -> Picked:
@@ -322,19 +329,19 @@ def _below_pivot(source: str, origin: int) -> Picked:
     top, pivot, pattern = source.partition("/./")
     if not pivot:
         top, pattern = "/", source
-    return Picked(top, origin, parents=(_clean("/" + pattern).removeprefix("/"),))
+    return Picked(top, origin, parents=(clean("/" + pattern).removeprefix("/"),))
 
 
 def _destination(written: str, state: StageState) -> str:
     """The absolute destination; empty, "." and a trailing slash mean a directory (T3, T5)."""
     here = state.config.settings.get("WorkingDir") or "/"
-    path = _clean(posixpath.join("/", here, written))
+    path = clean(posixpath.join("/", here, written))
     if written in ("", ".") or written.endswith(("/", "/.")):
         path = path.rstrip("/") + "/"
     return path
 
 
-def _clean(path: str) -> str:
+def clean(path: str) -> str:
     """An absolute path without dots, as text: links are not looked at."""
     return "/" + posixpath.normpath(path).lstrip("/")
 
@@ -387,7 +394,7 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
     if not state.workdir_set and not written.startswith("/"):
         context.linter.warn("WorkdirRelativePath", node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
-    path = _clean(posixpath.join("/", here, written))
+    path = clean(posixpath.join("/", here, written))
     state = replace(state, config=state.config.with_settings(WorkingDir=path), workdir_set=True)
     if path == "/":
         return state.noted("WORKDIR /")
@@ -437,11 +444,9 @@ def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
                 ("StartInterval", "start-interval", node.start_interval),
             )
         }
-        retries = int(node.retries or "0")
+        retries = check_retries(node.retries)
     except ValueError as error:
         raise PlanError(str(error), node.span) from None
-    if retries < 0:
-        raise PlanError(f"--retries cannot be negative ({retries})", node.span)
     match node.command:
         case None:
             test = ["NONE"]

@@ -50,7 +50,8 @@ class Plan:
     """All that is to be done: ``root`` is the target's last step (None: an empty image).
 
     ``base_history`` came with the base image; ``lines`` are this build's own. ``bases`` are the
-    base images: name, image ID, platform. ``arguments`` are the ARGs that count. ``fresh`` are
+    base images: name, image ID, platform. ``arguments`` are the ARGs that count;
+    ``epoch`` is when everything new was made, in seconds, if that is given. ``fresh`` are
     the steps (by ``id``) that the cache is not asked for.
     """
 
@@ -62,6 +63,7 @@ class Plan:
     bases: tuple[tuple[str, str, str], ...]
     unused_args: tuple[str, ...]
     arguments: tuple[Argument, ...]
+    epoch: int | None
     fresh: frozenset[int] = frozenset()
 
 

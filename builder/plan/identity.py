@@ -93,11 +93,21 @@ def _mount(mount: Mount) -> dict[str, object]:
         case BindMount():
             return {"bind": mount.target, "read_only": mount.read_only}
         case CacheMount():
-            return {"cache": mount.target, "read_only": mount.read_only}
+            owner = [mount.mode, mount.uid, mount.gid]
+            looks = _given(owner=[] if owner == [0o755, 0, 0] else owner)
+            return {"cache": mount.target, "read_only": mount.read_only, **looks}
         case TmpfsMount():
-            return {"tmpfs": mount.target}
+            return {"tmpfs": mount.target, **_given(size=mount.size, read_only=mount.read_only)}
         case SecretMount():
-            return {"secret": mount.id, "target": mount.target, "env": mount.env, "required": mount.required}
+            owner = [mount.mode, mount.uid, mount.gid]
+            looks = _given(owner=[] if owner == [0o400, 0, 0] else owner)
+            return {
+                "secret": mount.id,
+                "target": mount.target,
+                "env": mount.env,
+                "required": mount.required,
+                **looks,
+            }
         case _:
             assert_never(mount)
 

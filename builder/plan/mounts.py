@@ -38,6 +38,8 @@ def convert_mounts(
         except DockerfileError as error:
             raise PlanError(error.message, error.span, error.hint) from None
         mounts.append(_convert(mount, cwd, context, sources, flag.span))
+    # An outer mount may not hide an inner one, whatever the order they are written in.
+    mounts.sort(key=lambda mount: (isinstance(mount, SecretMount), mount.target))
     return tuple(mounts), tuple(sources)
 
 
@@ -48,7 +50,7 @@ def _convert(mount: syntax.Mount, cwd: str, context: StageContext, sources: list
         case "ssh":
             raise unsupported("RUN --mount=type=ssh", span)
         case "tmpfs":
-            return TmpfsMount(_target(mount, cwd, span), mount.size)
+            return TmpfsMount(_target(mount, cwd, span), mount.size, mount.read_only is True)
         case "cache":
             return _cache(mount, cwd, context, sources, span)
     target = _target(mount, cwd, span)
@@ -81,9 +83,14 @@ def _cache(
     """Mode and owner are those of a new, empty directory; with other ones it is another cache."""
     target = _target(mount, cwd, span)
     step = context.find_source(mount.from_, span, True) if mount.from_ else None
+    owned = any(value is not None for value in (mount.mode, mount.uid, mount.gid))
+    if mount.source.strip("/"):
+        mount.mode = mount.uid = mount.gid = None  # what is there keeps its looks
+    elif owned:
+        step = None  # a new directory that looks so
     return CacheMount(
         target,
-        mount.id or target,
+        posixpath.join(context.cache_namespace, mount.id or posixpath.normpath(mount.target)),
         mount.sharing or "shared",
         _origin(step, sources),
         mount.source,

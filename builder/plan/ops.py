@@ -132,6 +132,7 @@ class TmpfsMount:
 
     target: str
     size: int
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,11 @@ from typing import Protocol
 from builder.errors import BuildError, Cancelled, PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
 from builder.plan.context import StageContext
-from builder.plan.convert import StageState, convert
+from builder.plan.convert import StageState, check_from, clean, convert
 from builder.plan.graph import Argument, Plan, Step, needed
 from builder.plan.ops import CONTEXT, CopyFiles, FromImage, Op, Picked
 from builder.plan.remote import redacted
-from builder.plan.scope import Scope, platform_args
+from builder.plan.scope import Scope, parse_epoch, platform_args
 from builder.request import BuildRequest
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -47,8 +48,13 @@ class _Stage:
     base: str
     platform: Platform
     base_index: int | None
-    sources: set[int] = field(default_factory=set)
+    sources: dict[int, Span] = field(default_factory=dict)
     state: StageState | None = None
+
+    @property
+    def shown(self) -> str:
+        """What errors call it."""
+        return self.node.start.name or f"stage-{self.index}"
 
 
 def plan(
@@ -88,10 +94,14 @@ class _Planner:
         check_file(self._file, self._linter)
         self._check_defaults()
         self._read_global_args()
+        self._epoch = self._request.epoch
+        if self._epoch is None and (text := self._scope.globals.get("SOURCE_DATE_EPOCH")):
+            self._epoch = parse_epoch(text)
         for index, node in enumerate(self._file.stages):
             self._stages.append(self._resolve_base(index, node))
         for stage in self._stages:  # also those the target does not need: their --from must make sense
             stage.sources = self._sources_of(stage)
+        self._check_circles()
         target = self._target()
         try:
             for index in range(len(self._stages)) if all_stages else ():
@@ -112,6 +122,7 @@ class _Planner:
             tuple(self._bases),
             self._scope.unused(),
             self._arguments(target),
+            self._epoch,
             frozenset(self._fresh),
         )
 
@@ -232,46 +243,66 @@ class _Planner:
             stage = self._stages[index]
             if stage.base_index is not None:
                 stack.append(stage.base_index)
-            stack += stage.sources
+            stack += [source for source in stage.sources if source < index]  # others are errors
         return sorted(found)
 
-    def _sources_of(self, stage: _Stage) -> set[int]:
-        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name."""
-        found: set[int | None] = set()
+    def _sources_of(self, stage: _Stage) -> dict[int, Span]:
+        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name, and where."""
+        found: dict[int, Span] = {}
         for node in stage.node.instructions:
+            names: list[tuple[str, Span, bool]] = []
             if isinstance(node, ast.Copy) and node.from_:
-                found.add(self._stage_named(node.from_, stage, node.span, False))
+                check_from(node)
+                names.append((node.from_, node.span, False))
             elif isinstance(node, ast.Run):
                 for flag in node.mounts:
-                    names = re.findall(r"(?i)(?:^|,)from=([^,$]+)", flag.value or "")
-                    found |= {self._stage_named(name, stage, flag.span, True) for name in names}
-        return {index for index in found if index is not None}
+                    text = flag.value or ""
+                    names += [
+                        (name, flag.span, True) for name in re.findall(r"(?i)(?:^|,)from=([^,$]+)", text)
+                    ]
+            for name, span, mount in names:
+                index = self._stage_named(name, span, mount)
+                if index is not None:
+                    found.setdefault(index, span)
+        return found
 
-    def _stage_named(self, name: str, user: _Stage, span: Span, mount: bool) -> int | None:
-        """The index of the stage that ``from`` means in *user*; None: it is an image.
+    def _check_circles(self) -> None:
+        """Raises PlanError where stages copy from one another in a circle."""
+        done: set[int] = set()
+        for start in range(len(self._stages)):
+            path: dict[int, None] = {}
+            stack = [(start, iter(self._stages[start].sources.items()))]
+            if start in done:
+                continue
+            path[start] = None
+            while stack:
+                index, left = stack[-1]
+                for source, span in left:
+                    if source in path:
+                        name = self._stages[start].shown
+                        raise PlanError(f"circular dependency detected on stage: {name}", span)
+                    if source not in done:
+                        path[source] = None
+                        stack.append((source, iter(self._stages[source].sources.items())))
+                        break
+                else:
+                    stack.pop()
+                    del path[index]
+                    done.add(index)
 
-        A *mount* knows stages by their names only (T65).
+    def _stage_named(self, name: str, span: Span, mount: bool) -> int | None:
+        """The index of the stage that ``from`` means; None: it is an image.
+
+        Of equal names the last of the file counts (T67). A *mount* knows stages by their names
+        only (T65).
         """
-        if name.isascii() and name.isdigit() and not mount:
+        if re.fullmatch("[+-]?[0-9]+", name) and not mount:
             index = int(name[:9])
-            if index >= len(self._stages):
+            if not 0 <= index < len(self._stages):
                 raise PlanError(f"invalid stage index {name}", span)
-        else:
-            matches = [s.index for s in self._stages if s.node.start.name == name.lower()]
-            if not matches:
-                return None
-            before = [i for i in matches if i < user.index]
-            index = before[-1] if before else matches[0]
-        if index == user.index:
-            raise PlanError(f"circular dependency detected on stage: {name}", span)
-        if index > user.index:
-            current = user.node.start.name or f"stage-{user.index}"
-            raise PlanError(
-                f'cannot {"mount" if mount else "copy"} from stage "{name}", '
-                f'it needs to be defined before current stage "{current}"',
-                span,
-            )
-        return index
+            return index
+        matches = [stage.index for stage in self._stages if stage.node.start.name == name.lower()]
+        return matches[-1] if matches else None
 
     # -- converting ------------------------------------------------------------------------
 
@@ -294,7 +325,8 @@ class _Planner:
         if stage.base_index is not None:
             below = self._stages[stage.base_index].state
             assert below is not None  # earlier in file order, and reachable
-            state = replace(below, cmd_set=False)
+            # What the image keeps comes back over ARGs of the same names (T44, T49).
+            state = replace(below, env={**below.env, **below.config.env}, cmd_set=False)
         elif stage.base == "scratch":
             config = scratch(self._platform)
             state = StageState(config, env=config.env)
@@ -328,7 +360,8 @@ class _Planner:
             self._escape,
             self._request.network,
             self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
-            self._request.epoch or 0,
+            self._request.build_args.get("BUILDKIT_CACHE_MOUNT_NS", ""),
+            self._epoch or 0,
             self._linter,
             new_step,
             lambda name, span, mount: self._source(name, stage, span, mount),
@@ -378,6 +411,8 @@ class _Planner:
             )
         text = self._file.sources.get(start.span.first, "")
         step = self._intern(op, None, (), start.span, counter.name(text)) if op.diff_ids else None
+        if here := config.settings.get("WorkingDir"):
+            config = config.with_settings(WorkingDir=clean(posixpath.join("/", here)))
         if "PATH" not in config.env:
             config = config.with_env("PATH", DEFAULT_PATH)  # before anything is expanded (T61, T109)
         # The base's history and diff IDs are the image's; its creation time is not (T74).
@@ -395,15 +430,27 @@ class _Planner:
         except Cancelled:
             raise
         except (BuildError, CacheError) as error:
-            raise PlanError(error.message, span, error.hint) from error
+            hint = error.hint
+            stages = [stage.node.start.name for stage in self._stages if stage.node.start.name]
+            if guess := suggestion(name.lower(), stages):
+                hint = f"{name!r} is no stage of this file{guess}, so it was taken for an image"
+            raise PlanError(f"{name}: {error.message}", span, hint) from error
         self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
 
     def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Step | None:
-        index = self._stage_named(name, user, span, mount)
+        index = self._stage_named(name, span, mount)
+        if index is None and name == "scratch":
+            return None
         if index is None:
             op, _config = self._image(name, span, self._platform)
             return self._intern(op, None, (), span, f"FROM {name}")
+        if index >= user.index:
+            raise PlanError(
+                f'cannot {"mount" if mount else "copy"} from stage "{name}", '
+                f'it needs to be defined before current stage "{user.shown}"',
+                span,
+            )
         return self._state_of(index).root
 
     # -- steps -----------------------------------------------------------------------------
@@ -419,7 +466,10 @@ class _Planner:
 def _trigger(text: str, span: Span) -> ast.Instruction:
     """A base image's trigger; what is wrong with it is wrong with this FROM."""
     try:
-        return parse_instruction(text, span)
+        node = parse_instruction(text, span)
+        if isinstance(node, ast.From | ast.Onbuild | ast.Maintainer):
+            raise DockerfileError(f"{type(node).__name__.upper()} isn't allowed as an ONBUILD trigger", span)
+        return node
     except DockerfileError as error:
         raise PlanError(f"the trigger {text!r}: {error.message}", span, error.hint) from None
 
@@ -439,4 +489,4 @@ class _Counter:
     def name(self, text: str) -> str:
         self.number += 1
         label = f"{self.label} " if self.label else ""
-        return f"[{label}{self.number}/{self.total}] {text}"
+        return f"[{label}{self.number:>{len(str(self.total))}}/{self.total}] {text}"

@@ -16,34 +16,35 @@ def parse_ports(words: list[str], span: Span) -> list[str]:
 
 
 def _parse(word: str, span: Span) -> list[str]:
-    spec, _, protocol = word.partition("/")
+    rest, _, container = word.rpartition(":")
+    numbers, _, protocol = container.partition("/")
+    if not numbers:
+        raise PlanError(f"no port specified: {container}<empty>", span)
     protocol = protocol.lower() or "tcp"
     if protocol not in _PROTOCOLS:
-        raise PlanError(f"invalid protocol in EXPOSE {word!r}", span, "it is one of tcp, udp and sctp")
-    rest, _, container = spec.rpartition(":")
-    low, high = _range(container, word, span)
+        raise PlanError(f"invalid proto: {protocol}", span, "it is one of tcp, udp and sctp")
     address, _, host = rest.rpartition(":")
-    if host:  # the host's side means nothing in an image, but it has to make sense
-        first, last = _range(host, word, span)
-        if last - first != high - low and high != low:
-            raise PlanError(f"the two ranges in EXPOSE {word!r} are not equally long", span)
     if address:
         try:
             ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
         except ValueError:
-            raise PlanError(f"invalid IP address in EXPOSE {word!r}", span) from None
+            raise PlanError(f"invalid IP address: {address}", span) from None
+    low, high = _range("containerPort", numbers, span)
+    if host:  # the host's side means nothing in an image, but it has to make sense
+        first, last = _range("hostPort", host, span)
+        if last - first != high - low and high != low:
+            raise PlanError(
+                f"invalid ranges specified for container and host Ports: {numbers} and {host}", span
+            )
     return [f"{number}/{protocol}" for number in range(low, high + 1)]
 
 
-def _range(text: str, word: str, span: Span) -> tuple[int, int]:
+def _range(what: str, text: str, span: Span) -> tuple[int, int]:
     first, dash, last = text.partition("-")
-    low, high = _port(first, word, span), _port(last if dash else first, word, span)
-    if high < low:
-        raise PlanError(f"invalid range in EXPOSE {word!r}: it runs backwards", span)
-    return low, high
+    if not (_is_port(first) and _is_port(last if dash else first)) or (dash and int(last) < int(first)):
+        raise PlanError(f"invalid {what}: {text}", span, "ports are numbers from 0 to 65535")
+    return int(first), int(last if dash else first)
 
 
-def _port(text: str, word: str, span: Span) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
-        raise PlanError(f"invalid port in EXPOSE {word!r}", span, "ports are numbers from 0 to 65535")
-    return int(text)
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= 65535

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from builder.errors import BuildError
 from builder.image.model import Platform
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
@@ -25,6 +26,13 @@ def platform_args(target: Platform, build: Platform, stage: str) -> dict[str, st
     return args
 
 
+def parse_epoch(text: str) -> int:
+    """The value of SOURCE_DATE_EPOCH in seconds. Raises BuildError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise BuildError(f"SOURCE_DATE_EPOCH is {text!r}, not a number of seconds since 1970")
+    return int(text)
+
+
 @dataclass(slots=True)
 class Scope:
     """Arguments of one build: the command line's, and the file's global ones as they are read."""
@@ -42,7 +50,7 @@ class Scope:
 
     def proxies(self) -> tuple[tuple[str, str], ...]:
         """What the proxy arguments put into every RUN, in both spellings, declared or not."""
-        given = {name.lower(): value for name, value in self.build_args.items()}
+        given = {name.lower(): value for name, value in sorted(self.build_args.items()) if value}
         return tuple(
             (spelling, given[name]) for name in _PROXIES if name in given for spelling in (name.upper(), name)
         )

@@ -46,6 +46,20 @@ def check_interval(name: str, text: str) -> int:
     return value
 
 
+def check_retries(text: str) -> int:
+    """The retries of a health check, 0 for none. Raises ValueError."""
+    if not text:
+        return 0
+    if re.fullmatch("[+-]?[0-9]{1,20}", text) is None:
+        raise ValueError(f'--retries "{text}" is not a number')
+    value = int(text)
+    if not -(1 << 31) <= value < 1 << 31:
+        raise ValueError(f'--retries "{text}": value out of range')
+    if value < 0:
+        raise ValueError(f"--retries cannot be negative ({value})")
+    return value
+
+
 def show_duration(value: int) -> str:
     """Nanoseconds as Go prints them: ``1h30m0s``, ``1.5s``, ``100ms``."""
     if value < 10**9:

@@ -150,7 +150,7 @@ class Transport:
                 "add its certificate authority to the machine's, or name it in SSL_CERT_FILE",
             ) from None
         except urllib3.exceptions.NewConnectionError as error:
-            raise _NotConnected(str(error)) from None
+            raise _NotConnected(str(error).rpartition("): ")[2]) from None
         except urllib3.exceptions.HTTPError as error:
             raise OSError(str(error)) from None
         found = {key.lower(): value for key, value in raw.headers.items()}

@@ -174,7 +174,8 @@ def _open_volume(mount: MountSpec) -> int:
         options: dict[bytes, bytes | None] = {b"mode": b"1777"}
         if mount["size"]:
             options[b"size"] = b"%d" % mount["size"]
-        return sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, options)
+        flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
+        return sc.new_mount(b"tmpfs", flags | (sc.MOUNT_ATTR_RDONLY if mount["read_only"] else 0), options)
     if kind == "cache":
         top = os.open(mount["path"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         tree = _clone(top, mount["source"], mount["read_only"])
@@ -215,9 +216,20 @@ def _attach(root: int, target: bytes, tree: int) -> None:
         place = _mount_point(root, target, stat.S_ISDIR(os.fstat(tree).st_mode))
         sc.move_mount(tree, place, b"")
     except OSError as error:
-        raise StepError(f"mounting at {os.fsdecode(target)}: {error.strerror}") from None
+        kinds = _kind(root, target), _kind(tree, b".")
+        what = error.strerror
+        if error.errno == errno.EINVAL and kinds[0] != kinds[1]:
+            what = f"the image has a {kinds[0]} there, what is mounted is a {kinds[1]}"
+        raise StepError(f"mounting at {os.fsdecode(target)}: {what}") from None
     os.close(place)
     os.close(tree)
+
+
+def _kind(root: int, path: bytes) -> str:
+    fd = os.dup(root) if path == b"." else open_in_root(root, path, os.O_PATH)
+    kind = "directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+    os.close(fd)
+    return kind
 
 
 def _mount_point(root: int, target: bytes, is_dir: bool) -> int:

@@ -97,7 +97,11 @@ def test_equal_steps_are_one() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("FROM scratch AS a\nCOPY --from=b / /\nFROM scratch AS b\n", 'cannot copy from stage "b"'),
+        ("FROM scratch AS a\nCOPY --from=b / /\nFROM scratch AS b\nFROM a", 'cannot copy from stage "b"'),
+        ("FROM scratch AS a\nCOPY --from=b / /\nFROM scratch AS b\nCOPY --from=a / /", "on stage: a"),
+        ("FROM scratch\nCOPY --from=0 / /\n", "circular dependency detected on stage: stage-0"),
+        ("FROM scratch AS a\nFROM scratch AS a\nCOPY --from=a / /\n", "on stage: a"),
+        ("FROM scratch\nCOPY --from=-1 / /\n", "invalid stage index -1"),
         ("FROM scratch AS a\nCOPY --from=a / /\n", "circular dependency detected on stage: a"),
         ("FROM scratch\nCOPY --from=1 / /\n", "invalid stage index 1"),
         ("FROM scratch AS a\nCOPY --from=9 / /\nFROM scratch\n", "invalid stage index 9"),

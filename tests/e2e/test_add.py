@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
+import tarfile
 from collections.abc import Callable
 
 import pytest
@@ -107,12 +109,38 @@ def test_hostile_archive(pybuild: Pybuild, data: bytes) -> None:
 
 
 def test_links_of_an_archive_stay_inside(pybuild: Pybuild) -> None:
-    """UNP: an absolute link and then a file through it: inside the image."""
-    data = tar(
-        ("l", LINK, "/tmp"), ("l/BREAKOUT", FILE, "x"), ("m", LINK, "../../../.."), ("m/BREAKOUT2", FILE, "x")
-    )
+    """UNP, T34: an absolute link and then a file through it: inside the destination."""
+    data = tar(("l", LINK, "/tmp"), ("l/BREAKOUT", FILE, "x"))
     tree = pybuild.build("FROM scratch\nADD evil /d\n", {"evil": data}).tree()
-    assert tree["tmp/BREAKOUT"] == "x" and tree["BREAKOUT2"] == "x"
+    assert tree["d/tmp/BREAKOUT"] == "x" and "tmp" not in tree
+    out = tar(("m", LINK, "../../../.."), ("m/BREAKOUT2", FILE, "x"))
+    assert "points outside" in pybuild.refuse("FROM scratch\nADD evil /d\n", {"evil": out})
+
+
+def test_devices_of_an_archive_are_skipped(pybuild: Pybuild) -> None:
+    """T39: what is there in their place stays."""
+    data = tar(("p", tarfile.FIFOTYPE, ""), ("c", tarfile.CHRTYPE, ""), ("f", FILE, "new"))
+    tree = pybuild.build("FROM scratch\nCOPY p /d/\nADD evil /d\n", {"evil": data, "p": "old"}).tree()
+    assert tree == {"d": "DIR", "d/p": "old", "d/f": "new"}
+
+
+def test_links_of_an_archive_bring_their_looks(pybuild: Pybuild) -> None:
+    """The last of a file's names decides on its mode; a symbolic link has none of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        for name, kind, mode in (("f", FILE, 0o644), ("h", HARD, 0o600), ("l", LINK, 0o644)):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode, info.linkname = kind, mode, "f" if kind != FILE else ""
+            made.addfile(info)
+    root = pybuild.build("FROM scratch\nADD a /\n", {"a": buffer.getvalue()}).root()
+    assert (root["f"][0].mode, root["l"][0].mode) == (0o600, 0o777)
+
+
+def test_parents_keep_their_owner(pybuild: Pybuild) -> None:
+    """T25: a directory that exists only takes the mode of one that is copied for what is in it."""
+    text = "FROM scratch\nCOPY --parents --chown=5:6 d/f /o/\nCOPY --parents d/g /o/\n"
+    root = pybuild.build(text, {"d": {"f": "1", "g": "2"}}).root()
+    assert (root["o/d"][0].uid, root["o/d/f"][0].uid, root["o/d/g"][0].uid) == (5, 5, 0)
 
 
 # -- flags of COPY -------------------------------------------------------------------------
@@ -183,6 +211,8 @@ def test_link_depends_on_nothing_below(pybuild: Pybuild) -> None:
 
 MODES = [
     ("u=rwX,go=rX", 0o640, 0o644), ("a+x", 0o640, 0o751), ("go-rwx", 0o777, 0o700), ("+x", 0o644, 0o755),
+    ("u=rw,go=rX", 0o744, 0o655), ("a-x,+X", 0o744, 0o755), ("u+x,g+X", 0o644, 0o744), ("a=rx", 0o1777, 0o1555),
+    ("o=rx", 0o1777, 0o1775), ("o+t", 0o755, 0o755), ("u+t", 0o755, 0o1755), ("a-X", 0o755, 0o755),
     ("u+s,g+s", 0o755, 0o6755), ("g=u", 0o640, 0o660), ("o=", 0o777, 0o770), ("a=r,u+w", 0o777, 0o644), ("0600", 0o777, 0o600),
 ]  # fmt: skip
 

@@ -109,7 +109,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "missing": ("RUN --mount=source=nope,target=/m true", '"/nope": not found'),
     "missing-in-stage": ("RUN --mount=from=busybox,source=nope,target=/m true", "not found"),
     "file-over-folder": ("RUN --mount=source=a,target=/etc true", "/etc"),
-    "T65-later": ("RUN --mount=from=b,target=/m true\nFROM busybox AS b", 'cannot mount from stage "b"'),
+    "T65-later": (
+        "RUN --mount=from=b,target=/m true\nFROM busybox AS b\nCOPY --from=0 / /x",
+        'cannot mount from stage "b"',
+    ),
 }
 
 

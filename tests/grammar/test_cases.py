@@ -55,11 +55,11 @@ def _text(item: object) -> str:
             return f"{key} = {value!r}"
         case ast.Flag(_, value):
             return repr(value)
-        case ast.Heredoc(name, body, expand, chomp, fd):
+        case ast.Heredoc(name, _, expand, chomp, fd):
             marks = [
                 mark for mark, on in (("literal", not expand), ("chomp", chomp), (f"fd{fd}", fd >= 0)) if on
             ]
-            return " ".join([name, *marks, repr(body)])
+            return " ".join([name, *marks, repr(item.content)])
         case tuple():
             return repr(list(item))
         case _ if dataclasses.is_dataclass(item) and not isinstance(item, type | Span):

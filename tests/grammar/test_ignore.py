@@ -62,7 +62,9 @@ def excluded(ignore: Ignore, path: str) -> bool:
         param("a\n!a/b", "a a/c", "a/b a/b/c", id="exception-below-an-excluded-folder"),
         param("a\n!a/b\na/b/c", "a a/c a/b/c", "a/b a/b/d", id="three-levels"),
         param("*\n!a\n*/x", "b a/x", "a a/y", id="exception-between"),
-        param("d\n!d/f\nd", "d d/f", "", id="parent-match-by-the-last-one"),
+        param("d\n!d/f\nd", "d", "d/f", id="no-match-where-it-changes-nothing"),
+        param("d/e\n!d", "d/e d/e/f", "d d/f", id="exception-of-what-is-not-excluded"),
+        param("n\n!n/k\n**/n", "n n/x", "n/k", id="the-same-again"),
         param("*.md\n!R*.md\nREADME-x.md", "a.md README-x.md", "README.md", id="order"),
         param("*\n! a", "b", "a", id="blank-after-the-mark"),
         param("*\n!/a/", "b", "a a/b", id="exception-with-slashes"),
@@ -119,7 +121,7 @@ def test_where_a_walk_must_go(text: str, folder: str, expected: bool) -> None:
 
 def test_why() -> None:
     ignore = parse_ignore("# c\na\n*.o\n!b.o\na/x")
-    assert [ignore.why(path) for path in ("a", "a/x", "a/y/z", "c.o", "b.o", "z")] == [2, 5, 2, 3, 0, 0]
+    assert [ignore.why(path) for path in ("a", "a/x", "a/y/z", "c.o", "b.o", "z")] == [2, 2, 2, 3, 0, 0]
 
 
 def test_emptiness() -> None:

@@ -134,12 +134,17 @@ def test_ignore_fails_only_with_its_own_error(text: str, path: str) -> None:
 
 
 def naive(patterns: list[tuple[bool, str]], path: str) -> bool:
-    """Last match wins; a pattern that matches a parent matches the path."""
+    """From the top down: what matched a parent matches, of others only what changes the verdict counts."""
     parts = path.split("/")
+    matched = [False] * len(patterns)
     verdict = False
-    for negated, pattern in patterns:
-        if any(naive_match(pattern.split("/"), parts[: depth + 1]) for depth in range(len(parts))):
-            verdict = not negated
+    for depth in range(len(parts)):
+        verdict = False
+        for number, (negated, pattern) in enumerate(patterns):
+            if not matched[number] and negated == verdict:
+                matched[number] = naive_match(pattern.split("/"), parts[: depth + 1])
+            if matched[number]:
+                verdict = not negated
     return verdict
 
 

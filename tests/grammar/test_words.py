@@ -106,7 +106,8 @@ def test_operators_by_presence(operator: str, unset: str | None, empty: str | No
         param("${a#[a]}", "abc", id="brackets-are-literal"),
         param("${a/./x}|${a#^a}", "abc|abc", id="no-regular-expressions"),
         param("${no#x}${no%x}${no/x/y}", "", id="unset-value"),
-        param("${empty/*/y}${empty##*}", "", id="empty-value"),
+        param("${empty/*/y}${empty//*/z}${empty##*}", "yz", id="empty-value"),
+        param("${a///-}", "-a-b-c-", id="empty-pattern"),
     ],
 )
 def test_operators(text: str, expected: str) -> None:
