@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -25,11 +26,16 @@ def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
 
 
 def owner_or_root(tree: Tree, text: str, what: str) -> tuple[int, int]:
-    """The same for who has never had to exist: an unknown name is root."""
-    try:
-        return owner(tree, text, what)
-    except UnknownName:
-        return 0, 0
+    """The same for who has never had to exist: an unknown name is root, or root's group."""
+    user, colon, group = text.partition(":")
+    uid = gid = 0
+    with contextlib.suppress(UnknownName):
+        uid, gid = _user(tree, user, what)
+    if colon:
+        gid = 0
+        with contextlib.suppress(UnknownName):
+            gid = _group(tree, group, what)
+    return uid, gid
 
 
 class UnknownName(BuildError):

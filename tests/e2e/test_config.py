@@ -272,3 +272,34 @@ def test_a_typo_in_the_target(pybuild: Pybuild) -> None:
 def test_unused_build_arg_is_said(pybuild: Pybuild) -> None:
     said = pybuild("--build-arg", "verison=1", pybuild.context("FROM scratch\nARG version\n")).ok().err
     assert "verison" in said
+
+
+def test_stage_env_comes_back_over_arg(pybuild: Pybuild) -> None:
+    """T44, T49: in its own stage a later ARG wins, in one that is made from it the image's ENV."""
+    text = "FROM busybox AS a\nENV X=1\nARG X=2\nLABEL own=$X\nFROM a\nLABEL x=$X\n"
+    assert pybuild.build(text).settings["Labels"] == {"own": "2", "x": "1"}
+
+
+def test_target_stage(pybuild: Pybuild) -> None:
+    """The last stage's name where no target is given."""
+    text = "FROM busybox AS a\nARG TARGETSTAGE\nLABEL s=$TARGETSTAGE\n"
+    assert pybuild.build(text).settings["Labels"] == {"s": "a"}
+    assert pybuild.build(text + "FROM a\nARG TARGETSTAGE\nLABEL s=$TARGETSTAGE\n").settings["Labels"] == {
+        "s": "default"
+    }
+
+
+def test_empty_settings_are_left_out(pybuild: Pybuild) -> None:
+    settings = pybuild.build("FROM busybox\nUSER a\nUSER $none\nEXPOSE $none\n").settings
+    assert "User" not in settings and "ExposedPorts" not in settings
+
+
+def test_run_without_a_command(pybuild: Pybuild) -> None:
+    image = pybuild.build("FROM busybox\nRUN\n", None, "--network=none")
+    assert image.history[-1]["created_by"] == "RUN /bin/sh -c  # buildkit"
+
+
+def test_epoch_of_a_global_argument(pybuild: Pybuild) -> None:
+    image = pybuild.build("ARG SOURCE_DATE_EPOCH=1000\nFROM scratch\nCOPY f /\n", {"f": "1"})
+    assert image.config["created"] == "1970-01-01T00:16:40Z" and image.root()["f"][0].mtime == 1000
+    assert "not a number" in pybuild.refuse("ARG SOURCE_DATE_EPOCH=x\nFROM scratch\n")

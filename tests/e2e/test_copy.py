@@ -298,6 +298,32 @@ def test_dockerignore(pybuild: Pybuild, patterns: str, left: set[str]) -> None:
     assert {p for p, w in tree.items() if w != "DIR"} == left
 
 
+IGNORED: dict[str, tuple[str, str, str]] = {
+    "link": ("l", "COPY l /x/", '"/l": not found'),
+    "through-a-link": ("l", "COPY l/a /x/", '"/l/a": not found'),
+    "target-of-a-link": ("t", "COPY l /x/", "not found"),
+    "emptied": ("t\n!**/*.go", "COPY t /x", '"/t": not found'),
+    "below-what-is-ignored": ("t", "COPY t/* /x/", '"/t": not found'),
+}
+
+
+@pytest.mark.parametrize(("patterns", "line", "says"), IGNORED.values(), ids=IGNORED.keys())
+def test_ignored_means_not_there(pybuild: Pybuild, patterns: str, line: str, says: str) -> None:
+    files: Tree = {".dockerignore": patterns, "t": {"a": "1"}, "l": "-> t"}
+    assert says in pybuild.refuse(f"FROM scratch\n{line}\n", files)
+
+
+def test_ignored_link_is_no_match(pybuild: Pybuild) -> None:
+    files: Tree = {".dockerignore": "l", "t": {"a": "1"}, "l": "-> t", "lx": "2"}
+    assert pybuild.build("FROM scratch\nCOPY l* /x/\n", files).tree() == {"x": "DIR", "x/lx": "2"}
+
+
+def test_unknown_owner_is_root(pybuild: Pybuild) -> None:
+    """T16: as BuildKit has it, whatever its manual says."""
+    root = pybuild.build("FROM busybox\nCOPY --chown=nobody-knows:7 f /x\n", {"f": "1"}).root()
+    assert (root["x"][0].uid, root["x"][0].gid) == (0, 7)
+
+
 def test_ignore_file_beside_the_dockerfile_wins(pybuild: Pybuild) -> None:
     """And neither file needs to be visible to the build."""
     files: Tree = {

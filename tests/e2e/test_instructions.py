@@ -82,6 +82,16 @@ def test_triggers_of_an_image(pybuild: Pybuild) -> None:
     assert said.index("COPY f /f # buildkit") < said.index("RUN /bin/sh -c cat /g > /h # buildkit")
 
 
+def test_trigger_that_runs(pybuild: Pybuild) -> None:
+    """T71: also where the file itself runs nothing, and has a small name."""
+    context = pybuild.context("FROM busybox\nONBUILD RUN echo hi > /o  \n")
+    assert pybuild.export(context, "-t", "parent").settings["OnBuild"] == ["RUN echo hi > /o  "]
+    context = pybuild.context(None, {"dockerfile": "FROM parent\n"})
+    image = pybuild.export(context)
+    assert image.read("o") == b"hi\n"
+    assert image.history[-1]["created_by"] == "RUN /bin/sh -c echo hi > /o # buildkit"
+
+
 def test_triggers_of_a_stage(pybuild: Pybuild) -> None:
     """T71: for the stage that is made FROM it, not for the stage after that."""
     text = "FROM busybox AS a\nONBUILD RUN echo x >> /f\nFROM a AS b\nFROM b\nRUN cp /f /g\n"
@@ -150,6 +160,20 @@ FILES = {
 def test_here_document_of_copy(pybuild: Pybuild, lines: str, expected: dict[str, str]) -> None:
     image = pybuild.build(f"FROM scratch\nARG v=val\n{lines}\n", {"f": "ctx"})
     assert {path: what for path, what in image.tree().items() if what != "DIR"} == expected
+
+
+def test_here_document_keeps_its_line_ends(pybuild: Pybuild) -> None:
+    image = pybuild.build("FROM scratch\nCOPY <<a /x\n1\r\n2\na\r\n")
+    assert image.read("x") == b"1\r\n2\n"
+
+
+def test_indented_here_document_for_the_shell(pybuild: Pybuild) -> None:
+    """The shell takes the tabs away, history and triggers keep them."""
+    text = "FROM busybox\nRUN cat <<-E > /o\n\thi\n\tE\nONBUILD RUN <<-E\n\techo x\n\tE\n"
+    image = pybuild.build(text, None, "--network=none")
+    assert image.read("o") == b"hi\n"
+    assert "cat <<-E > /o\n\thi\nE # buildkit" in image.history[-1]["created_by"]
+    assert image.settings["OnBuild"] == ["RUN <<-E\n\techo x\nE"]
 
 
 def test_here_document_owner_and_mode(pybuild: Pybuild) -> None:

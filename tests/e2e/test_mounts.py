@@ -35,6 +35,9 @@ WORKS: dict[str, tuple[str, str]] = {
     "over-what-is-there": ("RUN mkdir /m && echo x > /m/x\nRUN --mount=target=/m ls /m | head -1 > /out", "Dockerfile\n"),
     "through-a-link": ("RUN mkdir /real && ln -s /real /m\nRUN --mount=target=/m/in cat /real/in/a > /out", "a"),
     "in-dev": ("RUN --mount=source=a,target=/dev/x/y cat /dev/x/y > /out", "a"),
+    "inner-first": ("RUN --mount=source=a,target=/t/n/a --mount=type=tmpfs,target=/t cat /t/n/a > /out", "a"),
+    "from-scratch": ("RUN --mount=from=scratch,target=/m ls /m | wc -l > /out", "0\n"),
+    "read-only-tmpfs": ("RUN --mount=type=tmpfs,target=/t,ro (touch /t/x || echo no) > /out 2>/dev/null", "no\n"),
     "nested": ("RUN --mount=type=tmpfs,target=/t --mount=source=a,target=/t/n/a cat /t/n/a > /out", "a"),
     "user": ("RUN --mount=type=secret,id=s,uid=7,target=/s stat -c '%u %a' /s > /out", "7 400\n"),
 }  # fmt: skip
@@ -55,6 +58,7 @@ LEAVES_NOTHING = {
     "T105-tmpfs": "RUN --mount=type=tmpfs,target=/t touch /t/x",
     "cache": "RUN --mount=type=cache,target=/root/.cache/c touch /root/.cache/c/x",
     "secret": "RUN --mount=type=secret,id=s cat /run/secrets/s",
+    "point-that-was-changed": "RUN --mount=type=cache,target=/u/v chmod -R 700 /u && chown -R 5 /u",
     "secret-in-etc": "RUN --mount=type=secret,id=s,target=/etc/s cat /etc/s",
 }
 
@@ -110,7 +114,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "missing-in-stage": ("RUN --mount=from=busybox,source=nope,target=/m true", "not found"),
     "file-over-folder": ("RUN --mount=source=a,target=/etc true", "/etc"),
     "T65-later": (
-        "RUN --mount=from=b,target=/m true\nFROM busybox AS b\nCOPY --from=0 / /x",
+        "RUN --mount=from=b,target=/m true\nFROM busybox AS b\nFROM scratch\nCOPY --from=0 / /x",
         'cannot mount from stage "b"',
     ),
 }
@@ -148,6 +152,28 @@ def test_cache_begins_with_a_stage(fresh: Pybuild) -> None:
     )
     image = fresh.build(text, None, *NONE)
     assert (image.read("1"), image.read("2")) == (b"1\n5 6\n", b"2\n")
+
+
+def test_what_a_cache_begins_with_is_an_input(fresh: Pybuild) -> None:
+    """T99: the step runs again when that has changed, on a new cache."""
+    text = (
+        "FROM busybox AS s\nCOPY f /s/f\nFROM busybox\n"
+        "RUN --mount=type=cache,target=/c,from=s,source=/s cat /c/f > /out\n"
+    )
+    for content in ("one", "two"):
+        assert fresh.build(text, {"f": content}, *NONE).read("out").decode() == content
+
+
+def test_caches_of_one_written_target(fresh: Pybuild) -> None:
+    """The default id is the target as written, whatever the working directory; BUILDKIT_CACHE_MOUNT_NS parts them."""
+    text = (
+        "FROM busybox\nWORKDIR /a\nRUN --mount=type=cache,target=c touch c/x\n"
+        "WORKDIR /b\nRUN --mount=type=cache,target=./c ls c > /out\n"
+    )
+    assert fresh.build(text, None, *NONE).read("out") == b"x\n"
+    other = "FROM busybox\nWORKDIR /b\nRUN --mount=type=cache,target=c ls c > /out\n"
+    image = fresh.build(other, None, *NONE, "--build-arg", "BUILDKIT_CACHE_MOUNT_NS=other")
+    assert image.read("out") == b""
 
 
 def test_hostile_cache_ids(fresh: Pybuild) -> None:
