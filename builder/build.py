@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import os
 import pickle
-import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from builder import VERSION
 from builder.assemble import assemble
@@ -18,6 +16,7 @@ from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config
 from builder.image.model import ImageConfig
+from builder.inputs import Inputs, read_ignore
 from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
@@ -27,7 +26,6 @@ from builder.resolve import StoreResolver
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
-from cache.kernel import open_in_root
 from cache.layers import diff_id
 from cache.scan import StatIndex
 from cache.store import Store
@@ -36,87 +34,21 @@ from grammar.errors import DockerfileError, IgnoreError, excerpt
 from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
 
-_DOCKERFILE_LIMIT = 16 << 20
-_IGNORE_LIMIT = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The files that steer a build, as read: path and bytes (None when there is none)."""
-
-    dockerfile: tuple[str, bytes]
-    ignore: tuple[str, bytes | None]
-    absent: tuple[str, ...]
-
-
-def read_inputs(request: BuildRequest) -> Inputs:
-    """Read the Dockerfile and the ignore file that applies. Raises BuildError."""
-    path = request.dockerfile or _default_dockerfile(request.context)
-    # A link given with -f may lead anywhere; one in the context stays inside it (SRC-16).
-    real = os.path.realpath(path) if request.dockerfile else path
-    data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
-    if data is None:
-        raise BuildError(
-            f"there is no Dockerfile at {path}",
-            "name it with -f, or give the folder that holds it as the context",
-        )
-    absent: list[str] = []
-    for candidate in (path + ".dockerignore", os.path.join(request.context, ".dockerignore")):
-        ignore = _read_regular(candidate, _IGNORE_LIMIT, "the ignore file")
-        if ignore is not None:
-            return Inputs((path, data), (candidate, ignore), tuple(absent))
-        absent.append(candidate)
-    return Inputs((path, data), ("", None), tuple(absent))
-
-
-def _default_dockerfile(context: str) -> str:
-    """``Dockerfile``, or ``dockerfile`` where only that is there."""
-    path = os.path.join(context, "Dockerfile")
-    lower = os.path.join(context, "dockerfile")
-    return lower if not os.path.lexists(path) and os.path.lexists(lower) else path
-
-
-def _read_regular(path: str, limit: int, what: str) -> bytes | None:
-    """A regular file's bytes, links resolved inside its folder when they are the context's own."""
-    try:
-        folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = open_in_root(folder, os.fsencode(os.path.basename(path)), os.O_RDONLY | os.O_NONBLOCK)
-        finally:
-            os.close(folder)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BuildError(f"reading {what} {path}: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise BuildError(f"{what} {path} is not a regular file")
-    with open(fd, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise BuildError(f"{what} {path} is larger than {limit >> 20} MiB")
-    return data
-
 
 def build(
-    request: BuildRequest,
-    inputs: Inputs,
-    store: Store,
-    session: Session,
-    sink: Sink,
-    look: Look | None = None,
-) -> tuple[BuildResult, Plan, Solver, ContextSource]:
+    request: BuildRequest, inputs: Inputs, workshop: Workshop, session: Session, look: Look | None = None
+) -> tuple[BuildResult, Plan, Solver]:
     """Build an image and tag it. Raises BuildError (with an excerpt of the file) or CacheError.
 
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
     seen of the context a moment ago.
     """
+    store, sink = workshop.store, workshop.sink
     findings: list[Finding] = []
-    made = plan_file(request, inputs, store, sink, findings)
+    made = plan_file(request, inputs, workshop, findings)
     if any(isinstance(step.op, RunCommand) and step.op.network == "default" for step in made.steps):
-        session.add_network()
-    context = _context(request, inputs, store, sink, look)
-    workshop = Workshop(store, session.launcher, session.packer, context, request.secrets, sink)
+        workshop.launcher = session.add_network()
+    workshop.contexts = _contexts(request, inputs, workshop, look)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:
         solver.run(request.jobs)
@@ -124,19 +56,19 @@ def build(
         raise _with_excerpt(error, inputs) from None
     finally:
         with contextlib.suppress(OSError):
-            context.index.save(_write_index(store))
+            for context in workshop.contexts.values():
+                context.index.save(_write_index(store))
     config = _image(made, solver, store)
     store.sync()
     image = put_config(store, config)
     _deliver(request, store, image, config, sink)
-    return BuildResult(image, made.unused_args, shown_findings(findings, inputs)), made, solver, context
+    return BuildResult(image, made.unused_args, shown_findings(findings, inputs)), made, solver
 
 
 def plan_file(
     request: BuildRequest,
     inputs: Inputs,
-    store: Store,
-    sink: Sink,
+    workshop: Workshop,
     findings: list[Finding],
     metadata_only: bool = False,
     all_stages: bool = False,
@@ -146,10 +78,10 @@ def plan_file(
     With *metadata_only* no base image is pulled; see ``plan`` for *all_stages*. Raises BuildError
     with an excerpt of the file.
     """
-    file = parsed(inputs, store)
+    file = parsed(inputs, workshop.store)
     try:
-        resolver = StoreResolver(store, sink, request.insecure_registries, metadata_only)
-        linter = Linter(file, _checks(request, file), _ignore(inputs))
+        resolver = StoreResolver(workshop, request.insecure_registries, inputs.files, metadata_only)
+        linter = Linter(file, _checks(request, file), _ignore(inputs.ignore))
         try:
             made = plan(file, request, resolver, linter, all_stages)
         finally:
@@ -182,7 +114,7 @@ def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
 
     Raises BuildError with an excerpt of the file.
     """
-    text = _text(inputs)
+    text = inputs.text
     key = "ast:" + hashlib.sha256(f"{VERSION}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
     data = store.index.memo(key)
     if data is not None:
@@ -199,18 +131,9 @@ def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
     return tree
 
 
-def _text(inputs: Inputs) -> str:
-    return inputs.dockerfile[1].decode("utf-8", "surrogateescape")
-
-
-def shown_name(inputs: Inputs) -> str:
-    """What messages call the Dockerfile."""
-    return os.path.relpath(inputs.dockerfile[0])
-
-
 def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
     """Findings as they are shown: what is wrong, and where."""
-    name, text = shown_name(inputs), _text(inputs)
+    name, text = inputs.shown, inputs.text
     return tuple(
         f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, text, finding.span, 0)}"
         for finding in findings
@@ -219,26 +142,40 @@ def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
 
 def _with_excerpt(error: PlanError | StepError, inputs: Inputs) -> BuildError:
     if error.span is not None:
-        error.excerpt = excerpt(shown_name(inputs), _text(inputs), error.span)
+        error.excerpt = excerpt(inputs.shown, inputs.text, error.span)
     return error
 
 
+def _contexts(
+    request: BuildRequest, inputs: Inputs, workshop: Workshop, look: Look | None
+) -> dict[str, ContextSource]:
+    """The folders that steps may take files from, by the names of their contexts."""
+    out = {}
+    if request.context:
+        if look is not None and (look.context, look.ignore) != (request.context, inputs.ignore[1] or b""):
+            look = None
+        out[""] = _context(request.context, inputs.ignore, workshop, look)
+    for name, context in request.contexts.items():
+        if context.kind == "local":
+            path = os.path.join(context.value, ".dockerignore")
+            out[name] = _context(context.value, (path, read_ignore(path)), workshop, None)
+    return out
+
+
 def _context(
-    request: BuildRequest, inputs: Inputs, store: Store, sink: Sink, look: Look | None
+    folder: str, ignore: tuple[str, bytes | None], workshop: Workshop, look: Look | None
 ) -> ContextSource:
-    name = hashlib.sha256(os.path.realpath(request.context).encode("utf-8", "surrogateescape")).hexdigest()
-    if look is not None and (look.context, look.ignore) != (request.context, inputs.ignore[1] or b""):
-        look = None
-    index = look.index if look is not None else StatIndex(store.path("contexts", name))
+    name = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()
+    index = look.index if look is not None else StatIndex(workshop.store.path("contexts", name))
     scanned = look.scanned if look is not None else {}
-    return ContextSource(request.context, name, index, scanned, _ignore(inputs), inputs.ignore[0], sink)
+    return ContextSource(folder, name, index, scanned, _ignore(ignore), ignore[0], workshop.sink)
 
 
-def _ignore(inputs: Inputs) -> Ignore:
+def _ignore(file: tuple[str, bytes | None]) -> Ignore:
     try:
-        return parse_ignore(inputs.ignore[1] or b"")
+        return parse_ignore(file[1] or b"")
     except IgnoreError as error:
-        raise BuildError(f"{inputs.ignore[0]} line {error.line}: {error}") from None
+        raise BuildError(f"{file[0]} line {error.line}: {error}") from None
 
 
 def _write_index(store: Store) -> Callable[[str, bytes], None]:

@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from builder.build import Inputs, parsed, plan_file, shown_name
+from builder.build import parsed, plan_file
 from builder.errors import BuildError
-from builder.events import Event
+from builder.execute.workshop import Workshop
+from builder.inputs import Inputs
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, RunCommand, SecretMount
 from builder.request import BuildRequest
-from cache.store import Store
 from grammar import ast
 from grammar.errors import excerpt
 from grammar.lint import Finding, describing
@@ -25,33 +25,30 @@ from grammar.span import Span
 METHODS = ("check", "lint", "outline", "targets")
 
 
-def call(method: str, request: BuildRequest, inputs: Inputs, store: Store, as_json: bool) -> tuple[str, int]:
+def call(
+    method: str, request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: bool
+) -> tuple[str, int]:
     """What a method answers, and the exit code. Raises BuildError."""
     if method == "targets":
-        file = parsed(inputs, store)
+        file = parsed(inputs, workshop.store)
         answer = _targets(file)
         return (_json(answer, file.text) if as_json else _targets_table(answer)), 0
     if method == "outline":
-        planned = plan_file(request, inputs, store, _nobody, [], metadata_only=True)
-        file = parsed(inputs, store)
+        planned = plan_file(request, inputs, workshop, [], metadata_only=True)
+        file = parsed(inputs, workshop.store)
         answer = _outline(request, file, planned)
         return (_json(answer, file.text) if as_json else _outline_table(answer)), 0
-    return _check(request, inputs, store, as_json)
+    return _check(request, inputs, workshop, as_json)
 
 
-def _nobody(event: Event) -> None:
-    """A sink for what is not shown."""
-
-
-def _check(request: BuildRequest, inputs: Inputs, store: Store, as_json: bool) -> tuple[str, int]:
+def _check(request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: bool) -> tuple[str, int]:
     findings: list[Finding] = []
     failure: BuildError | None = None
     try:
-        plan_file(request, inputs, store, _nobody, findings, True, not request.target)
+        plan_file(request, inputs, workshop, findings, True, not request.target)
     except BuildError as error:
         failure = error
-    text = inputs.dockerfile[1].decode("utf-8", "surrogateescape")
-    name = shown_name(inputs)
+    text, name = inputs.text, inputs.shown
     code = 1 if findings or failure is not None else 0
     if as_json:
         answer: dict[str, Any] = {"warnings": [_warning(finding) for finding in findings]}

@@ -107,9 +107,11 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog="Other commands: pybuild images | save | load | import | run (each with --help)",
     )
     add = parser.add_argument
-    add("context", metavar="CONTEXT", help="the folder that COPY reads from")
+    add("context", metavar="CONTEXT", help="what COPY reads from: a folder, a URL, - for standard input")
     add("-t", "--tag", action="append", default=[], metavar="NAME", help="name the image (repeatable)")
-    add("-f", "--file", metavar="FILE", help="the Dockerfile (default: CONTEXT/Dockerfile)")
+    add(
+        "-f", "--file", metavar="FILE", help="the Dockerfile (default: CONTEXT/Dockerfile; -: standard input)"
+    )
     add("--target", default="", metavar="STAGE", help="build up to this stage")
     add("--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="set an ARG (repeatable)")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label the image (repeatable)")
@@ -128,6 +130,13 @@ def _build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="STAGE",
         help="the same for one stage (repeatable)",
+    )
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="another context: a folder, a URL, docker-image://IMAGE, oci-layout://FOLDER (repeatable)",
     )
     add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
     add(
@@ -162,21 +171,23 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     copies = b"copy" in words or b"add" in words
     with _open_store(options) as store, Session(store, network, copies) as session:
         request = _request(options)
-        from builder.build import build, read_inputs, warn_unused
+        from builder.build import build, warn_unused
+        from builder.execute.workshop import Workshop
+        from builder.inputs import read_inputs
         from builder.memo import remember
 
-        inputs = read_inputs(request)
         sink = _sink(options)
+        workshop = Workshop(store, session.launcher, session.packer, request.secrets, sink)
         try:
-            result, plan, solver, context = build(request, inputs, store, session, sink, look)
+            inputs = read_inputs(request, workshop)
+            result, plan, solver = build(request, inputs, workshop, session, look)
             warn_unused(result, sink)
         finally:
             sink.close()
         ordinary = not request.outputs and not request.no_cache and not request.no_cache_stages
         if ordinary and not result.unused_args:
-            remember(
-                store, argv, request, inputs, result, plan, solver, context, options.quiet, _silent(options)
-            )
+            silent = _silent(options)
+            remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, silent)
     _conclude(options, result, request.tags)
     return 0
 
@@ -193,18 +204,23 @@ def _method(text: str) -> tuple[str, bool]:
 
 
 def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
-    from builder.build import read_inputs
     from builder.check import call
+    from builder.execute.workshop import Workshop
+    from builder.inputs import read_inputs
+    from builder.progress.quiet import Quiet
 
     with _open_store(options) as store:
         request = _request(options)
-        answer, code = call(method, request, read_inputs(request), store, as_json)
+        workshop = Workshop(store, None, None, request.secrets, Quiet(sys.stderr))
+        answer, code = call(method, request, read_inputs(request, workshop), workshop, as_json)
     _print(answer.removesuffix("\n"))
     return code
 
 
 def _words(options: argparse.Namespace) -> bytes:
     """The Dockerfile's text in lower case: which steps it can have at all, before it is parsed."""
+    if options.context == "-" or options.file == "-":
+        return b"run copy"  # that will be seen when it is read
     names = [options.file] if options.file else ["Dockerfile", "dockerfile"]
     for name in names:
         with contextlib.suppress(OSError):  # the build says why
@@ -244,17 +260,19 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
 
 def _request(options: argparse.Namespace) -> Any:
     from builder.image.local import reference
-    from builder.request import BuildRequest
+    from builder.request import STDIN, BuildRequest
 
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
     arguments = _build_args(options.build_arg)
-    context = os.path.abspath(options.context)
-    if not os.path.isdir(context):
-        raise UsageError(f"the context {options.context} is not a folder")
+    context, remote = _context(options.context)
+    file = options.file or ""
+    if file == STDIN and remote == STDIN:
+        raise UsageError("standard input cannot be both the build context and the Dockerfile")
     return BuildRequest(
         context=context,
-        dockerfile=os.path.abspath(options.file) if options.file else "",
+        remote=remote,
+        dockerfile=os.path.abspath(file) if file not in ("", STDIN) and not remote else file,
         tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
         target=options.target,
         build_args=arguments,
@@ -269,8 +287,40 @@ def _request(options: argparse.Namespace) -> Any:
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
         secrets=dict(_secret(item) for item in options.secret),
+        contexts=dict(_named_context(item) for item in options.build_context),
         epoch=_epoch(arguments),
     )
+
+
+def _context(text: str) -> tuple[str, str]:
+    """The context: a folder, or else what it is instead."""
+    if text == "-":
+        return "", text
+    if os.path.isdir(text):
+        return os.path.abspath(text), ""
+    from builder.execute.context import is_remote
+
+    if is_remote(text):
+        return "", text
+    raise UsageError(f"the context {text} is not a folder", "it is a folder, a URL, or - for standard input")
+
+
+def _named_context(item: str) -> tuple[str, Any]:
+    """``name=folder``, or with docker-image://, oci-layout://, target:, or a URL for the folder."""
+    from builder.execute.context import is_remote
+    from builder.image.local import reference
+    from builder.request import NamedContext
+
+    name, value = _pair(item, "--build-context")
+    name = reference(name).familiar.removesuffix(":latest")
+    for prefix, kind in (("docker-image://", "image"), ("oci-layout://", "layout"), ("target:", "target")):
+        if value.startswith(prefix):
+            return name, NamedContext(kind, value.removeprefix(prefix))
+    if os.path.isdir(value):
+        return name, NamedContext("local", os.path.abspath(value))
+    if is_remote(value):
+        return name, NamedContext("url", value)
+    raise UsageError(f"--build-context {item!r}: {value!r} is neither a folder nor a URL")
 
 
 def _build_args(items: list[str]) -> dict[str, str]:

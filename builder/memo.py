@@ -6,33 +6,35 @@ import hashlib
 import marshal
 from collections.abc import Sequence
 
-from builder.build import Inputs
-from builder.execute.sources import ContextSource
+from builder.execute.workshop import Workshop
 from builder.image.model import host
+from builder.inputs import Inputs
 from builder.plan.graph import Plan
 from builder.plan.ops import Fetch, FromImage
 from builder.replay import listing_digest, memo_key
-from builder.request import BuildRequest, BuildResult
+from builder.request import STDIN, BuildRequest, BuildResult
 from builder.solve import Solver
-from cache.store import Store
 
 
 def remember(
-    store: Store,
     argv: Sequence[str],
     request: BuildRequest,
     inputs: Inputs,
     result: BuildResult,
     plan: Plan,
     solver: Solver,
-    context: ContextSource,
+    workshop: Workshop,
     quiet: bool,
     silent: bool,
 ) -> None:
     """Leave a memo of this build under its command line.
 
-    Not where somebody elsewhere has to be asked, nor for bases that the store has by platform.
+    Not where somebody elsewhere has to be asked, nor for bases that the store has by platform or
+    for other contexts than a folder.
     """
+    if request.remote or request.contexts or request.dockerfile == STDIN:
+        return
+    context, store = workshop.contexts[""], workshop.store
     foreign = any(platform != str(host()) for _, _, platform in plan.bases)
     if foreign or any(isinstance(step.op, Fetch) for step in plan.steps):
         return

@@ -21,16 +21,30 @@ class Secret:
     env: str = ""
 
 
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedContext:
+    """A ``--build-context``. ``kind``: "local" (an absolute path), "image", "layout", "url", "target"."""
+
+    kind: str
+    value: str
+
+
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
+    ``context`` is a folder, or "" where ``remote`` says what it is instead: a URL, or STDIN;
+    ``dockerfile`` is then a path in it. ``contexts`` go by their normalised names.
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds: when everything this build makes was made.
     """
 
     context: str
     dockerfile: str
+    remote: str = ""
     tags: tuple[str, ...] = ()
     target: str = ""
     build_args: dict[str, str] = field(default_factory=dict)
@@ -43,6 +57,7 @@ class BuildRequest:
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
     secrets: dict[str, Secret] = field(default_factory=dict)
+    contexts: dict[str, NamedContext] = field(default_factory=dict)
     epoch: int | None = None
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builder.events import Sink
+from builder.execute.workshop import Workshop
 from builder.image.local import config_of, snapshots
 from builder.image.model import ImageConfig, Platform, host
+from builder.plan.ops import Files
 from cache.digest import Digest, digest
 from cache.store import Store
 from grammar.reference import Reference
@@ -14,19 +15,20 @@ from grammar.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class StoreResolver:
-    """The planner's ImageResolver. A name the store has is never asked of a registry again.
+    """The planner's Resolver. A name the store has is never asked of a registry again.
 
     With *metadata_only* an image that is not here is not pulled: its config is all that is
     asked for.
     """
 
-    store: Store
-    sink: Sink
+    workshop: Workshop
     insecure: frozenset[str]
+    context: Files | None
     metadata_only: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        image = find_image(self.store, reference, platform)
+        store = self.workshop.store
+        image = find_image(store, reference, platform)
         if image is None:
             from builder.pull import pull, pull_config
             from builder.registry.errors import NotFound, Unauthorized, Unavailable
@@ -34,16 +36,27 @@ class StoreResolver:
             if self.metadata_only:
                 return pull_config(reference, platform, self.insecure)
             try:
-                image = pull(self.store, reference, platform, self.sink, self.insecure)
+                image = pull(store, reference, platform, self.workshop.sink, self.insecure)
             except (NotFound, Unauthorized, Unavailable):
-                image = self.store.resolve(str(reference))  # for another platform: the planner warns
-                if image is None or not self.store.has_blob(image):
+                image = store.resolve(str(reference))  # for another platform: the planner warns
+                if image is None or not store.has_blob(image):
                     raise
-            self.store.index.set_memo(_memo(reference, platform), image.encode())
-        config = config_of(self.store, image)
+            store.index.set_memo(_memo(reference, platform), image.encode())
+        config = config_of(store, image)
         if not self.metadata_only:
-            snapshots(self.store, config)  # every layer is there, or this says what is missing
+            snapshots(store, config)  # every layer is there, or this says what is missing
         return image, config
+
+    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+        from builder.image.load import load_layout
+
+        image = load_layout(self.workshop.store, place)
+        return image, config_of(self.workshop.store, image)
+
+    def files(self, url: str) -> Files:
+        from builder.execute.context import context_of_url
+
+        return context_of_url(url, self.workshop, keep_git_dir=False)
 
 
 def find_image(store: Store, reference: Reference, platform: Platform) -> Digest | None:

@@ -27,18 +27,19 @@ class Session:
         self.launcher = Launcher(store.root, wiring)
         self.packer = _packer() if copies else None
 
-    def add_network(self) -> None:
-        """Containers need a network after all: a trigger of a base image runs something.
+    def add_network(self) -> Launcher:
+        """A launcher whose containers get a network after all: a trigger of a base image runs something.
 
         To be called before any thread exists, and any container.
         """
         if self._network:
-            return
+            return self.launcher
         from builder.runtime.network import start
 
         self.launcher.close()
         self.launcher = Launcher(self._root, start())
         self._network = True
+        return self.launcher
 
     def __enter__(self) -> "Session":
         return self

@@ -39,10 +39,12 @@ from builder.plan.ops import (
     Fetch,
     FetchGit,
     FetchUrl,
+    Files,
     FromImage,
     Inline,
     MakeDir,
     Mount,
+    Picked,
     RunCommand,
 )
 from cache.errors import CacheError
@@ -151,6 +153,9 @@ class Solver:
         sources = [self.results[id(source)] for source in step.sources]
         if isinstance(step.op, FromImage):
             return self._base(step, step.op)
+        if isinstance(step.op, Files):
+            self._sink(StepCached(self._numbers[id(step)], step.name))
+            return Solved(derive(*identity(step.op)), (step.op.snapshot,), 0)
         try:
             if isinstance(step.op, Fetch):
                 return self._fetch(step, step.op)
@@ -249,7 +254,7 @@ class Solver:
             if isinstance(item, Inline):
                 source = InlineSource(item)
             elif item.origin == CONTEXT:
-                source = self._workshop.context
+                source = self._workshop.contexts[item.context]
             else:
                 layers = sources[item.origin].snapshots if item.origin >= 0 else ()
                 source = TreeSource(tree_of(self._store, layers) if layers else Tree((self._store.empty,)))
@@ -279,7 +284,7 @@ class Solver:
                         snapshot = self._copy(step.op, made, selection)
                     case MakeDir():
                         snapshot = make_dir(step.op, made)
-                    case FromImage() | FetchUrl() | FetchGit():
+                    case FromImage() | Files() | FetchUrl() | FetchGit():
                         raise AssertionError("what comes from outside is not executed")
         except BaseException:
             self._sink(StepFailed(number, step.name, time.monotonic() - started))
@@ -289,7 +294,9 @@ class Solver:
 
     def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> str:
         """Execute a COPY; what the last COPY of the same place made may lend its files."""
-        memo = "copy:" + derive("place", identity(op)[1], [self._workshop.context.name])
+        used = {item.context for item in op.items if isinstance(item, Picked) and item.origin == CONTEXT}
+        names = [self._workshop.contexts[name].name for name in sorted(used)]
+        memo = "copy:" + derive("place", identity(op)[1], names)
         last = (self._store.index.memo(memo) or b"").decode() if op.reads_context else ""
         old = manifest(self._store, last) if last and self._store.index.usable(last) else None
         previous = (self._store.path("snapshots", last), old) if old is not None else None

@@ -31,9 +31,9 @@ def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -
 
     Raises BuildError or ArchiveError for an archive that is damaged or leads out of *dest*.
     """
-    top, handle = next(source.entries(selected))
-    if top.kind != FILE or not _is_archive(source, handle):
+    if not is_archive(source, selected):
         return False
+    _top, handle = next(source.entries(selected))
     fd = source.open(handle)
     try:
         with writer.unpacking():
@@ -49,12 +49,14 @@ def _reader(fd: int) -> Read:
     return detecting(lambda count: os.read(fd, min(count, _CHUNK)))
 
 
-def _is_archive(source: Source, handle: object) -> bool:
+def is_archive(source: Source, selected: Selected) -> bool:
+    """Whether a selected file is a tar, compressed or not."""
+    top, handle = next(source.entries(selected))
+    if top.kind != FILE:
+        return False
     fd = source.open(handle)
     try:
-        return (
-            next(iter(TarReader(detecting(lambda count: os.read(fd, min(count, _CHUNK))))), None) is not None
-        )
+        return next(iter(TarReader(_reader(fd))), None) is not None
     except ArchiveError:
         return False
     finally:

@@ -19,14 +19,14 @@ from cache.store import Store
 
 @dataclass(slots=True)
 class Workshop:
-    """The means of one build."""
+    """The means of one build; without a launcher it runs nothing. ``contexts`` go by their names."""
 
     store: Store
-    launcher: Launcher
+    launcher: Launcher | None
     packer: Packer | None
-    context: ContextSource
     secrets: Mapping[str, Secret]
     sink: Sink
+    contexts: dict[str, ContextSource] = field(default_factory=dict)
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
@@ -37,6 +37,7 @@ class Workshop:
         Raises Cancelled when ``cancel`` was called before it ended, OSError when it could
         not be asked for.
         """
+        assert self.launcher is not None
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import shutil
 from typing import Any
 
 from builder.errors import BuildError
@@ -46,6 +47,45 @@ def load(store: Store, read: Read) -> list[str]:
         for name in names:
             store.tag(name, image)
     return [name for image, names in images for name in (names or [image])]
+
+
+def load_layout(store: Store, place: str) -> Digest:
+    """The image of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
+
+    Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
+    """
+    folder, at, wanted = place.partition("@")
+    tag = ""
+    if not at and not os.path.isdir(folder):
+        folder, _, tag = folder.rpartition(":")
+    if not os.path.isdir(folder):
+        raise BuildError(f"there is no OCI layout at {place}")
+    archive = _Archive(store, "")
+    for name in ("index.json", *_blobs(folder)):
+        archive.files[name] = os.path.join(folder, name)
+    index = _object(archive._small("index.json"), "index.json")
+    items = [item for item in _list(index, "manifests") if _is_meant(item, tag, wanted)]
+    if not items:
+        raise BuildError(f"the OCI layout {folder} has no image {tag or wanted or 'called latest'}")
+    manifest = archive._manifest(items[0], 0)
+    if manifest is None:
+        raise BuildError(f"the OCI layout {folder} has no image for this platform", f"it is {host()}")
+    return archive._from_manifest(manifest)
+
+
+def _blobs(folder: str) -> list[str]:
+    try:
+        return [f"blobs/sha256/{name}" for name in os.listdir(os.path.join(folder, "blobs/sha256"))]
+    except OSError as error:
+        raise BuildError(f"{folder} is not an OCI layout: {error.strerror}") from None
+
+
+def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
+    if wanted:
+        return item.get("digest") == wanted
+    annotations = item.get("annotations")
+    name = annotations.get("org.opencontainers.image.ref.name") if isinstance(annotations, dict) else None
+    return name == tag if tag else name in (None, "latest")
 
 
 class _Archive:
@@ -170,9 +210,14 @@ class _Archive:
         return self._store.put_blob(config)
 
     def _adopt(self, path: str, stated: Descriptor | None) -> Descriptor:
-        """Move a layer's file into the store under its own digest."""
+        """Take a layer's file into the store under its own digest."""
         sha = hashlib.sha256()
-        with open(path, "rb") as file:
+        copy = self._store.temporary()
+        if self._folder:
+            os.link(path, copy)
+        else:  # it is somebody else's
+            shutil.copyfile(path, copy, follow_symlinks=False)
+        with open(copy, "rb") as file:
             start = file.read(512)
             sha.update(start)
             while data := file.read(1 << 20):
@@ -184,9 +229,9 @@ class _Archive:
             raise _mismatch(stated)
         kind = comp.compression_of(stated.media_type) if stated is not None else comp.detect(start)
         final = self._store.blob_path(value)
-        if not os.path.exists(final):
-            copy = self._store.temporary()
-            os.link(path, copy)
+        if os.path.exists(final):
+            os.unlink(copy)
+        else:
             self._store.publish(copy, final)
         return Descriptor(comp.media_type(kind), value, size)
 

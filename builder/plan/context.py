@@ -7,10 +7,31 @@ from dataclasses import dataclass
 
 from builder.errors import PlanError
 from builder.plan.graph import Step
-from builder.plan.ops import Op
+from builder.plan.ops import CONTEXT, NOWHERE, Op
 from builder.plan.scope import Scope
 from grammar.lint import Linter
 from grammar.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A folder of this machine as a source of files: a build context. ``name`` is "" for the main one."""
+
+    name: str = ""
+
+
+Origin = Step | Local | None  # where files come from; None: nowhere, an empty root
+
+
+def number(origin: Origin, sources: tuple[Step, ...]) -> tuple[int, str, tuple[Step, ...]]:
+    """How an op names *origin*: by number and context, with the sources that it then numbers."""
+    match origin:
+        case None:
+            return NOWHERE, "", sources
+        case Local():
+            return CONTEXT, origin.name, sources
+        case Step():
+            return len(sources), "", (*sources, origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +39,10 @@ class StageContext:
     """What converting needs besides the state.
 
     ``new_step(op, parent, sources, span)`` makes or reuses a step and names it;
-    ``find_source(name, span, mount)`` gives the last step of what a ``from`` names (*mount*: of
-    a RUN --mount), None where that is empty; ``new_source(op, name, span)`` makes or reuses the
-    step that fetches something. ``take_context(path, span)`` gives the step that
-    takes a path of the build context to "/mount" of an empty root.
+    ``find_source(name, span, mount)`` gives what a ``from`` names (*mount*: of a RUN --mount),
+    the build context for ""; ``new_source(op, name, span)`` makes or reuses the
+    step that fetches something. ``take(origin, path, span)`` gives the step that
+    takes a path of a folder to "/mount" of an empty root.
     """
 
     scope: Scope
@@ -32,9 +53,9 @@ class StageContext:
     epoch: int
     linter: Linter
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]
-    find_source: Callable[[str, Span, bool], Step | None]
+    find_source: Callable[[str, Span, bool], Origin]
     new_source: Callable[[Op, str, Span], Step]
-    take_context: Callable[[str, Span], Step]
+    take: Callable[[Local, str, Span], Step]
 
 
 def unsupported(what: str, span: Span) -> PlanError:

@@ -12,13 +12,12 @@ from typing import assert_never
 
 from builder.errors import PlanError
 from builder.image.model import ImageConfig
-from builder.plan.context import StageContext, unsupported
+from builder.plan.context import StageContext, number, unsupported
 from builder.plan.graph import HistoryLine, Step
 from builder.plan.modes import Mode
 from builder.plan.mounts import convert_mounts
 from builder.plan.ops import (
     CONTEXT,
-    NOWHERE,
     CopyFiles,
     FetchGit,
     FetchUrl,
@@ -241,23 +240,26 @@ def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) ->
             raise PlanError(str(error), node.span) from None
     shown, parents = [type(node).__name__.upper()], isinstance(node, ast.Copy) and node.parents
     shown += ["--parents"] * parents + [f"--chown={chown}"] * bool(chown) + [f"--chmod={chmod}"] * bool(chmod)
-    origin, sources = _origin(node, context)
+    check_from(node)
+    place = node.from_ if isinstance(node, ast.Copy) else ""
+    origin, name, sources = number(context.find_source(place, node.span, False), ())
     items: list[Picked | Inline] = []
     for text in node.sources:
         source = _word(text, state, context, node.span)
         shown.append(redacted(source))
         if (remote := _remote(node, source, state, context)) is not None:
-            name = remote.name if isinstance(remote, FetchUrl) else "/"
+            path = remote.name if isinstance(remote, FetchUrl) else "/"
             unpack = isinstance(node, ast.Add) and node.unpack is True and isinstance(remote, FetchUrl)
-            items.append(Picked(name, len(sources), literal=True, unpack=unpack))
+            items.append(Picked(path, len(sources), literal=True, unpack=unpack))
             sources = (*sources, context.new_source(remote, f"ADD {redacted(source)}", node.span))
             continue
         if isinstance(node, ast.Add) and node.checksum:
             raise PlanError("checksum requires HTTP(S) or Git sources", node.span)
         unpack = isinstance(node, ast.Add) and node.unpack is not False
-        if origin == CONTEXT:
+        if origin == CONTEXT and not name:
             context.linter.copied(type(node).__name__, source, node.span)
-        items.append(_below_pivot(source, origin) if parents else Picked(source, origin, unpack=unpack))
+        item = Picked(source, origin, unpack=unpack, context=name)
+        items.append(_below_pivot(item) if parents else item)
     for heredoc in node.heredocs:
         _check_name(heredoc, node.span)
         shown.append(f"<<{heredoc.name}")
@@ -305,18 +307,9 @@ def _remote(
     return FetchGit(git.remote, git.ref, git.subdir, checksum, True in kept, git.submodules, git.commit_time)
 
 
-def _origin(node: ast.Copy | ast.Add, context: StageContext) -> tuple[int, tuple[Step, ...]]:
-    """Where the sources are looked for."""
-    if isinstance(node, ast.Add) or not node.from_:
-        return CONTEXT, ()
-    check_from(node)  # again, for triggers
-    source = context.find_source(node.from_, node.span, False)
-    return (NOWHERE, ()) if source is None else (0, (source,))
-
-
-def check_from(node: ast.Copy) -> None:
+def check_from(node: ast.Copy | ast.Add) -> None:
     """Raises PlanError where --from holds a variable."""
-    if "$" in node.from_:
+    if isinstance(node, ast.Copy) and "$" in node.from_:
         raise PlanError(
             "variable expansion is not supported for --from, "
             "define a new stage with FROM using ARG from global scope as a workaround",
@@ -324,12 +317,12 @@ def check_from(node: ast.Copy) -> None:
         )
 
 
-def _below_pivot(source: str, origin: int) -> Picked:
+def _below_pivot(item: Picked) -> Picked:
     """``--parents``: what is left of the first ``/./`` is where paths begin to be kept (T25)."""
-    top, pivot, pattern = source.partition("/./")
+    top, pivot, pattern = item.pattern.partition("/./")
     if not pivot:
-        top, pattern = "/", source
-    return Picked(top, origin, parents=(clean("/" + pattern).removeprefix("/"),))
+        top, pattern = "/", item.pattern
+    return replace(item, pattern=top, parents=(clean("/" + pattern).removeprefix("/"),))
 
 
 def _destination(written: str, state: StageState) -> str:

@@ -15,6 +15,7 @@ from builder.plan.ops import (
     CopyFiles,
     FetchGit,
     FetchUrl,
+    Files,
     FromImage,
     Inline,
     MakeDir,
@@ -32,6 +33,8 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
     match op:
         case FromImage():
             return "image", {"layers": list(op.diff_ids)}
+        case Files():
+            return "files", {"key": op.key}
         case FetchUrl():  # what was asked for: those who use a fetched file key on what it is
             return "url", {"url": op.url, "name": op.name, "checksum": op.checksum}
         case FetchGit():
@@ -77,7 +80,7 @@ def _item(item: Picked | Inline) -> dict[str, object]:
     return {
         "pattern": item.pattern,
         "origin": item.origin,
-        **_given(literal=item.literal, unpack=item.unpack, parents=list(item.parents)),
+        **_given(literal=item.literal, unpack=item.unpack, parents=list(item.parents), context=item.context),
     }
 
 

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 
 from builder.errors import PlanError
-from builder.plan.context import StageContext, unsupported
+from builder.plan.context import Local, StageContext, number, unsupported
 from builder.plan.graph import Step
 from builder.plan.ops import NOWHERE, BindMount, CacheMount, Mount, SecretMount, TmpfsMount
 from grammar import ast
@@ -54,18 +54,18 @@ def _convert(mount: syntax.Mount, cwd: str, context: StageContext, sources: list
         case "cache":
             return _cache(mount, cwd, context, sources, span)
     target = _target(mount, cwd, span)
-    if mount.from_:
-        step, path = context.find_source(mount.from_, span, True), mount.source
-    else:
-        step, path = context.take_context(mount.source, span), "/mount"
-    return BindMount(target, _origin(step, sources), path, mount.read_only is not False)
+    origin, path = _source(mount, context, sources, span)
+    return BindMount(target, origin, path, mount.read_only is not False)
 
 
-def _origin(step: Step | None, sources: list[Step]) -> int:
-    if step is None:
-        return NOWHERE
-    sources.append(step)
-    return len(sources) - 1
+def _source(mount: syntax.Mount, context: StageContext, sources: list[Step], span: Span) -> tuple[int, str]:
+    """Where the files of a mount come from: the number of a source, and the path in it."""
+    origin, path = context.find_source(mount.from_, span, True), mount.source
+    if isinstance(origin, Local):
+        origin, path = context.take(origin, mount.source, span), "/mount"
+    place, _, numbered = number(origin, tuple(sources))
+    sources[:] = numbered
+    return place, path
 
 
 def _target(mount: syntax.Mount, cwd: str, span: Span) -> str:
@@ -82,18 +82,18 @@ def _cache(
 ) -> CacheMount:
     """Mode and owner are those of a new, empty directory; with other ones it is another cache."""
     target = _target(mount, cwd, span)
-    step = context.find_source(mount.from_, span, True) if mount.from_ else None
+    origin, path = _source(mount, context, sources, span) if mount.from_ else (NOWHERE, mount.source)
     owned = any(value is not None for value in (mount.mode, mount.uid, mount.gid))
     if mount.source.strip("/"):
         mount.mode = mount.uid = mount.gid = None  # what is there keeps its looks
     elif owned:
-        step = None  # a new directory that looks so
+        origin = NOWHERE  # a new directory that looks so
     return CacheMount(
         target,
         posixpath.join(context.cache_namespace, mount.id or posixpath.normpath(mount.target)),
         mount.sharing or "shared",
-        _origin(step, sources),
-        mount.source,
+        origin,
+        path,
         mount.read_only is True,
         0o755 if mount.mode is None else mount.mode & 0o7777,
         mount.uid or 0,

@@ -47,8 +47,17 @@ class FetchGit:
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """Files that were fetched before the plan was made: a ``snapshot``, and the ``key`` of what it holds."""
+
+    key: str
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
 class Picked:
-    """Files of ``origin``: the build context, or the step's source of that number.
+    """Files of ``origin``: the build context (``context`` is its name, "" the main one's), or the
+    step's source of that number.
 
     ``pattern`` is as written; with ``literal`` its wildcards mean themselves. ``unpack``:
     archives are unpacked. With ``parents`` it is everything below ``pattern`` that matches
@@ -60,6 +69,7 @@ class Picked:
     literal: bool = False
     unpack: bool = False
     parents: tuple[str, ...] = ()
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,4 +180,4 @@ class RunCommand:
 
 
 Fetch = FetchUrl | FetchGit
-Op = FromImage | Fetch | RunCommand | CopyFiles | MakeDir
+Op = FromImage | Files | Fetch | RunCommand | CopyFiles | MakeDir

@@ -5,37 +5,51 @@ from __future__ import annotations
 import difflib
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from builder.errors import BuildError, Cancelled, PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
-from builder.plan.context import StageContext
+from builder.plan.context import Local, Origin, StageContext
 from builder.plan.convert import StageState, check_from, clean, convert
-from builder.plan.graph import Argument, Plan, Step, needed
-from builder.plan.ops import CONTEXT, CopyFiles, FromImage, Op, Picked
+from builder.plan.graph import Argument, HistoryLine, Plan, Step, needed
+from builder.plan.ops import CONTEXT, CopyFiles, Files, FromImage, Op, Picked
 from builder.plan.remote import redacted
 from builder.plan.scope import Scope, parse_epoch, platform_args
-from builder.request import BuildRequest
+from builder.request import BuildRequest, NamedContext
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ExpansionError, ReferenceError_
-from grammar.lint import Linter, check_file, check_stage, describing, suggestion
+from grammar.lint import RESERVED, Linter, check_file, check_stage, describing, suggestion
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
 from grammar.words import expand_word
 
+_T = TypeVar("_T")
 _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
 
 
-class ImageResolver(Protocol):
-    """Where base images come from."""
+class Resolver(Protocol):
+    """Where base images and contexts come from."""
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
         """The image ID and config of *reference*. Raises BuildError or CacheError."""
+        ...
+
+    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+        """The same of an image in an OCI layout: ``path[:tag|@digest]``."""
+        ...
+
+    def files(self, url: str) -> Files:
+        """What a URL holds, as files. Raises BuildError or CacheError."""
+        ...
+
+    @property
+    def context(self) -> Files | None:
+        """The main build context, where it is no folder."""
         ...
 
 
@@ -60,7 +74,7 @@ class _Stage:
 def plan(
     file: ast.Dockerfile,
     request: BuildRequest,
-    resolver: ImageResolver,
+    resolver: Resolver,
     linter: Linter,
     all_stages: bool = False,
 ) -> Plan:
@@ -74,7 +88,7 @@ def plan(
 
 class _Planner:
     def __init__(
-        self, file: ast.Dockerfile, request: BuildRequest, resolver: ImageResolver, linter: Linter
+        self, file: ast.Dockerfile, request: BuildRequest, resolver: Resolver, linter: Linter
     ) -> None:
         self._file = file
         self._request = request
@@ -322,6 +336,10 @@ class _Planner:
         check_stage(stage.node, self._linter)
         own_base = stage.base_index is None and stage.base != "scratch"
         counter = _Counter(self._label(stage), own_base + _layer_steps(stage.node.instructions))
+        if (named := self._named(start.name)) is not None:  # instead of all that stands here
+            state = self._named_state(named, start.span)
+            stage.state = replace(state, config=state.config.with_settings(OnBuild=None))
+            return
         if stage.base_index is not None:
             below = self._stages[stage.base_index].state
             assert below is not None  # earlier in file order, and reachable
@@ -330,6 +348,8 @@ class _Planner:
         elif stage.base == "scratch":
             config = scratch(self._platform)
             state = StageState(config, env=config.env)
+        elif (named := self._named(stage.base)) is not None:
+            state = self._named_state(named, start.span)
         else:
             state = self._from_image(stage, counter)
         triggers = [(text, _trigger(text, start.span)) for text in state.config.settings.get("OnBuild") or ()]
@@ -366,13 +386,16 @@ class _Planner:
             new_step,
             lambda name, span, mount: self._source(name, stage, span, mount),
             lambda op, name, span: self._intern(op, None, (), span, f"[internal] {name}"),
-            self._take_context,
+            self._take,
         )
 
-    def _take_context(self, path: str, span: Span) -> Step:
-        """A path of the build context, for a bind mount: a file or directory called "mount"."""
-        op = CopyFiles((Picked(path or "/", CONTEXT, literal=True),), "/mount")
-        return self._intern(op, None, (), span, f"[internal] context {path or '/'}")
+    def _take(self, origin: Local, path: str, span: Span, dest: str = "/mount") -> Step:
+        """A path of a folder, for a bind mount: a file or directory called "mount"."""
+        op = CopyFiles((Picked(path or "/", CONTEXT, literal=True, context=origin.name),), dest)
+        return self._intern(op, None, (), span, f"[internal] context {origin.name} {path or '/'}")
+
+    def _files(self, files: Files, span: Span, name: str) -> Step:
+        return self._intern(files, None, (), span, f"[internal] context {name}")
 
     def _label(self, stage: _Stage) -> str:
         if stage.node.start.name:
@@ -418,6 +441,15 @@ class _Planner:
         # The base's history and diff IDs are the image's; its creation time is not (T74).
         return StageState(replace(config, created=""), step, config.env)
 
+    def _resolved(self, ask: Callable[[], _T], span: Span) -> _T:
+        """What the resolver answers; what goes wrong goes wrong at *span*."""
+        try:
+            return ask()
+        except Cancelled:
+            raise
+        except (BuildError, CacheError) as error:
+            raise PlanError(error.message, span, error.hint) from error
+
     def _image(self, name: str, span: Span, platform: Platform) -> tuple[FromImage, ImageConfig]:
         try:
             reference = parse_reference(name)
@@ -438,11 +470,16 @@ class _Planner:
         self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
 
-    def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Step | None:
+    def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Origin:
+        if not name:
+            files = self._resolver.context
+            return Local() if files is None else self._files(files, span, "")
         index = self._stage_named(name, span, mount)
-        if index is None and name == "scratch":
-            return None
         if index is None:
+            if name == "scratch":
+                return None
+            if (named := self._named(name)) is not None:
+                return self._origin_of(named, span)[0]
             op, _config = self._image(name, span, self._platform)
             return self._intern(op, None, (), span, f"FROM {name}")
         if index >= user.index:
@@ -451,7 +488,53 @@ class _Planner:
                 f'it needs to be defined before current stage "{user.shown}"',
                 span,
             )
+        if (named := self._named(self._stages[index].node.start.name)) is not None:
+            return self._origin_of(named, span)[0]
         return self._state_of(index).root
+
+    # -- named contexts --------------------------------------------------------------------
+
+    def _named(self, name: str) -> tuple[str, NamedContext] | None:
+        """The ``--build-context`` that stands for an image or a stage *name*, and its name (T69)."""
+        if not self._request.contexts or name.lower() in ("", *RESERVED):
+            return None
+        try:
+            normal = parse_reference(name).familiar.removesuffix(":latest")
+        except ReferenceError_:
+            return None
+        found = self._request.contexts.get(normal)
+        return (normal, found) if found is not None else None
+
+    def _origin_of(self, named: tuple[str, NamedContext], span: Span) -> tuple[Origin, ImageConfig | None]:
+        """A named context as a source of files, and its config where it is an image."""
+        name, context = named
+        match context.kind:
+            case "local":
+                return Local(name), None
+            case "url":
+                files = self._resolved(lambda: self._resolver.files(context.value), span)
+                return self._files(files, span, name), None
+            case "target":
+                index = self._stage_named(context.value, span, True)
+                if index is None:
+                    raise PlanError(f"the context {name}: there is no stage {context.value!r}", span)
+                state = self._state_of(index)
+                return state.root, state.config
+            case "layout":
+                image, config = self._resolved(lambda: self._resolver.layout(context.value), span)
+                op = FromImage(name, image, config.diff_ids)
+            case _:
+                op, config = self._image(context.value, span, self._platform)
+        step = self._intern(op, None, (), span, f"FROM {redacted(context.value)}") if op.diff_ids else None
+        return step, config
+
+    def _named_state(self, named: tuple[str, NamedContext], span: Span) -> StageState:
+        """The state of a stage that a named context stands for, or is the base of."""
+        origin, config = self._origin_of(named, span)
+        root = self._take(origin, "/", span, "/") if isinstance(origin, Local) else origin
+        lines = (HistoryLine(f"FROM {named[0]}", root),) if config is None and root is not None else ()
+        config = replace(config or scratch(self._platform), created="")
+        return StageState(config, root, config.env, lines=lines)
 
     # -- steps -----------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from builder.errors import BuildError
 from builder.image.model import ImageConfig, Platform, host, scratch
+from builder.plan.ops import Files
 from cache.digest import Digest, digest_of
 from grammar.reference import Reference
 
 
 class Images:
-    """An ImageResolver of a few names; it remembers what it was asked."""
+    """A Resolver of a few names; it remembers what it was asked."""
 
     def __init__(self, *names: str) -> None:
         self.names = {f"docker.io/library/{name}:latest" for name in names}
@@ -23,3 +24,11 @@ class Images:
             raise BuildError(f"no {reference}")
         layer = digest_of(str(reference).encode())
         return layer, replace(scratch(host()), diff_ids=(layer,))
+
+    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+        raise BuildError(f"no {place}")
+
+    def files(self, url: str) -> Files:
+        raise BuildError(f"no {url}")
+
+    context: Files | None = None

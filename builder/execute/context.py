@@ -1,0 +1,115 @@
+"""Build contexts that are no folder: git repositories, archives behind a URL or on standard input.
+
+Each becomes a snapshot, whose key is what it holds; the plan takes files from it as from a stage
+(dockerfile.md 1.8: ignore files do not apply, owners stay).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from builder.errors import BuildError
+from builder.execute.archives import is_archive
+from builder.execute.fetch import fetch_url
+from builder.execute.files import copy_files
+from builder.execute.git import fetch_git
+from builder.execute.sources import Selection, TreeSource
+from builder.execute.workshop import Workshop
+from builder.plan.ops import CopyFiles, FetchGit, FetchUrl, Files, Picked
+from builder.plan.remote import is_url, parse_git_ref, redacted
+from cache.entries import FILE, Entry
+from cache.keys import CacheKey, derive
+from cache.snapshots import commit, draft, tree_of
+
+FILE_NAME = "Dockerfile"  # what a file that is no archive is called
+_CHUNK = 1 << 20
+
+
+def is_remote(text: str) -> bool:
+    """Whether a context is named by a URL or as a git repository. Raises BuildError."""
+    return is_url(text) or _git_ref(text) is not None
+
+
+def _git_ref(text: str) -> FetchGit | None:
+    try:
+        git = parse_git_ref(text, context=True)
+    except ValueError as error:
+        raise BuildError(f"the context {redacted(text)}: {error}") from None
+    if git is None:
+        return None
+    keep = git.keep_git_dir is True
+    return FetchGit(git.remote, git.ref, git.subdir, git.checksum, keep, git.submodules, git.commit_time)
+
+
+def context_of_url(url: str, workshop: Workshop, keep_git_dir: bool) -> Files:
+    """What a URL holds: a repository's files, an archive's, or one file called Dockerfile.
+
+    Raises BuildError or CacheError.
+    """
+    if (git := _git_ref(url)) is not None:
+        if keep_git_dir and not git.keep_git_dir:
+            git = replace(git, keep_git_dir=True)
+        return Files(*fetch_git(git, workshop, fresh=False))
+    return _unpacked(Files(*fetch_url(FetchUrl(url, FILE_NAME, ""), workshop, fresh=False)), workshop)
+
+
+def context_of_stream(read: Callable[[int], bytes], workshop: Workshop) -> tuple[Files, bool]:
+    """What a stream holds, as for a URL, and whether it was an archive.
+
+    Raises BuildError or CacheError.
+    """
+    with draft(workshop.store, ()) as made:
+        sha = hashlib.sha256()
+        size = 0
+        with open(os.path.join(made.upper, FILE_NAME), "xb") as file:
+            while data := read(_CHUNK):
+                sha.update(data)
+                size += file.write(data)
+        digest = sha.hexdigest()
+        key = derive("stream", {"digest": digest})
+        snapshot = _known(key, workshop) or commit(
+            made, [Entry(FILE_NAME, FILE, 0o600, size=size, mtime=0, digest=digest)]
+        )
+    files = _remember(Files(key, snapshot), workshop)
+    unpacked = _unpacked(files, workshop)
+    return unpacked, unpacked is not files
+
+
+def empty_context(workshop: Workshop) -> Files:
+    """No files at all."""
+    key = derive("empty", {})
+    snapshot = _known(key, workshop)
+    if not snapshot:
+        with draft(workshop.store, ()) as made:
+            snapshot = commit(made, [])
+    return _remember(Files(key, snapshot), workshop)
+
+
+def _unpacked(files: Files, workshop: Workshop) -> Files:
+    """The files of an archive that is the one file of *files*; these where it is none."""
+    source = TreeSource(tree_of(workshop.store, (files.snapshot,)))
+    item = Picked(FILE_NAME, 0, literal=True, unpack=True)
+    (selected,) = source.select(item, ())
+    if not is_archive(source, selected):
+        return files
+    key = derive("unpacked", {}, [files.key])
+    snapshot = _known(key, workshop)
+    if not snapshot:
+        with draft(workshop.store, ()) as made:
+            snapshot = copy_files(
+                CopyFiles((item,), "/"), made, [Selection(item, source, [selected])], None, None
+            )
+    return _remember(Files(key, snapshot), workshop)
+
+
+def _known(key: CacheKey, workshop: Workshop) -> str:
+    snapshot = (workshop.store.index.memo(f"context:{key}") or b"").decode()
+    return snapshot if snapshot and workshop.store.index.usable(snapshot) else ""
+
+
+def _remember(files: Files, workshop: Workshop) -> Files:
+    workshop.store.index.set_memo(f"context:{files.key}", files.snapshot.encode())
+    return files
