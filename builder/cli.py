@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from cache.store import Store, default_root
 
 _COMMANDS = ("build", "images", "save", "load", "import", "run")
 _METHODS = ("build", "check", "lint", "outline", "targets")
+_PRIVILEGES = ("network.host", "security.insecure")
 _DEFAULT_JOBS = 8
 _DOCKERFILE_PEEK = 16 << 20
 
@@ -146,6 +148,20 @@ def _build_parser() -> argparse.ArgumentParser:
         metavar="id=ID[,src=FILE|env=NAME]",
         help="a secret for RUN --mount=type=secret (repeatable)",
     )
+    add(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PRIVILEGE",
+        help=f"let steps ask for {' or '.join(_PRIVILEGES)} (repeatable)",
+    )
+    add(
+        "--ssh",
+        action="append",
+        default=[],
+        metavar="ID[=SOCKET|KEY[,KEY]]",
+        help="an ssh agent, or keys, for RUN --mount=type=ssh (repeatable)",
+    )
     add("--check", action="store_true", help="check the Dockerfile without building anything")
     add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
@@ -177,7 +193,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
         from builder.memo import remember
 
         sink = _sink(options)
-        workshop = Workshop(store, session.launcher, session.packer, request.secrets, sink)
+        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, sink)
         try:
             inputs = read_inputs(request, workshop)
             result, plan, solver = build(request, inputs, workshop, session, look)
@@ -211,7 +227,7 @@ def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
 
     with _open_store(options) as store:
         request = _request(options)
-        workshop = Workshop(store, None, None, request.secrets, Quiet(sys.stderr))
+        workshop = Workshop(store, None, None, request.secrets, request.ssh, Quiet(sys.stderr))
         answer, code = call(method, request, read_inputs(request, workshop), workshop, as_json)
     _print(answer.removesuffix("\n"))
     return code
@@ -287,6 +303,8 @@ def _request(options: argparse.Namespace) -> Any:
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
         secrets=dict(_secret(item) for item in options.secret),
+        allow=_allowed(options.allow),
+        ssh=dict(_ssh(item) for item in options.ssh),
         contexts=dict(_named_context(item) for item in options.build_context),
         epoch=_epoch(arguments),
     )
@@ -379,6 +397,34 @@ def _secret(text: str) -> tuple[str, Any]:
     if variable and variable not in os.environ:
         raise UsageError(f"--secret {text!r}: the environment has no variable {variable}")
     return name, Secret(os.path.abspath(file) if file else "", variable)
+
+
+def _allowed(items: list[str]) -> frozenset[str]:
+    names = frozenset(name for item in items for name in item.split(","))
+    if unknown := names - set(_PRIVILEGES):
+        raise UsageError(f"--allow {min(unknown)!r} is not one of {', '.join(_PRIVILEGES)}")
+    return names
+
+
+def _ssh(text: str) -> tuple[str, Any]:
+    """``ID``, or ``ID=PATH[,PATH]`` with the socket of an agent or key files."""
+    from builder.request import Ssh
+
+    name, _, places = text.partition("=")
+    paths = [path for path in places.split(",") if path] or [os.environ.get("SSH_AUTH_SOCK", "")]
+    if not name:
+        raise UsageError(f"--ssh {text!r} has no id", "for example: --ssh default")
+    if not paths[0]:
+        raise UsageError(f"--ssh {text}: there is no agent", "start one, so that SSH_AUTH_SOCK is set")
+    for path in paths:
+        if not os.path.exists(path):
+            raise UsageError(f"--ssh {text!r}: there is no {path}")
+    sockets = [path for path in paths if stat.S_ISSOCK(os.stat(path).st_mode)]
+    if sockets and len(paths) > 1:
+        raise UsageError(f"--ssh {text!r}: an agent's socket stands alone")
+    if sockets:
+        return name, Ssh(os.path.abspath(sockets[0]))
+    return name, Ssh("", tuple(map(os.path.abspath, paths)))
 
 
 def _output(text: str) -> Any:

@@ -21,6 +21,14 @@ class Secret:
     env: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Ssh:
+    """An ``--ssh``: the socket of an agent, or key files that one is made for."""
+
+    socket: str = ""
+    keys: tuple[str, ...] = ()
+
+
 STDIN = "-"
 
 
@@ -57,6 +65,8 @@ class BuildRequest:
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
     secrets: dict[str, Secret] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+    ssh: dict[str, Ssh] = field(default_factory=dict)
     contexts: dict[str, NamedContext] = field(default_factory=dict)
     epoch: int | None = None
 

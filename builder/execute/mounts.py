@@ -19,8 +19,9 @@ from builder.errors import BuildError
 from builder.execute.files import copy_tree
 from builder.execute.secrets import read_secret
 from builder.execute.sources import MADE_TIME
+from builder.execute.ssh import agent_socket
 from builder.execute.workshop import Workshop
-from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, TmpfsMount
+from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
 from builder.runtime.spec import MountSpec
 from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
@@ -67,6 +68,10 @@ def mounted(
                     if not mount.target:
                         continue
                     spec, is_file = _secret(mount, content), True
+                case SshMount():
+                    if not _agent(mount, draft, number, workshop, held):
+                        continue
+                    spec, is_file = _socket(draft, number), True
             target: str = mount.target
             spec["target"] = os.fsencode(target)
             out.specs.append(spec)
@@ -99,6 +104,26 @@ def _cache(mount: CacheMount, folder: str) -> MountSpec:
 
 def _secret(mount: SecretMount, content: bytes) -> MountSpec:
     return MountSpec(kind="file", content=content, mode=mount.mode, uid=mount.uid, gid=mount.gid)
+
+
+def _agent(
+    mount: SshMount, draft: Draft, number: int, workshop: Workshop, held: contextlib.ExitStack
+) -> bool:
+    """Make the socket of an agent, if one was given. Raises BuildError where it is required."""
+    given = workshop.ssh.get(mount.id)
+    if given is None:
+        if mount.required:
+            raise BuildError(f"unset ssh forward key {mount.id}", f"give it with --ssh {mount.id}")
+        return False
+    folder = os.path.join(draft.folder, f"ssh{number}")
+    os.mkdir(folder, 0o700)
+    held.enter_context(agent_socket(given, mount, folder, "socket"))
+    return True
+
+
+def _socket(draft: Draft, number: int) -> MountSpec:
+    folder = os.path.relpath(os.path.join(draft.folder, f"ssh{number}"), draft.store.root)
+    return MountSpec(kind="cache", path=os.fsencode(folder), source=b"/socket", read_only=False)
 
 
 # -- mount points --------------------------------------------------------------------------

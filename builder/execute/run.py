@@ -38,6 +38,7 @@ def run_command(
     with mounted(op.mounts, sources, draft, workshop) as extra:
         spec = container_spec(draft, op.argv, env | extra.env, op.cwd, op.user, op.network, op.hostname)
         spec["mounts"] = extra.specs
+        spec["insecure"] = op.security == "insecure"
         spec["scripts"] = {
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
@@ -83,6 +84,7 @@ def container_spec(
         files={b"/etc/resolv.conf": resolv_conf(network == "host"), b"/etc/hosts": hosts(hostname)},
         scripts={},
         mounts=[],
+        insecure=False,
     )
 
 

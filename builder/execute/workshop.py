@@ -11,7 +11,7 @@ from builder.errors import Cancelled
 from builder.events import Sink
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
-from builder.request import Secret
+from builder.request import Secret, Ssh
 from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
@@ -25,6 +25,7 @@ class Workshop:
     launcher: Launcher | None
     packer: Packer | None
     secrets: Mapping[str, Secret]
+    ssh: Mapping[str, Ssh]
     sink: Sink
     contexts: dict[str, ContextSource] = field(default_factory=dict)
     _running: set[Running] = field(default_factory=set)

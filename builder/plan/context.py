@@ -50,6 +50,7 @@ class StageContext:
     network: str
     hostname: str
     cache_namespace: str
+    allow: frozenset[str]
     epoch: int
     linter: Linter
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]

@@ -25,6 +25,7 @@ from builder.plan.ops import (
     MakeDir,
     Picked,
     RunCommand,
+    SshMount,
 )
 from builder.plan.ports import parse_ports
 from builder.plan.remote import is_url, parse_git_ref, redacted, url_name
@@ -165,19 +166,9 @@ def _quoted_char(char: str) -> str:
 
 
 def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
-    if node.devices or node.security not in ("", "sandbox"):
-        raise unsupported("RUN --security" if node.security else "RUN --device", node.span)
-    network = node.network or "default"
-    if network not in ("default", "none", "host"):
-        raise PlanError(
-            f"unsupported network mode {network!r}", node.span, "it is one of default, none and host"
-        )
-    if network == "host" and context.network != "host":
-        raise PlanError(
-            "network mode host is not allowed for this build",
-            node.span,
-            "a Dockerfile cannot take the host's network by itself: build with --network=host",
-        )
+    if node.devices:
+        raise unsupported("RUN --device", node.span)
+    network, security = _privileges(node, context)
     command, scripts = _with_heredocs(node)
     argv = _argv(command, state)
     if not argv or not argv[0]:
@@ -186,9 +177,12 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     here = state.config.settings.get("WorkingDir") or "/"
     mounts, sources = convert_mounts(node, state.env, here, missing, context)
     _undefined(missing, state, context, node.span)
+    env = dict(state.env)
+    if agents := [mount.target for mount in mounts if isinstance(mount, SshMount)]:
+        env.setdefault("SSH_AUTH_SOCK", agents[0])
     op = RunCommand(
         tuple(argv),
-        tuple(state.env.items()),
+        tuple(env.items()),
         here,
         state.config.settings.get("User") or "",
         context.network if network == "default" else network,
@@ -196,9 +190,25 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
         context.scope.proxies(),
         scripts,
         mounts,
+        security,
     )
     step = context.new_step(op, state.root, sources, node.span)
     return replace(state, root=step).noted(f"RUN {_with_args(argv, state)} # buildkit", step)
+
+
+def _privileges(node: ast.Run, context: StageContext) -> tuple[str, str]:
+    """The network and security modes, which a Dockerfile cannot widen by itself."""
+    network, security = node.network or "default", node.security or "sandbox"
+    if network not in ("default", "none", "host"):
+        raise PlanError(f'invalid network mode: "{network}"', node.span, "it is default, none or host")
+    if security not in ("sandbox", "insecure"):
+        raise PlanError(f'security "{security}" is not valid', node.span, "it is sandbox or insecure")
+    if network == "host" and context.network != "host" and "network.host" not in context.allow:
+        hint = "build with --network=host, or with --allow network.host for such steps alone"
+        raise PlanError("network.host is not allowed", node.span, hint)
+    if security == "insecure" and "security.insecure" not in context.allow:
+        raise PlanError("security.insecure is not allowed", node.span, "build with --allow security.insecure")
+    return network, "" if security == "sandbox" else security
 
 
 def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:

@@ -24,6 +24,7 @@ from builder.plan.ops import (
     Picked,
     RunCommand,
     SecretMount,
+    SshMount,
     TmpfsMount,
 )
 
@@ -58,6 +59,7 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
                 **_given(
                     scripts=[_inline(item) for item in op.scripts],
                     mounts=[_mount(mount) for mount in op.mounts],
+                    security=op.security,
                 ),
             }
         case CopyFiles():
@@ -111,6 +113,9 @@ def _mount(mount: Mount) -> dict[str, object]:
                 "required": mount.required,
                 **looks,
             }
+        case SshMount():
+            owner = [mount.mode, mount.uid, mount.gid]
+            return {"ssh": mount.id, "target": mount.target, "required": mount.required, "owner": owner}
         case _:
             assert_never(mount)
 

@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Mapping
 
 from builder.errors import PlanError
-from builder.plan.context import Local, StageContext, number, unsupported
+from builder.plan.context import Local, StageContext, number
 from builder.plan.graph import Step
-from builder.plan.ops import NOWHERE, BindMount, CacheMount, Mount, SecretMount, TmpfsMount
+from builder.plan.ops import NOWHERE, BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
 from grammar import ast
 from grammar import mounts as syntax
 from grammar.errors import DockerfileError, ExpansionError
@@ -37,18 +37,21 @@ def convert_mounts(
             mount = syntax.parse_mount(flag.value or "", flag.span, expand)
         except DockerfileError as error:
             raise PlanError(error.message, error.span, error.hint) from None
-        mounts.append(_convert(mount, cwd, context, sources, flag.span))
+        agents = sum(isinstance(other, SshMount) for other in mounts)
+        mounts.append(_convert(mount, cwd, context, sources, agents, flag.span))
     # An outer mount may not hide an inner one, whatever the order they are written in.
-    mounts.sort(key=lambda mount: (isinstance(mount, SecretMount), mount.target))
+    mounts.sort(key=lambda mount: (isinstance(mount, SecretMount | SshMount), mount.target))
     return tuple(mounts), tuple(sources)
 
 
-def _convert(mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], span: Span) -> Mount:
+def _convert(
+    mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], agents: int, span: Span
+) -> Mount:
     match mount.type:
         case "secret":
             return _secret(mount, cwd)
         case "ssh":
-            raise unsupported("RUN --mount=type=ssh", span)
+            return _ssh(mount, cwd, agents)
         case "tmpfs":
             return TmpfsMount(_target(mount, cwd, span), mount.size, mount.read_only is True)
         case "cache":
@@ -111,3 +114,12 @@ def _secret(mount: syntax.Mount, cwd: str) -> SecretMount:
     env = mount.env if mount.env is not None else ""
     mode = 0o400 if mount.mode is None else mount.mode & 0o777
     return SecretMount(name, target, env, mount.required, mode, mount.uid or 0, mount.gid or 0)
+
+
+def _ssh(mount: syntax.Mount, cwd: str, agents: int) -> SshMount:
+    """*agents* is how many such mounts the step has before this one."""
+    target = f"/run/buildkit/ssh_agent.{agents}"
+    if mount.target:
+        target = "/" + posixpath.normpath(posixpath.join("/", cwd, mount.target)).lstrip("/")
+    mode = 0o600 if mount.mode is None else mount.mode & 0o777
+    return SshMount(mount.id or "default", target, mount.required, mode, mount.uid or 0, mount.gid or 0)

@@ -158,14 +158,26 @@ class SecretMount:
     gid: int
 
 
-Mount = BindMount | CacheMount | TmpfsMount | SecretMount
+@dataclass(frozen=True, slots=True)
+class SshMount:
+    """The socket of an ssh agent that the command line gave as ``id``."""
+
+    id: str
+    target: str
+    required: bool
+    mode: int
+    uid: int
+    gid: int
+
+
+Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 
 
 @dataclass(frozen=True, slots=True)
 class RunCommand:
     """A process. ``proxies`` are variables that reach it without being part of its key.
 
-    ``scripts`` are files it finds in /dev/pipes.
+    ``scripts`` are files it finds in /dev/pipes. ``security`` is "" or "insecure".
     """
 
     argv: tuple[str, ...]
@@ -177,6 +189,7 @@ class RunCommand:
     proxies: tuple[tuple[str, str], ...] = ()
     scripts: tuple[Inline, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    security: str = ""
 
 
 Fetch = FetchUrl | FetchGit

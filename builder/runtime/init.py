@@ -17,7 +17,7 @@ import stat
 import struct
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec, MountSpec
+from builder.runtime.spec import ALL_CAPABILITIES, CAPABILITIES, DEFAULT_PATH, ContainerSpec, MountSpec
 from cache.kernel import open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
@@ -109,7 +109,7 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None
         _enter(root)
         _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
-        _become(uid, gid, groups)
+        _become(uid, gid, groups, ALL_CAPABILITIES if spec["insecure"] else CAPABILITIES)
         env = dict(spec["env"])
         env.setdefault(b"HOME", home)
         env.setdefault(b"PATH", DEFAULT_PATH)
@@ -286,10 +286,10 @@ def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
     os.close(_mount_at(root, b"sys", sysfs))
     _fill_dev(root, devices, spec["scripts"])
     null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
-    for path in masked:
+    for path in () if spec["insecure"] else masked:
         _mask(root, path, null)
     os.close(null)
-    for path in _READ_ONLY:
+    for path in () if spec["insecure"] else _READ_ONLY:
         _make_read_only(root, path)
 
 
@@ -508,13 +508,13 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
         raise StepError(f"WORKDIR {os.fsdecode(path)} is outside the image")
 
 
-def _become(uid: int, gid: int, groups: list[int]) -> None:
-    """Take the step's identity; root keeps the 14 capabilities, others none."""
-    sc.drop_bounding(CAPABILITIES)
+def _become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
+    """Take the step's identity; root keeps *capabilities*, others none."""
+    sc.drop_bounding(capabilities)
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    sc.capset(CAPABILITIES if uid == 0 else 0)
+    sc.capset(capabilities if uid == 0 else 0)
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

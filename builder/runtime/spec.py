@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         Layer paths are relative to the store, which the launcher holds open. ``lowers``
         run from the top layer down. ``files`` are made on a tmpfs and bound read-only
         over the paths they name, so they never reach a layer. ``scripts`` are executable
-        files in /dev/pipes.
+        files in /dev/pipes. ``insecure``: every capability in its own user namespace, and
+        nothing of /proc hidden.
         """
 
         lowers: list[bytes]
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         files: dict[bytes, bytes]
         scripts: dict[bytes, bytes]
         mounts: list[MountSpec]
+        insecure: bool
 
 else:
     ContainerSpec = MountSpec = dict
@@ -62,5 +64,7 @@ ID_COUNT = (1 << 31) - 1
 # sys_chroot mknod audit_write setfcap: what BuildKit and Docker grant, here inside a user
 # namespace and so worthless outside it.
 CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+
+ALL_CAPABILITIES = (1 << 41) - 1
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

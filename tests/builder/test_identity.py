@@ -15,6 +15,7 @@ from builder.plan.ops import (
     CopyFiles,
     FetchGit,
     FetchUrl,
+    Files,
     FromImage,
     Inline,
     MakeDir,
@@ -23,6 +24,7 @@ from builder.plan.ops import (
     Picked,
     RunCommand,
     SecretMount,
+    SshMount,
     TmpfsMount,
 )
 from cache.digest import digest_of
@@ -40,15 +42,18 @@ SAMPLES: list[Op] = [
         (("http_proxy", "x"),),
         (Inline("s", "#!/x"),),
         (TmpfsMount("/t", 0),),
+        "insecure",
     ),
     CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True, 1),
     MakeDir("/w", "5", 1),
+    Files("key", "snapshot"),
     FetchUrl("http://h/f", "f", "sha256:0"),
     FetchGit("http://h/r.git", "main", "d", "0", False, True, False),
 ]
 
 # Names only show in messages; a base is its layers; a proxy reaches a step undeclared (T98).
 WITHOUT_EFFECT = {("FromImage", "name"), ("FromImage", "image"), ("RunCommand", "proxies")}
+WITHOUT_EFFECT |= {("Files", "snapshot")}
 
 CASES = [(op, field.name) for op in SAMPLES for field in dataclasses.fields(op)]
 
@@ -99,6 +104,7 @@ MOUNTS: list[Mount] = [
     CacheMount("/t", "id", "shared", 0, "/p", True, 0o755, 1, 2),
     TmpfsMount("/t", 5),
     SecretMount("id", "/t", "E", True, 0o400, 1, 2),
+    SshMount("id", "/t", True, 0o600, 1, 2),
 ]
 # What a bound path holds, and what a cache begins with, are keys of their own (T98, T99).
 MOUNTS_WITHOUT_EFFECT = {

@@ -212,7 +212,7 @@ def test_network_host(pybuild: Pybuild) -> None:
     said = look(pybuild, "readlink /proc/self/ns/net", "--network=host")
     assert said.strip() == os.readlink("/proc/self/ns/net")
     refused = pybuild.refuse("FROM busybox\nRUN --network=host true\n")
-    assert "network mode host is not allowed" in refused and "--network=host" in refused
+    assert "network.host is not allowed" in refused and "--network=host" in refused
 
 
 def test_network_of_one_step(pybuild: Pybuild) -> None:
@@ -534,3 +534,23 @@ def test_out_of_memory_is_named(pybuild: Pybuild) -> None:
         assert done.returncode == 1 and "memory" in done.stderr, done.stderr
     finally:
         remove_cgroup(group)
+
+
+def test_insecure(pybuild: Pybuild) -> None:
+    """Every capability, but of the step's own user namespace; only where the command line allows it."""
+    text = "FROM busybox\nRUN --security=insecure grep CapEff /proc/self/status > /c; cat /proc/keys > /k\n"
+    assert "security.insecure is not allowed" in pybuild.refuse(text, None, "--network=none")
+    image = pybuild.build(text, None, "--network=none", "--allow", "security.insecure")
+    assert int(image.read("c").split()[1], 16).bit_count() > 35
+    plain = pybuild.build(
+        "FROM busybox\nRUN --security=sandbox grep CapEff /proc/self/status > /c\n", None, "--network=none"
+    )
+    assert int(plain.read("c").split()[1], 16) == 0xA80425FB
+    assert "is not valid" in pybuild.refuse("FROM busybox\nRUN --security=x true\n")
+    pybuild("--allow", "everything", pybuild.context("FROM scratch\n")).failed(2)
+
+
+def test_allowed_host_network(pybuild: Pybuild) -> None:
+    text = "FROM busybox\nRUN --network=host ls /sys/class/net > /n\n"
+    image = pybuild.build(text, None, "--allow", "network.host", "--network=none")
+    assert set(image.read("n").decode().split()) == set(os.listdir("/sys/class/net"))
