@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 from builder import VERSION
 from builder.assemble import assemble
@@ -26,7 +27,7 @@ from builder.resolve import StoreResolver
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
-from cache.layers import diff_id
+from cache.layers import clamped, diff_id
 from cache.scan import StatIndex
 from cache.store import Store
 from grammar import ast
@@ -61,7 +62,7 @@ def build(
     config = _image(made, solver, store)
     store.sync()
     image = put_config(store, config)
-    _deliver(request, store, image, config, sink)
+    _deliver(request, made, store, image, config, sink)
     return BuildResult(image, made.unused_args, shown_findings(findings, inputs)), made, solver
 
 
@@ -80,7 +81,9 @@ def plan_file(
     """
     file = parsed(inputs, workshop.store)
     try:
-        resolver = StoreResolver(workshop, request.insecure_registries, inputs.files, metadata_only)
+        resolver = StoreResolver(
+            workshop, request.insecure_registries, inputs.files, metadata_only, request.pull
+        )
         linter = Linter(file, _checks(request, file), _ignore(inputs.ignore))
         try:
             made = plan(file, request, resolver, linter, all_stages)
@@ -201,12 +204,19 @@ def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
     return assemble(made, diff_ids, created)
 
 
-def _deliver(request: BuildRequest, store: Store, image: Digest, config: ImageConfig, sink: Sink) -> None:
+def _deliver(
+    request: BuildRequest, made: Plan, store: Store, image: Digest, config: ImageConfig, sink: Sink
+) -> None:
     """Outputs first, names last: a name never means an image whose export failed."""
     for output in request.outputs:
         from builder.export.archive import write_archive
 
-        write_archive(store, image, config, request.tags, output.dest, sink, docker=output.kind == "docker")
+        marks: dict[Digest, dict[str, str]] = {}
+        shown, shown_config = image, config
+        if output.rewrite_timestamp and made.epoch is not None:
+            shown, shown_config, marks = _rewritten(made, store, config, made.epoch)
+        docker = output.kind == "docker"
+        write_archive(store, shown, shown_config, request.tags, output.dest, sink, docker, marks)
     for tag in request.tags:
         store.tag(tag, image)
     if request.iidfile:
@@ -215,6 +225,21 @@ def _deliver(request: BuildRequest, store: Store, image: Digest, config: ImageCo
                 file.write(image)
         except OSError as error:
             raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
+
+
+def _rewritten(
+    made: Plan, store: Store, config: ImageConfig, epoch: int
+) -> tuple[Digest, ImageConfig, dict[Digest, dict[str, str]]]:
+    """The image with no time of this build's layers after *epoch*; what marks such layers (T90)."""
+    new = sum(line.step is not None for line in made.lines)
+    kept = len(config.diff_ids) - new
+    layers = [clamped(store, layer, epoch) for layer in config.diff_ids[kept:]]
+    config = replace(config, diff_ids=(*config.diff_ids[:kept], *layers))
+    return (
+        put_config(store, config),
+        config,
+        {layer: {"buildkit/rewritten-timestamp": str(epoch)} for layer in layers},
+    )
 
 
 def warn_unused(result: BuildResult, sink: Sink) -> None:

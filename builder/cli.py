@@ -164,6 +164,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     add("--check", action="store_true", help="check the Dockerfile without building anything")
     add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
+    add("--pull", action="store_true", help="ask registries for base images that are here already")
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")
     add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
@@ -200,8 +201,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             warn_unused(result, sink)
         finally:
             sink.close()
-        ordinary = not request.outputs and not request.no_cache and not request.no_cache_stages
-        if ordinary and not result.unused_args:
+        asked = request.outputs or request.no_cache or request.no_cache_stages or request.pull
+        if not asked and not result.unused_args:
             silent = _silent(options)
             remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, silent)
     _conclude(options, result, request.tags)
@@ -299,6 +300,7 @@ def _request(options: argparse.Namespace) -> Any:
         no_cache_stages=frozenset(
             name.lower() for item in options.no_cache_filter for name in item.split(",")
         ),
+        pull=options.pull,
         iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
@@ -435,11 +437,14 @@ def _output(text: str) -> Any:
     kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
     if kind not in ("oci", "docker"):
         raise UsageError(f"output type {kind!r} is not supported yet", "use type=oci or type=docker")
+    rewrite = fields.pop("rewrite-timestamp", "false").lower()
+    if rewrite not in ("true", "false", "1", "0"):
+        raise UsageError(f"--output {text!r}: rewrite-timestamp is true or false")
     if fields:
         raise UsageError(f"output option {next(iter(fields))!r} is not supported yet")
     if not dest:
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
-    return Output(kind, dest if dest == "-" else os.path.abspath(dest))
+    return Output(kind, dest if dest == "-" else os.path.abspath(dest), rewrite in ("true", "1"))
 
 
 def _need_root(what: str) -> None:

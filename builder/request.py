@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One ``-o``: ``kind`` is "oci" or "docker", ``dest`` a file or "-" for standard output."""
+    """One ``-o``: ``kind`` is "oci" or "docker", ``dest`` a file or "-" for standard output.
+
+    With ``rewrite_timestamp`` new layers hold no time later than SOURCE_DATE_EPOCH.
+    """
 
     kind: str
     dest: str
+    rewrite_timestamp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class BuildRequest:
     outputs: tuple[Output, ...] = ()
     network: str = "default"
     no_cache: bool = False
+    pull: bool = False
     no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
     jobs: int = 8

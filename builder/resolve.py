@@ -18,17 +18,18 @@ class StoreResolver:
     """The planner's Resolver. A name the store has is never asked of a registry again.
 
     With *metadata_only* an image that is not here is not pulled: its config is all that is
-    asked for.
+    asked for. With *fresh* the registry is asked in any case.
     """
 
     workshop: Workshop
     insecure: frozenset[str]
     context: Files | None
     metadata_only: bool = False
+    fresh: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
         store = self.workshop.store
-        image = find_image(store, reference, platform)
+        image = None if self.fresh else find_image(store, reference, platform)
         if image is None:
             from builder.pull import pull, pull_config
             from builder.registry.errors import NotFound, Unauthorized, Unavailable
@@ -38,6 +39,8 @@ class StoreResolver:
             try:
                 image = pull(store, reference, platform, self.workshop.sink, self.insecure)
             except (NotFound, Unauthorized, Unavailable):
+                if self.fresh:
+                    raise
                 image = store.resolve(str(reference))  # for another platform: the planner warns
                 if image is None or not store.has_blob(image):
                     raise

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from cache import compression as comp
 from cache.archive import Read
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, hex_of
+from cache.entries import Entry
 from cache.errors import CorruptError, MissingError
 from cache.pack import pack, walk
 from cache.snapshots import commit, draft, manifest
@@ -41,14 +42,22 @@ def record_packed(store: Store, snapshot: str, value: str, size: int) -> None:
         store.index.set_unpacked(value, snapshot)
 
 
-def _pack(store: Store, snapshot: str, write: Callable[[bytes], object]) -> tuple[Digest, int]:
+def _pack(
+    store: Store, snapshot: str, write: Callable[[bytes], object], latest: int | None = None
+) -> tuple[Digest, int]:
+    """Pack a snapshot; no member gets a later time than *latest*, in seconds."""
     try:
         root = os.open(store.path("snapshots", snapshot), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise MissingError(f"layer directory {snapshot} is gone from {store.root}", "build again") from None
     try:
-        entries = manifest(store, snapshot)
-        return pack(root, walk(root) if entries is None else entries, write)
+        entries: Iterable[Entry] | None = manifest(store, snapshot)
+        if entries is None:
+            entries = walk(root)
+        if latest is not None:
+            limit = latest * 10**9
+            entries = (entry._replace(mtime=min(entry.mtime, limit)) for entry in entries)
+        return pack(root, entries, write)
     finally:
         os.close(root)
 
@@ -66,12 +75,32 @@ def blob(
     snapshot = store.index.unpacked(value)
     if not snapshot:
         raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
-    return _compress(store, snapshot, value, compression, progress)
+    return _compress(store, snapshot, value, compression, progress)[1]
+
+
+def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None = None) -> Digest:
+    """The layer *value* without times later than *epoch*, in seconds, stored as a blob; its diff ID."""
+    memo = f"clamped:{epoch} {value}"
+    known = (store.index.memo(memo) or b"").decode()
+    if known and any(store.has_blob(digest(name)) for _media, name, _size in store.index.blobs(known)):
+        return digest(known)
+    snapshot = store.index.unpacked(value)
+    if not snapshot:
+        raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
+    made, _blob = _compress(store, snapshot, None, comp.GZIP, progress, epoch)
+    store.index.set_memo(memo, made.encode())
+    return made
 
 
 def _compress(
-    store: Store, snapshot: str, value: Digest, compression: str, progress: Progress | None
-) -> Descriptor:
+    store: Store,
+    snapshot: str,
+    value: Digest | None,
+    compression: str,
+    progress: Progress | None,
+    latest: int | None = None,
+) -> tuple[Digest, Descriptor]:
+    """Store a snapshot's tar as a blob; it has to have the diff ID *value*, if that is given."""
     temporary = store.temporary()
     try:
         with open(temporary, "xb") as file:
@@ -88,14 +117,14 @@ def _compress(
                 if progress is not None:
                     progress(len(data))
 
-            packed, _size = _pack(store, snapshot, feed)
+            packed, _size = _pack(store, snapshot, feed, latest)
             engine.close()
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
     except OSError as error:
         raise write_error(error, "a layer blob") from None
-    if packed != value:
+    if value is not None and packed != value:
         raise CorruptError(
             f"layer {value} has changed on disk: packing it again gives {packed}",
             f"build again with --no-cache; the damaged directory is snapshots/{snapshot}",
@@ -103,8 +132,8 @@ def _compress(
     name = Digest("sha256:" + sha.hexdigest())
     store.publish(temporary, store.blob_path(name))
     media = comp.media_type(compression)
-    store.index.add_blob(value, media, name, length)
-    return Descriptor(media, name, length)
+    store.index.add_blob(packed, media, name, length)
+    return packed, Descriptor(media, name, length)
 
 
 def add_tar(store: Store, read: Read) -> Digest:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
@@ -33,17 +34,19 @@ def write_archive(
     dest: str,
     sink: Sink,
     docker: bool = False,
+    marks: Mapping[Digest, dict[str, str]] | None = None,
 ) -> None:
     """Write *image* to the file *dest* ("-": standard output) under *names* (canonical references).
 
-    With *docker* the archive also holds what ``docker load`` reads. Raises BuildError when
+    With *docker* the archive also holds what ``docker load`` reads. *marks* are annotations of
+    layers. Raises BuildError when
     *dest* cannot be written, CacheError when a layer is missing or damaged.
     """
     layers = []
     for number, layer in enumerate(config.diff_ids, 1):
-        layers.append(
-            blob(store, layer, progress=Meter(f"packing layer {number}/{len(config.diff_ids)}", 0, sink).add)
-        )
+        meter = Meter(f"packing layer {number}/{len(config.diff_ids)}", 0, sink)
+        found = blob(store, layer, progress=meter.add)
+        layers.append(replace(found, annotations=(marks or {}).get(layer, {})))
     config_blob = Descriptor(CONFIG_TYPE, image, os.path.getsize(store.blob_path(image)))
     body = manifest(config_blob, tuple(layers))
     store.put_blob(body)

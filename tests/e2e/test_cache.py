@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import PYBUILD, Pybuild, Tree
+from oci import read_image
 
 pytestmark = pytest.mark.e2e
 
@@ -41,6 +42,7 @@ KEEPS = {
     "T94-mtime": "touch -d 2001-01-01 d/f",
     "owner": "chown 5:5 d/f",
     "rewritten": "rm d/f; printf 1 > d/f",
+    "T96-link-made-anew": "rm d/l; umask 077; ln -s f d/l",
     "T110-elsewhere": "echo x > other",
     "comment": "sed -i '1i # a comment' Dockerfile",
     "stage-name": "sed -i 's/busybox/busybox AS x/' Dockerfile",
@@ -408,3 +410,20 @@ def test_source_date_epoch(pybuild: Pybuild) -> None:
     assert new[-3:] == ["2001-09-09T01:46:40Z"] * 3 and new[0] != new[-1]
     assert {e.mtime for layer in image.layers[-2:] for e in layer.entries.values()} == {1_000_000_000}
     assert "SOURCE_DATE_EPOCH" in pybuild("--build-arg", "SOURCE_DATE_EPOCH=x", context).failed(2).err
+
+
+def test_rewrite_timestamp(pybuild: Pybuild) -> None:
+    """T90: new layers hold no later time than the epoch, those of the base stay as they are."""
+    context = pybuild.context("FROM busybox\nRUN touch /new && touch -d @5 /old\n")
+    archive = pybuild.work / "r.tar"
+    epoch = ("--build-arg", "SOURCE_DATE_EPOCH=1000", "--network=none")
+    plain = pybuild.export(context, *epoch)
+    for _ in range(2):
+        pybuild(*epoch, "-o", f"type=oci,dest={archive},rewrite-timestamp=true", context).ok()
+        image = read_image(archive)
+        root = image.root()
+        assert (root["new"][0].mtime, root["old"][0].mtime) == (1000, 5)
+        assert image.config["rootfs"]["diff_ids"][:-1] == plain.config["rootfs"]["diff_ids"][:-1]
+        mark = {"buildkit/rewritten-timestamp": "1000"}
+        assert [item.get("annotations") for item in image.manifest["layers"]] == [None, mark]
+    pybuild("-o", f"type=oci,dest={archive},rewrite-timestamp=perhaps", context).failed(2)

@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "chmod-flag": ("FROM scratch\nCOPY --chmood=1 a b\n", "did you mean chmod"),
     "unterminated-quote": ('FROM scratch\nENV a="b\n', "unexpected end of statement"),
     "bad-substitution": ("FROM scratch\nENV a=${}\n", "bad substitution"),
-    "later-issue": ("FROM scratch\nRUN true\nRUN --mount=type=ssh true\n", "RUN --mount=type=ssh is not supported yet"),
+    "later-issue": ("FROM scratch\nRUN true\nRUN --device=x true\n", "RUN --device is not supported yet"),
     "no-shell": ("FROM scratch\nRUN true\n", "/bin/sh"),
 }  # fmt: skip
 

@@ -115,7 +115,7 @@ def dockerd(tools: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
 
 
 def test_docker(dockerd: list[str], archives: dict[str, Path]) -> None:
-    """It loads, shows the same image, and runs it."""
+    """It loads (T92), shows the same image, and runs it."""
     assert "interop:1" in run(*dockerd, "load", "-q", "-i", archives["save"])
     config = read_image(archives["oci"]).config
     shown = json.loads(run(*dockerd, "image", "inspect", "interop:1"))[0]

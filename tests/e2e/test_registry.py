@@ -148,6 +148,20 @@ def test_platforms(fresh: Pybuild, server: Misbehaving, good: Image) -> None:
     assert f'pulled with platform "linux/s390x", expected "linux/{machine}"' in done.err
 
 
+def test_pull_asks_again(fresh: Pybuild, server: Misbehaving, good: Image) -> None:
+    """T103: what the store has is used, unless --pull says that the registry is to be asked."""
+    server.image("x", blobs(good), good.manifest)
+    context = fresh.context(f"FROM {server.host}/x\nLABEL a=b\n")
+    fresh(context).ok()
+    asked = len(server.asked)
+    fresh(context).ok()
+    assert len(server.asked) == asked
+    fresh("--pull", context).ok()
+    assert len(server.asked) > asked
+    server.answers.clear()
+    fresh("--pull", context).failed()
+
+
 def lies(image: Image) -> dict[str, tuple[dict[str, bytes], dict[str, Any]]]:
     """Images with one thing wrong each."""
     files, manifest = blobs(image), image.manifest

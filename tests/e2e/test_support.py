@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ def rows() -> list[tuple[str, str]]:
     table = PAGE.read_text().split("## Instructions and flags")[1].split("\n## ")[0]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     return [(example.strip("`").replace(" ⏎ ", "\n"), state) for example, state in lines]
+
+
+def test_every_trap_has_a_row_and_a_test() -> None:
+    """T1 to T110: each once in the page, each named by some test."""
+    table = PAGE.read_text().split("## The traps")[1].split("\n## ")[0]
+    found = [line.split(" | ") for line in table.splitlines() if line.startswith("| T")]
+    assert [row[0] for row in found] == [f"| T{number}" for number in range(1, 111)]
+    assert {row[2].rstrip(" |").split(":")[0] for row in found} == {"as BuildKit", "otherwise"}
+    tests = "".join(path.read_text() for path in PAGE.parents[1].joinpath("tests").rglob("*.py"))
+    named = set(re.findall(r"\bT\d{1,3}\b", tests))
+    assert {f"T{number}" for number in range(1, 111)} <= named
 
 
 @pytest.mark.parametrize(("example", "state"), rows(), ids=[example for example, _ in rows()])
