@@ -64,7 +64,7 @@ def tools() -> dict[str, str]:
     names = (
         "busybox mmdebstrap skopeo umoci podman docker dockerd containerd ctr docker-registry ip tar".split()
     )
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    path = "/usr/bin:/usr/sbin:/bin:/sbin:" + os.environ.get("PATH", "")
     return {name: found for name in names if (found := shutil.which(name, path=path))}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from daemons import dockerd
 from harness import Pybuild, remove_cgroup
 from oci import read_image
 
@@ -97,32 +98,20 @@ def test_podman(tools: dict[str, str], archives: dict[str, Path], kind: str) -> 
 
 
 @pytest.fixture
-def dockerd(tools: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
-    """A docker daemon of our own, without networks; the client's command line."""
-    socket = f"unix://{tmp_path}/docker.sock"
-    command = [tools["dockerd"], f"--data-root={tmp_path}/data", f"--exec-root={tmp_path}/exec", "-H", socket,
-               f"--pidfile={tmp_path}/docker.pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]  # fmt: skip
-    with (tmp_path / "docker.log").open("wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log)
-    client = [tools["docker"], "-H", socket]
-    end = time.monotonic() + 60
-    while subprocess.run([*client, "info"], capture_output=True, check=False).returncode:
-        assert time.monotonic() < end and daemon.poll() is None, (tmp_path / "docker.log").read_text()[-3000:]
-        time.sleep(0.2)
-    yield client
-    daemon.terminate()
-    daemon.wait(timeout=60)
+def docker(tools: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
+    with dockerd(tools, tmp_path) as client:
+        yield client
 
 
-def test_docker(dockerd: list[str], archives: dict[str, Path]) -> None:
+def test_docker(docker: list[str], archives: dict[str, Path]) -> None:
     """It loads (T92), shows the same image, and runs it."""
-    assert "interop:1" in run(*dockerd, "load", "-q", "-i", archives["save"])
+    assert "interop:1" in run(*docker, "load", "-q", "-i", archives["save"])
     config = read_image(archives["oci"]).config
-    shown = json.loads(run(*dockerd, "image", "inspect", "interop:1"))[0]
+    shown = json.loads(run(*docker, "image", "inspect", "interop:1"))[0]
     assert shown["RootFS"]["Layers"] == config["rootfs"]["diff_ids"]
-    history = run(*dockerd, "history", "--no-trunc", "--format={{.CreatedBy}}", "interop:1").splitlines()
+    history = run(*docker, "history", "--no-trunc", "--format={{.CreatedBy}}", "interop:1").splitlines()
     assert history[0].startswith('CMD ["sh" "-c"') and "LABEL of=pybuild" in history
-    said = run(*dockerd, "run", "--rm", "--network=none", "interop:1")
+    said = run(*docker, "run", "--rm", "--network=none", "interop:1")
     assert said.split() == SAYS
 
 

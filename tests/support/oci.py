@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import posixpath
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,10 @@ class Image:
         for layer in self.layers:
             for name in layer.names:
                 folder, _, base = name.rpartition("/")
-                if base.startswith(".wh."):
+                if base == ".wh..wh..opq":
+                    for path in [p for p in out if p.startswith(folder + "/")]:
+                        del out[path]
+                elif base.startswith(".wh."):
                     gone = f"{folder}/{base[4:]}".lstrip("/")
                     for path in [p for p in out if p == gone or p.startswith(gone + "/")]:
                         del out[path]
@@ -125,3 +129,18 @@ def _layer(media_type: str, data: bytes) -> Layer:
             if member.isreg():
                 contents[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
     return Layer(media_type, data, entries, contents)
+
+
+def read_docker(archive: Path) -> Image:
+    """Read what ``docker save`` writes of one image."""
+    with tarfile.open(archive) as tar:
+        members = {m.name: m for m in tar}
+        item = json.loads(tar.extractfile("manifest.json").read())[0]  # type: ignore[union-attr]
+        config = json.loads(tar.extractfile(item["Config"]).read())  # type: ignore[union-attr]
+        layers = []
+        for layer in item["Layers"]:
+            name = layer
+            while members[name].issym():
+                name = posixpath.normpath(posixpath.join(posixpath.dirname(name), members[name].linkname))
+            layers.append(_layer("", tar.extractfile(name).read()))  # type: ignore[union-attr]
+    return Image({}, {}, config, layers, {})
