@@ -33,7 +33,7 @@ from cache.store import Store
 from grammar import ast
 from grammar.errors import DockerfileError, IgnoreError, excerpt
 from grammar.ignore import Ignore, parse_ignore
-from grammar.lint import Checks, Finding, Linter, parse_checks
+from grammar.lint import Checks, Finding, Linter, parse_checks, suggestion
 
 
 def build(
@@ -63,7 +63,8 @@ def build(
     store.sync()
     image = put_config(store, config)
     _deliver(request, made, store, image, config, sink)
-    return BuildResult(image, made.unused_args, shown_findings(findings, inputs)), made, solver
+    declared = tuple(argument.name for argument in made.arguments)
+    return BuildResult(image, made.unused_args, shown_findings(findings, inputs), declared), made, solver
 
 
 def plan_file(
@@ -88,7 +89,7 @@ def plan_file(
         try:
             made = plan(file, request, resolver, linter, all_stages)
         finally:
-            findings += linter.sorted()
+            findings += linter.findings
     except PlanError as error:
         raise _with_excerpt(error, inputs) from None
     if linter.checks.error and findings:
@@ -243,7 +244,7 @@ def _rewritten(
 
 
 def warn_unused(result: BuildResult, sink: Sink) -> None:
-    """Say which --build-arg no ARG asked for."""
+    """Say which --build-arg no ARG asked for, and which one may have been meant."""
     if result.unused_args:
-        names = ", ".join(result.unused_args)
+        names = ", ".join(name + suggestion(name, result.declared_args) for name in result.unused_args)
         sink(Notice(f"build arguments that no ARG instruction declares: {names}", warning=True))

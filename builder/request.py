@@ -83,3 +83,4 @@ class BuildResult:
     image: str
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    declared_args: tuple[str, ...] = ()

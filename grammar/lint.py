@@ -170,6 +170,7 @@ _TABLE = [
 ]
 RULES = {rule.name: rule for rule in _TABLE}
 
+_MOST_GUESSES = 50
 RESERVED = ("context", "scratch")
 _SECRET = re.compile(
     r"(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
@@ -230,7 +231,8 @@ class Linter:
 
     def __init__(self, file: ast.Dockerfile, checks: Checks, ignore: Ignore | None = None) -> None:
         self.checks = checks
-        self.findings: list[Finding] = []
+        self._found: dict[Finding, None] = {}
+        self._guesses: dict[str, str] = {}
         self._comments = file.comments
         self._starts = sorted(file.sources)
         self._ignore = ignore
@@ -239,14 +241,15 @@ class Linter:
         """Something at *span* does not follow the rule *name*."""
         rule = RULES[name]
         if self._checks_at(span.first).wants(rule):
-            finding = Finding(rule, rule.message.format(*values), span)
-            if finding not in self.findings:
-                self.findings.append(finding)
+            self._found[Finding(rule, rule.message.format(*values), span)] = None
 
     def undefined(self, names: set[str], known: Iterable[str], span: Span) -> None:
         """Variables that were used and are not set."""
         for name in sorted(names):
-            self.warn("UndefinedVar", span, name, suggestion(name, known, "$"))
+            if name not in self._guesses:  # looking for a near name takes as long as there are names
+                few = len(self._guesses) < _MOST_GUESSES
+                self._guesses[name] = suggestion(name, known, "$") if few else ""
+            self.warn("UndefinedVar", span, name, self._guesses[name])
 
     def copied(self, keyword: str, source: str, span: Span) -> None:
         """A path of the context that is copied: it should not be one that is always ignored.
@@ -272,8 +275,10 @@ class Linter:
                     return self.checks
         return self.checks
 
-    def sorted(self) -> list[Finding]:
-        return sorted(self.findings, key=lambda finding: finding.span.first)
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, by line."""
+        return sorted(self._found, key=lambda finding: finding.span.first)
 
 
 def describing(file: ast.Dockerfile, span: Span, name: str) -> str:

@@ -162,16 +162,21 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, li
 
 
 def _drop_points(draft: Draft, only_there: list[str]) -> None:
-    """Take out of the step's diff the mount points that it gave another look and left empty."""
+    """Take out of the step's diff the mount points that it gave another look and left empty.
+
+    The step may have put links in their place: none is followed (security.md SRC-05).
+    """
     for part in sorted(only_there, reverse=True):
-        path = os.path.join(draft.upper, part)
-        above = os.path.dirname(path)
-        try:
-            times = os.stat(above, follow_symlinks=False)
-            os.rmdir(path)
-        except OSError:
-            continue  # it is not there, or no longer empty
-        os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
+        above, _, name = part.rpartition("/")
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # gone, or no longer empty
+            top = -1
+            for step in (draft.upper, *(piece for piece in above.split("/") if piece)):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                top = os.open(step, flags, dir_fd=top if top >= 0 else None)
+                stack.callback(os.close, top)
+            times = os.fstat(top)
+            os.rmdir(name, dir_fd=top)
+            os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _imitate(lower: Tree, path: str, made: str) -> None:

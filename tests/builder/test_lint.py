@@ -27,7 +27,7 @@ def found(text: str, ignore: str = "", args: dict[str, str] | None = None, every
         plan(file, request, Images("busybox", "debian"), linter, every)
     except PlanError:
         pass  # what was found before still counts
-    return [f"{item.span.first} {item.rule.name}: {item.message}" for item in linter.sorted()]
+    return [f"{item.span.first} {item.rule.name}: {item.message}" for item in linter.findings]
 
 
 CASING = "Command '{}' should match the case of the command majority ({})"
