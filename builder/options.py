@@ -1,0 +1,281 @@
+"""The options of a build, and the request that they make; whatever is wrong with them is said here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+from typing import Any, NoReturn
+
+from builder import VERSION
+from builder.errors import BuildError, UsageError
+
+_METHODS = ("build", "check", "lint", "outline", "targets")
+_PRIVILEGES = ("network.host", "security.insecure")
+_DEFAULT_JOBS = 8
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours; options are not abbreviated, so that adding one breaks nobody."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+        self.add_argument("--root", metavar="DIR", help="the store (default: PYBUILD_ROOT, or by user)")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help lists the options")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="pybuild",
+        description="Build a container image from a Dockerfile.",
+        epilog="Other commands: pybuild images | save | load | import | run (each with --help)",
+    )
+    add = parser.add_argument
+    add("context", metavar="CONTEXT", help="what COPY reads from: a folder, a URL, - for standard input")
+    add("-t", "--tag", action="append", default=[], metavar="NAME", help="name the image (repeatable)")
+    add(
+        "-f", "--file", metavar="FILE", help="the Dockerfile (default: CONTEXT/Dockerfile; -: standard input)"
+    )
+    add("--target", default="", metavar="STAGE", help="build up to this stage")
+    add("--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="set an ARG (repeatable)")
+    add("--label", action="append", default=[], metavar="NAME=VALUE", help="label the image (repeatable)")
+    add(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="type=oci,dest=FILE",
+        help="export (repeatable)",
+    )
+    add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
+    add(
+        "--no-cache-filter",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="the same for one stage (repeatable)",
+    )
+    add(
+        "--build-context",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="another context: a folder, a URL, docker-image://IMAGE, oci-layout://FOLDER (repeatable)",
+    )
+    add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="id=ID[,src=FILE|env=NAME]",
+        help="a secret for RUN --mount=type=secret (repeatable)",
+    )
+    add(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PRIVILEGE",
+        help=f"let steps ask for {' or '.join(_PRIVILEGES)} (repeatable)",
+    )
+    add(
+        "--ssh",
+        action="append",
+        default=[],
+        metavar="ID[=SOCKET|KEY[,KEY]]",
+        help="an ssh agent, or keys, for RUN --mount=type=ssh (repeatable)",
+    )
+    add("--check", action="store_true", help="check the Dockerfile without building anything")
+    add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
+    add("--pull", action="store_true", help="ask registries for base images that are here already")
+    add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
+    add("-q", "--quiet", action="store_true", help="print only the image ID")
+    add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
+    add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
+    add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
+    add("--version", action="version", version=f"pybuild {VERSION}")
+    return parser
+
+
+def build_request(options: argparse.Namespace) -> Any:
+    from builder.image.local import reference
+    from builder.request import STDIN, BuildRequest
+
+    if options.jobs < 1:
+        raise UsageError("--jobs must be at least 1")
+    arguments = _build_args(options.build_arg)
+    context, remote = _context(options.context)
+    file = options.file or ""
+    if file == STDIN and remote == STDIN:
+        raise UsageError("standard input cannot be both the build context and the Dockerfile")
+    return BuildRequest(
+        context=context,
+        remote=remote,
+        dockerfile=os.path.abspath(file) if file not in ("", STDIN) and not remote else file,
+        tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
+        target=options.target,
+        build_args=arguments,
+        labels=dict(_pair(item, "--label") for item in options.label),
+        outputs=tuple(_output(item) for item in options.output),
+        network=options.network,
+        no_cache=options.no_cache,
+        no_cache_stages=frozenset(
+            name.lower() for item in options.no_cache_filter for name in item.split(",")
+        ),
+        pull=options.pull,
+        iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
+        jobs=options.jobs,
+        insecure_registries=frozenset(options.insecure_registry),
+        secrets=dict(_secret(item) for item in options.secret),
+        allow=_allowed(options.allow),
+        ssh=dict(_ssh(item) for item in options.ssh),
+        contexts=dict(_named_context(item) for item in options.build_context),
+        epoch=_epoch(arguments),
+    )
+
+
+def _context(text: str) -> tuple[str, str]:
+    """The context: a folder, or else what it is instead."""
+    if text == "-":
+        return "", text
+    if os.path.isdir(text):
+        return os.path.abspath(text), ""
+    from builder.execute.context import is_remote
+
+    if is_remote(text):
+        return "", text
+    raise UsageError(f"the context {text} is not a folder", "it is a folder, a URL, or - for standard input")
+
+
+def _named_context(item: str) -> tuple[str, Any]:
+    """``name=folder``, or with docker-image://, oci-layout://, target:, or a URL for the folder."""
+    from builder.execute.context import is_remote
+    from builder.image.local import reference
+    from builder.request import NamedContext
+
+    name, value = _pair(item, "--build-context")
+    name = reference(name).familiar.removesuffix(":latest")
+    for prefix, kind in (("docker-image://", "image"), ("oci-layout://", "layout"), ("target:", "target")):
+        if value.startswith(prefix):
+            return name, NamedContext(kind, value.removeprefix(prefix))
+    if os.path.isdir(value):
+        return name, NamedContext("local", os.path.abspath(value))
+    if is_remote(value):
+        return name, NamedContext("url", value)
+    raise UsageError(f"--build-context {item!r}: {value!r} is neither a folder nor a URL")
+
+
+def _build_args(items: list[str]) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given)."""
+    out = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name:
+            raise UsageError(f"--build-arg {item!r} has no name")
+        if equals:
+            out[name] = value
+        elif name in os.environ:
+            out[name] = os.environ[name]
+    return out
+
+
+def _epoch(arguments: dict[str, str]) -> int | None:
+    """SOURCE_DATE_EPOCH, as a build argument or from the environment."""
+    text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
+    if not text:
+        return None
+    from builder.plan.scope import parse_epoch
+
+    try:
+        return parse_epoch(text)
+    except BuildError as error:
+        raise UsageError(error.message) from None
+
+
+def _pair(item: str, option: str) -> tuple[str, str]:
+    name, _, value = item.partition("=")
+    if not name:
+        raise UsageError(f"{option} {item!r} has no name")
+    return name, value
+
+
+def _secret(text: str) -> tuple[str, Any]:
+    """``id=ID`` with ``src=FILE`` or ``env=NAME``; with neither, a variable or file of that name."""
+    from builder.request import Secret
+
+    fields = dict(_pair(item, "--secret") for item in text.split(","))
+    name, kind = fields.pop("id", ""), fields.pop("type", "")
+    file = fields.pop("src", "") or fields.pop("source", "")
+    variable = fields.pop("env", "")
+    if not name or fields or kind not in ("", "file", "env") or (file and variable):
+        raise UsageError(f"--secret {text!r} is not id=ID[,src=FILE|env=NAME]")
+    if not file and not variable:
+        if kind != "file" and name in os.environ:
+            variable = name
+        else:
+            file = name
+    elif kind == "env" and file:
+        file, variable = "", file
+    if file and not os.path.isfile(file):
+        raise UsageError(f"--secret {text!r}: there is no file {file}")
+    if variable and variable not in os.environ:
+        raise UsageError(f"--secret {text!r}: the environment has no variable {variable}")
+    return name, Secret(os.path.abspath(file) if file else "", variable)
+
+
+def _allowed(items: list[str]) -> frozenset[str]:
+    names = frozenset(name for item in items for name in item.split(","))
+    if unknown := names - set(_PRIVILEGES):
+        raise UsageError(f"--allow {min(unknown)!r} is not one of {', '.join(_PRIVILEGES)}")
+    return names
+
+
+def _ssh(text: str) -> tuple[str, Any]:
+    """``ID``, or ``ID=PATH[,PATH]`` with the socket of an agent or key files."""
+    from builder.request import Ssh
+
+    name, _, places = text.partition("=")
+    paths = [path for path in places.split(",") if path] or [os.environ.get("SSH_AUTH_SOCK", "")]
+    if not name:
+        raise UsageError(f"--ssh {text!r} has no id", "for example: --ssh default")
+    if not paths[0]:
+        raise UsageError(f"--ssh {text}: there is no agent", "start one, so that SSH_AUTH_SOCK is set")
+    for path in paths:
+        if not os.path.exists(path):
+            raise UsageError(f"--ssh {text!r}: there is no {path}")
+    sockets = [path for path in paths if stat.S_ISSOCK(os.stat(path).st_mode)]
+    if sockets and len(paths) > 1:
+        raise UsageError(f"--ssh {text!r}: an agent's socket stands alone")
+    if sockets:
+        return name, Ssh(os.path.abspath(sockets[0]))
+    return name, Ssh("", tuple(map(os.path.abspath, paths)))
+
+
+def _output(text: str) -> Any:
+    """``type=oci,dest=FILE``; a bare FILE means an OCI archive there."""
+    from builder.request import Output
+
+    fields = dict(_pair(item, "--output") for item in text.split(",")) if "=" in text else {"dest": text}
+    kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
+    if kind not in ("oci", "docker"):
+        raise UsageError(f"output type {kind!r} is not supported yet", "use type=oci or type=docker")
+    rewrite = fields.pop("rewrite-timestamp", "false").lower()
+    if rewrite not in ("true", "false", "1", "0"):
+        raise UsageError(f"--output {text!r}: rewrite-timestamp is true or false")
+    if fields:
+        raise UsageError(f"output option {next(iter(fields))!r} is not supported yet")
+    if not dest:
+        raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
+    return Output(kind, dest if dest == "-" else os.path.abspath(dest), rewrite in ("true", "1"))
+
+
+def call_method(text: str) -> tuple[str, bool]:
+    """``--call``: the method, and whether its answer is JSON."""
+    method, *rest = text.split(",")
+    fields = dict(_pair(item, "--call") for item in rest)
+    shape = fields.pop("format", "text")
+    if method not in _METHODS or fields or shape not in ("text", "json"):
+        methods = ", ".join(_METHODS)
+        raise UsageError(f"--call {text!r} is not one of {methods}, with ,format=json or without")
+    return method, shape == "json"
