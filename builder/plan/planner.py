@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from builder.errors import BuildError, Cancelled, PlanError
-from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
+from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
 from builder.plan.context import Local, Origin, StageContext
-from builder.plan.convert import StageState, check_from, clean, convert
+from builder.plan.convert import StageState, clean, convert
 from builder.plan.graph import Argument, HistoryLine, Plan, Step, needed
 from builder.plan.ops import CONTEXT, CopyFiles, Files, FromImage, Op, Picked
 from builder.plan.remote import redacted
 from builder.plan.scope import Scope, parse_epoch, platform_args
+from builder.plan.stages import Stage, Stages
 from builder.request import BuildRequest, NamedContext
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
-from grammar.errors import DockerfileError, ExpansionError, ReferenceError_
+from grammar.errors import DockerfileError, ReferenceError_
 from grammar.lint import RESERVED, Linter, check_file, check_stage, describing, suggestion
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
-from grammar.words import expand_word
 
 _T = TypeVar("_T")
 _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
@@ -53,24 +51,6 @@ class Resolver(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Stage:
-    """One FROM: the stages it is made from and copies from, its state once it is converted."""
-
-    index: int
-    node: ast.Stage
-    base: str
-    platform: Platform
-    base_index: int | None
-    sources: dict[int, Span] = field(default_factory=dict)
-    state: StageState | None = None
-
-    @property
-    def shown(self) -> str:
-        """What errors call it."""
-        return self.node.start.name or f"stage-{self.index}"
-
-
 def plan(
     file: ast.Dockerfile,
     request: BuildRequest,
@@ -83,6 +63,7 @@ def plan(
     With *all_stages* also the stages that the target does not need are converted, to check
     them. Raises PlanError, and what *resolver* raises.
     """
+    check_file(file, linter)
     return _Planner(file, request, resolver, linter).plan(all_stages)
 
 
@@ -102,23 +83,15 @@ class _Planner:
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: list[tuple[str, str, str]] = []
         self._fresh: set[int] = set()
-        self._stages: list[_Stage] = []
+        self._stages = Stages(file, request, self._scope, linter, self._platform)
 
     def plan(self, all_stages: bool) -> Plan:
-        check_file(self._file, self._linter)
-        self._check_defaults()
-        self._read_global_args()
         self._epoch = self._request.epoch
         if self._epoch is None and (text := self._scope.globals.get("SOURCE_DATE_EPOCH")):
             self._epoch = parse_epoch(text)
-        for index, node in enumerate(self._file.stages):
-            self._stages.append(self._resolve_base(index, node))
-        for stage in self._stages:  # also those the target does not need: their --from must make sense
-            stage.sources = self._sources_of(stage)
-        self._check_circles()
-        target = self._target()
+        target = self._stages.target()
         try:
-            for index in range(len(self._stages)) if all_stages else ():
+            for index in range(len(self._stages.all)) if all_stages else ():
                 self._state_of(index)
             state = self._state_of(target)
         except RecursionError:
@@ -146,11 +119,11 @@ class _Planner:
         for node in self._file.global_args:
             for pair in node.pairs:
                 out.append(self._argument(node, pair.key, self._scope.globals.get(pair.key, "")))
-        for index in self._reachable(target):
-            state = self._stages[index].state
+        for index in self._stages.reachable(target):
+            state = self._stages.all[index].state
             assert state is not None
             values = dict(state.args)
-            for stage_node in self._stages[index].node.instructions:
+            for stage_node in self._stages.all[index].node.instructions:
                 for pair in stage_node.pairs if isinstance(stage_node, ast.Arg) else ():
                     if pair.value is not None or pair.key not in self._scope.globals:
                         out.append(self._argument(stage_node, pair.key, values.get(pair.key, "")))
@@ -160,178 +133,20 @@ class _Planner:
         comment = describing(self._file, node.span, name)
         return Argument(name, value, comment, node.span)
 
-    # -- stages ----------------------------------------------------------------------------
-
-    def _read_global_args(self) -> None:
-        """ARGs before the first FROM; each may use those before it and the predefined ones."""
-        for node in self._file.global_args:
-            for pair in node.pairs:
-                value = None
-                if pair.value is not None and pair.key not in self._request.build_args:
-                    value = self._expand_global(pair.value, pair.span)
-                value = self._scope.value_of(pair.key, value)
-                if value is not None:
-                    self._scope.globals[pair.key] = value
-
-    def _expand_global(self, text: str, span: Span, missing: set[str] | None = None) -> str:
-        env = {**self._scope.globals, **self._platform_overrides()}
-        try:
-            return expand_word(text, env, self._escape, missing)
-        except ExpansionError as error:
-            raise PlanError(f"failed to process {text!r}: {error}", span) from None
-
-    def _expand_from(self, text: str, start: ast.From, span: Span, missing: set[str] | None = None) -> str:
-        """A word of FROM; it may use global ARGs and the predefined ones. Unset ones go to *missing*."""
-        missing = set() if missing is None else missing
-        try:
-            return self._expand_global(text, span, missing)
-        finally:
-            declared = {pair.key for node in self._file.global_args for pair in node.pairs}
-            known = declared | set(self._scope.globals)
-            for name in sorted(missing - known):
-                self._linter.warn("UndefinedArgInFrom", start.span, name, suggestion(name, known))
-
-    def _check_defaults(self) -> None:
-        """Whether every base has a name also when no build argument is given."""
-        env = dict(self._scope.globals)
-        try:
-            for pair in (pair for node in self._file.global_args for pair in node.pairs):
-                if pair.value is not None:
-                    env[pair.key] = expand_word(pair.value, env, self._escape)
-            for stage in self._file.stages:
-                base = expand_word(stage.start.base, env, self._escape)
-                if not self._is_reference(base):
-                    self._linter.warn("InvalidDefaultArgInFrom", stage.start.span, stage.start.base)
-        except ExpansionError:
-            pass  # the build says it better
-
-    @staticmethod
-    def _is_reference(text: str) -> bool:
-        try:
-            parse_reference(text)
-        except ReferenceError_:
-            return False
-        return True
-
-    def _platform_overrides(self) -> dict[str, str]:
-        """Predefined platform arguments may be overridden on the command line."""
-        given = self._request.build_args
-        return {name: given[name] for name in self._scope.globals if name in given}
-
-    def _resolve_base(self, index: int, node: ast.Stage) -> _Stage:
-        start = node.start
-        base = self._expand_from(start.base, start, start.base_span or start.span)
-        if not base:
-            raise PlanError(
-                f"base name ({start.base}) should not be blank",
-                start.base_span or start.span,
-                "give the ARG a default, or pass --build-arg",
-            )
-        # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
-        earlier = [stage.index for stage in self._stages if stage.node.start.name == base]
-        return _Stage(index, node, base, self._platform_of(start), earlier[-1] if earlier else None)
-
-    def _target(self) -> int:
-        wanted = self._request.target
-        if not wanted:
-            return len(self._stages) - 1
-        names = {s.node.start.name: s.index for s in self._stages if s.node.start.name}
-        if wanted.lower() in names:
-            return names[wanted.lower()]
-        close = difflib.get_close_matches(wanted.lower(), names, 1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
-        raise PlanError(
-            f'target stage "{wanted}" could not be found{guess}',
-            hint=f"the stages are: {', '.join(names)}" if names else "no stage of this file has a name",
-        )
-
-    def _reachable(self, target: int) -> list[int]:
-        """Stages the target needs, in file order (a stage only ever needs earlier ones)."""
-        found: set[int] = set()
-        stack = [target]
-        while stack:
-            index = stack.pop()
-            if index in found:
-                continue
-            found.add(index)
-            stage = self._stages[index]
-            if stage.base_index is not None:
-                stack.append(stage.base_index)
-            stack += [source for source in stage.sources if source < index]  # others are errors
-        return sorted(found)
-
-    def _sources_of(self, stage: _Stage) -> dict[int, Span]:
-        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name, and where."""
-        found: dict[int, Span] = {}
-        for node in stage.node.instructions:
-            names: list[tuple[str, Span, bool]] = []
-            if isinstance(node, ast.Copy) and node.from_:
-                check_from(node)
-                names.append((node.from_, node.span, False))
-            elif isinstance(node, ast.Run):
-                for flag in node.mounts:
-                    text = flag.value or ""
-                    names += [
-                        (name, flag.span, True) for name in re.findall(r"(?i)(?:^|,)from=([^,$]+)", text)
-                    ]
-            for name, span, mount in names:
-                index = self._stage_named(name, span, mount)
-                if index is not None:
-                    found.setdefault(index, span)
-        return found
-
-    def _check_circles(self) -> None:
-        """Raises PlanError where stages copy from one another in a circle."""
-        done: set[int] = set()
-        for start in range(len(self._stages)):
-            path: dict[int, None] = {}
-            stack = [(start, iter(self._stages[start].sources.items()))]
-            if start in done:
-                continue
-            path[start] = None
-            while stack:
-                index, left = stack[-1]
-                for source, span in left:
-                    if source in path:
-                        name = self._stages[start].shown
-                        raise PlanError(f"circular dependency detected on stage: {name}", span)
-                    if source not in done:
-                        path[source] = None
-                        stack.append((source, iter(self._stages[source].sources.items())))
-                        break
-                else:
-                    stack.pop()
-                    del path[index]
-                    done.add(index)
-
-    def _stage_named(self, name: str, span: Span, mount: bool) -> int | None:
-        """The index of the stage that ``from`` means; None: it is an image.
-
-        Of equal names the last of the file counts (T67). A *mount* knows stages by their names
-        only (T65).
-        """
-        if re.fullmatch("[+-]?[0-9]+", name) and not mount:
-            index = int(name[:9])
-            if not 0 <= index < len(self._stages):
-                raise PlanError(f"invalid stage index {name}", span)
-            return index
-        matches = [stage.index for stage in self._stages if stage.node.start.name == name.lower()]
-        return matches[-1] if matches else None
-
     # -- converting ------------------------------------------------------------------------
 
     def _state_of(self, index: int) -> StageState:
         """A stage's last state. Stages it needs are converted first, in file order, so that only
         triggers, which add needs while a stage is converted, make this call itself.
         """
-        for needed_index in self._reachable(index):
-            if self._stages[needed_index].state is None:
-                self._convert_stage(self._stages[needed_index])
-        state = self._stages[index].state
+        for needed_index in self._stages.reachable(index):
+            if self._stages.all[needed_index].state is None:
+                self._convert_stage(self._stages.all[needed_index])
+        state = self._stages.all[index].state
         assert state is not None  # a stage reaches itself
         return state
 
-    def _convert_stage(self, stage: _Stage) -> None:
+    def _convert_stage(self, stage: Stage) -> None:
         start = stage.node.start
         check_stage(stage.node, self._linter)
         own_base = stage.base_index is None and stage.base != "scratch"
@@ -341,7 +156,7 @@ class _Planner:
             stage.state = replace(state, config=state.config.with_settings(OnBuild=None))
             return
         if stage.base_index is not None:
-            below = self._stages[stage.base_index].state
+            below = self._stages.all[stage.base_index].state
             assert below is not None  # earlier in file order, and reachable
             # What the image keeps comes back over ARGs of the same names (T44, T49).
             state = replace(below, env={**below.env, **below.config.env}, cmd_set=False)
@@ -363,7 +178,7 @@ class _Planner:
             state = convert(node, state, context)
         stage.state = state
 
-    def _stage_context(self, stage: _Stage, counter: _Counter, text: str = "") -> StageContext:
+    def _stage_context(self, stage: Stage, counter: _Counter, text: str = "") -> StageContext:
         """The context of a stage's instructions; *text* is shown of those not in the file."""
         fresh = stage.node.start.name in self._request.no_cache_stages
         fresh |= str(stage.index) in self._request.no_cache_stages
@@ -398,34 +213,12 @@ class _Planner:
     def _files(self, files: Files, span: Span, name: str) -> Step:
         return self._intern(files, None, (), span, f"[internal] context {name}")
 
-    def _label(self, stage: _Stage) -> str:
+    def _label(self, stage: Stage) -> str:
         if stage.node.start.name:
             return stage.node.start.name
-        return f"stage-{stage.index}" if len(self._stages) > 1 else ""
+        return f"stage-{stage.index}" if len(self._stages.all) > 1 else ""
 
-    def _platform_of(self, start: ast.From) -> Platform:
-        """The platform that a FROM asks for, else ours."""
-        if not start.platform:
-            return self._platform
-        missing: set[str] = set()
-        try:
-            wanted = self._expand_from(start.platform, start, start.span, missing)
-            guess = "".join(suggestion(name, self._scope.globals) for name in sorted(missing)[:1])
-            if not wanted:
-                raise ValueError(f"empty platform value from expression {start.platform}{guess}")
-            platform = parse_platform(wanted, self._platform)
-        except ValueError as error:
-            what = f"failed to parse platform {start.platform}: " if wanted else ""
-            raise PlanError(f"{what}{error}{guess if wanted else ''}", start.span) from None
-        if start.platform in ("$TARGETPLATFORM", "${TARGETPLATFORM}"):
-            self._linter.warn("RedundantTargetPlatform", start.span, start.platform)
-        elif wanted == start.platform and not (
-            platform.os in start.name or platform.architecture in start.name
-        ):
-            self._linter.warn("FromPlatformFlagConstDisallowed", start.span, wanted)
-        return platform
-
-    def _from_image(self, stage: _Stage, counter: _Counter) -> StageState:
+    def _from_image(self, stage: Stage, counter: _Counter) -> StageState:
         start = stage.node.start
         op, config = self._image(stage.base, start.base_span or start.span, stage.platform)
         got = config.platform
@@ -464,18 +257,18 @@ class _Planner:
             raise
         except (BuildError, CacheError) as error:
             hint = error.hint
-            stages = [stage.node.start.name for stage in self._stages if stage.node.start.name]
+            stages = [stage.node.start.name for stage in self._stages.all if stage.node.start.name]
             if guess := suggestion(name.lower(), stages):
                 hint = f"{name!r} is no stage of this file{guess}, so it was taken for an image"
             raise PlanError(f"{name}: {error.message}", span, hint) from error
         self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
 
-    def _source(self, name: str, user: _Stage, span: Span, mount: bool) -> Origin:
+    def _source(self, name: str, user: Stage, span: Span, mount: bool) -> Origin:
         if not name:
             files = self._resolver.context
             return Local() if files is None else self._files(files, span, "")
-        index = self._stage_named(name, span, mount)
+        index = self._stages.named(name, span, mount)
         if index is None:
             if name == "scratch":
                 return None
@@ -489,7 +282,7 @@ class _Planner:
                 f'it needs to be defined before current stage "{user.shown}"',
                 span,
             )
-        if (named := self._named(self._stages[index].node.start.name)) is not None:
+        if (named := self._named(self._stages.all[index].node.start.name)) is not None:
             return self._origin_of(named, span)[0]
         return self._state_of(index).root
 
@@ -516,7 +309,7 @@ class _Planner:
                 files = self._resolved(lambda: self._resolver.files(context.value), span)
                 return self._files(files, span, name), None
             case "target":
-                index = self._stage_named(context.value, span, True)
+                index = self._stages.named(context.value, span, True)
                 if index is None:
                     raise PlanError(f"the context {name}: there is no stage {context.value!r}", span)
                 state = self._state_of(index)

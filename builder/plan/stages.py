@@ -1,0 +1,241 @@
+"""The stages of a file, before any is converted: their bases, and which of them copy from which."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+
+from builder.errors import PlanError
+from builder.image.model import Platform, parse_platform
+from builder.plan.convert import StageState, check_from
+from builder.plan.scope import Scope
+from builder.request import BuildRequest
+from grammar import ast
+from grammar.errors import ExpansionError, ReferenceError_
+from grammar.lint import Linter, suggestion
+from grammar.reference import parse_reference
+from grammar.span import Span
+from grammar.words import expand_word
+
+
+@dataclass(slots=True)
+class Stage:
+    """One FROM: the stages it is made from and copies from, its state once it is converted."""
+
+    index: int
+    node: ast.Stage
+    base: str
+    platform: Platform
+    base_index: int | None
+    sources: dict[int, Span] = field(default_factory=dict)
+    state: StageState | None = None
+
+    @property
+    def shown(self) -> str:
+        """What errors call it."""
+        return self.node.start.name or f"stage-{self.index}"
+
+
+class Stages:
+    """All stages of *file*, and the global ARGs, which go into *scope*.
+
+    Raises PlanError for a FROM that makes no sense, an ARG that cannot be expanded, and stages
+    that copy from one another in a circle.
+    """
+
+    def __init__(
+        self, file: ast.Dockerfile, request: BuildRequest, scope: Scope, linter: Linter, platform: Platform
+    ) -> None:
+        self._file = file
+        self._request = request
+        self._scope = scope
+        self._linter = linter
+        self._platform = platform
+        self._escape = file.directives.escape
+        self._check_defaults()
+        self._read_global_args()
+        self.all: list[Stage] = []
+        for index, node in enumerate(file.stages):
+            self.all.append(self._resolve_base(index, node))
+        for stage in self.all:  # also those the target does not need: their --from must make sense
+            stage.sources = self._sources_of(stage)
+        self._check_circles()
+
+    def _read_global_args(self) -> None:
+        """ARGs before the first FROM; each may use those before it and the predefined ones."""
+        for node in self._file.global_args:
+            for pair in node.pairs:
+                value = None
+                if pair.value is not None and pair.key not in self._request.build_args:
+                    value = self._expand_global(pair.value, pair.span)
+                value = self._scope.value_of(pair.key, value)
+                if value is not None:
+                    self._scope.globals[pair.key] = value
+
+    def _expand_global(self, text: str, span: Span, missing: set[str] | None = None) -> str:
+        env = {**self._scope.globals, **self._platform_overrides()}
+        try:
+            return expand_word(text, env, self._escape, missing)
+        except ExpansionError as error:
+            raise PlanError(f"failed to process {text!r}: {error}", span) from None
+
+    def _expand_from(self, text: str, start: ast.From, span: Span, missing: set[str] | None = None) -> str:
+        """A word of FROM; it may use global ARGs and the predefined ones. Unset ones go to *missing*."""
+        missing = set() if missing is None else missing
+        try:
+            return self._expand_global(text, span, missing)
+        finally:
+            declared = {pair.key for node in self._file.global_args for pair in node.pairs}
+            known = declared | set(self._scope.globals)
+            for name in sorted(missing - known):
+                self._linter.warn("UndefinedArgInFrom", start.span, name, suggestion(name, known))
+
+    def _check_defaults(self) -> None:
+        """Whether every base has a name also when no build argument is given."""
+        env = dict(self._scope.globals)
+        try:
+            for pair in (pair for node in self._file.global_args for pair in node.pairs):
+                if pair.value is not None:
+                    env[pair.key] = expand_word(pair.value, env, self._escape)
+            for stage in self._file.stages:
+                base = expand_word(stage.start.base, env, self._escape)
+                if not self._is_reference(base):
+                    self._linter.warn("InvalidDefaultArgInFrom", stage.start.span, stage.start.base)
+        except ExpansionError:
+            pass  # the build says it better
+
+    @staticmethod
+    def _is_reference(text: str) -> bool:
+        try:
+            parse_reference(text)
+        except ReferenceError_:
+            return False
+        return True
+
+    def _platform_overrides(self) -> dict[str, str]:
+        """Predefined platform arguments may be overridden on the command line."""
+        given = self._request.build_args
+        return {name: given[name] for name in self._scope.globals if name in given}
+
+    def _resolve_base(self, index: int, node: ast.Stage) -> Stage:
+        start = node.start
+        base = self._expand_from(start.base, start, start.base_span or start.span)
+        if not base:
+            raise PlanError(
+                f"base name ({start.base}) should not be blank",
+                start.base_span or start.span,
+                "give the ARG a default, or pass --build-arg",
+            )
+        # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
+        earlier = [stage.index for stage in self.all if stage.node.start.name == base]
+        return Stage(index, node, base, self._platform_of(start), earlier[-1] if earlier else None)
+
+    def target(self) -> int:
+        wanted = self._request.target
+        if not wanted:
+            return len(self.all) - 1
+        names = {s.node.start.name: s.index for s in self.all if s.node.start.name}
+        if wanted.lower() in names:
+            return names[wanted.lower()]
+        close = difflib.get_close_matches(wanted.lower(), names, 1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise PlanError(
+            f'target stage "{wanted}" could not be found{guess}',
+            hint=f"the stages are: {', '.join(names)}" if names else "no stage of this file has a name",
+        )
+
+    def reachable(self, target: int) -> list[int]:
+        """Stages the target needs, in file order (a stage only ever needs earlier ones)."""
+        found: set[int] = set()
+        stack = [target]
+        while stack:
+            index = stack.pop()
+            if index in found:
+                continue
+            found.add(index)
+            stage = self.all[index]
+            if stage.base_index is not None:
+                stack.append(stage.base_index)
+            stack += [source for source in stage.sources if source < index]  # others are errors
+        return sorted(found)
+
+    def _sources_of(self, stage: Stage) -> dict[int, Span]:
+        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name, and where."""
+        found: dict[int, Span] = {}
+        for node in stage.node.instructions:
+            names: list[tuple[str, Span, bool]] = []
+            if isinstance(node, ast.Copy) and node.from_:
+                check_from(node)
+                names.append((node.from_, node.span, False))
+            elif isinstance(node, ast.Run):
+                for flag in node.mounts:
+                    text = flag.value or ""
+                    names += [
+                        (name, flag.span, True) for name in re.findall(r"(?i)(?:^|,)from=([^,$]+)", text)
+                    ]
+            for name, span, mount in names:
+                index = self.named(name, span, mount)
+                if index is not None:
+                    found.setdefault(index, span)
+        return found
+
+    def _check_circles(self) -> None:
+        """Raises PlanError where stages copy from one another in a circle."""
+        done: set[int] = set()
+        for start in range(len(self.all)):
+            path: dict[int, None] = {}
+            stack = [(start, iter(self.all[start].sources.items()))]
+            if start in done:
+                continue
+            path[start] = None
+            while stack:
+                index, left = stack[-1]
+                for source, span in left:
+                    if source in path:
+                        name = self.all[start].shown
+                        raise PlanError(f"circular dependency detected on stage: {name}", span)
+                    if source not in done:
+                        path[source] = None
+                        stack.append((source, iter(self.all[source].sources.items())))
+                        break
+                else:
+                    stack.pop()
+                    del path[index]
+                    done.add(index)
+
+    def named(self, name: str, span: Span, mount: bool) -> int | None:
+        """The index of the stage that ``from`` means; None: it is an image.
+
+        Of equal names the last of the file counts (T67). A *mount* knows stages by their names
+        only (T65).
+        """
+        if re.fullmatch("[+-]?[0-9]+", name) and not mount:
+            index = int(name[:9])
+            if not 0 <= index < len(self.all):
+                raise PlanError(f"invalid stage index {name}", span)
+            return index
+        matches = [stage.index for stage in self.all if stage.node.start.name == name.lower()]
+        return matches[-1] if matches else None
+
+    def _platform_of(self, start: ast.From) -> Platform:
+        """The platform that a FROM asks for, else ours."""
+        if not start.platform:
+            return self._platform
+        missing: set[str] = set()
+        try:
+            wanted = self._expand_from(start.platform, start, start.span, missing)
+            guess = "".join(suggestion(name, self._scope.globals) for name in sorted(missing)[:1])
+            if not wanted:
+                raise ValueError(f"empty platform value from expression {start.platform}{guess}")
+            platform = parse_platform(wanted, self._platform)
+        except ValueError as error:
+            what = f"failed to parse platform {start.platform}: " if wanted else ""
+            raise PlanError(f"{what}{error}{guess if wanted else ''}", start.span) from None
+        if start.platform in ("$TARGETPLATFORM", "${TARGETPLATFORM}"):
+            self._linter.warn("RedundantTargetPlatform", start.span, start.platform)
+        elif wanted == start.platform and not (
+            platform.os in start.name or platform.architecture in start.name
+        ):
+            self._linter.warn("FromPlatformFlagConstDisallowed", start.span, wanted)
+        return platform
