@@ -141,12 +141,13 @@ def _words(options: argparse.Namespace) -> bytes:
     if options.context == "-" or options.file == "-":
         return b"run copy"  # that will be seen when it is read
     names = [options.file] if options.file else ["Dockerfile", "dockerfile"]
+    from cache.kernel import read_regular
+
     for name in names:
         with contextlib.suppress(OSError):  # the build says why
             path = os.path.join("" if options.file else options.context, name)
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo
-            with open(fd, "rb") as file:
-                return file.read(_DOCKERFILE_PEEK).lower()
+            real = os.path.realpath(path) if options.file else path
+            return read_regular(real, _DOCKERFILE_PEEK).lower()
     return b""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -11,7 +12,7 @@ from builder.errors import BuildError, UsageError
 from builder.execute.workshop import Workshop
 from builder.plan.ops import Files
 from builder.request import STDIN, BuildRequest
-from cache.kernel import open_in_root
+from cache.kernel import read_regular
 from cache.snapshots import tree_of
 
 _DOCKERFILE_LIMIT = 16 << 20
@@ -64,6 +65,8 @@ def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
 
 def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs:
     absent: list[str] = []
+    if not request.dockerfile and dockerfile[0] == os.path.join(request.context, "dockerfile"):
+        absent.append(os.path.join(request.context, "Dockerfile"))
     candidates = [os.path.join(request.context, ".dockerignore")]
     if dockerfile[0] != STDIN:
         candidates.insert(0, dockerfile[0] + ".dockerignore")
@@ -90,20 +93,13 @@ def _default_dockerfile(context: str) -> str:
 def _read_regular(path: str, limit: int, what: str) -> bytes | None:
     """A regular file's bytes, links resolved inside its folder when they are the context's own."""
     try:
-        folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = open_in_root(folder, os.fsencode(os.path.basename(path)), os.O_RDONLY | os.O_NONBLOCK)
-        finally:
-            os.close(folder)
+        data = read_regular(path, limit)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise BuildError(f"{what} {path} is not a regular file") from None
         raise BuildError(f"reading {what} {path}: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise BuildError(f"{what} {path} is not a regular file")
-    with open(fd, "rb") as file:
-        data = file.read(limit + 1)
     return _limited(data, limit, f"{what} {path}")
 
 
@@ -139,7 +135,10 @@ def _dockerfile_in(files: Files, wanted: str, workshop: Workshop) -> tuple[str, 
     """The Dockerfile of a fetched context: its path there, and its bytes."""
     tree = tree_of(workshop.store, (files.snapshot,))
     for path in (wanted,) if wanted else ("Dockerfile", "dockerfile"):
-        node = tree.lookup(path)
+        try:
+            node = tree.lookup(path)
+        except OSError as error:
+            raise BuildError(f"reading the Dockerfile {path}: {error.strerror}") from None
         if node is not None and stat.S_ISREG(node.found.st_mode):
             with open(node.real, "rb") as file:
                 data = file.read(_DOCKERFILE_LIMIT + 1)

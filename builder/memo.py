@@ -34,7 +34,11 @@ def remember(
     """
     if request.remote or request.contexts or request.dockerfile == STDIN:
         return
+    if request.secrets or request.ssh:  # their files have to be there, which replay does not look at
+        return
     context, store = workshop.contexts[""], workshop.store
+    if context.followed:  # links led to what was copied, and may lead elsewhere next time
+        return
     foreign = any(platform != str(host()) for _, _, platform in plan.bases)
     if foreign or any(isinstance(step.op, Fetch) for step in plan.steps):
         return

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         silent: bool
 
 
+_FILE_LIMIT = 16 << 20
 # The environment that can change what a build does or where it looks.
 _ENVIRONMENT = ("PYBUILD_ROOT", "XDG_DATA_HOME", "HOME", "SOURCE_DATE_EPOCH")
 
@@ -90,7 +91,7 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
 def memo_key(argv: "Sequence[str]") -> str:
     """The name of the memo of a command line in this folder and environment."""
     # A bare --build-arg NAME takes its value from the environment.
-    bare = [item for item in argv if item.replace("_", "").isalnum()]
+    bare = [item.rpartition("=")[2] for item in argv]
     environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
     text = repr((VERSION, os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
@@ -121,13 +122,14 @@ def _holds(memo: "Memo", store: Store) -> bool:
 
 
 def file_digest(path: str) -> str:
-    """The sha256 hex of a file, "" when there is none."""
+    """The sha256 hex of a file that steers a build, "" when there is none. Raises OSError."""
+    from cache.kernel import read_regular
+
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a fifo by now
-        with open(fd, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        data = read_regular(path, _FILE_LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return ""
+    return hashlib.sha256(data).hexdigest()
 
 
 def listing_digest(path: str) -> str:

@@ -60,6 +60,7 @@ class Solved:
     key: str
     snapshots: tuple[str, ...]
     created: int
+    origin: str = ""
 
 
 @dataclass(slots=True)
@@ -166,7 +167,8 @@ class Solver:
             inputs = [below.key]
             if isinstance(step.op, CopyFiles):
                 known = sources and not step.op.reads_context
-                alias = derive(kind, fields, [below.key, *(s.key for s in sources)]) if known else ""
+                made_of = [part for s in sources for part in (s.key, *s.snapshots)]
+                alias = derive(kind, fields, [below.key, *made_of]) if known else ""
                 content = self._known_content(alias)
                 if not content:
                     selection = self._select(step.op, sources)
@@ -179,17 +181,21 @@ class Solver:
             key = derive(kind, fields, inputs)
             with self._store.making(key):
                 fresh = self._no_cache or id(step) in self._plan.fresh
+                # A diff fits only the run that it was made on: a RUN below that ran again, under
+                # the same key, may have left something else.
+                described = json.dumps([kind, fields, inputs, below.origin])
                 found = None if fresh else self._store.index.find(key)
-                if found is not None:
+                if found is not None and found[2] == described:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
-                    snapshot, created = found
+                    snapshot, created, _ = found
                 else:
                     if selection is None and isinstance(step.op, CopyFiles):
                         selection = self._select(step.op, sources)
                     snapshot = self._execute(step, below, sources, selection)
                     created = time.time_ns()
-                    self._store.index.record(key, snapshot, created, json.dumps([kind, fields, inputs]))
-            return Solved(key, (*parent.snapshots, snapshot), created)
+                    self._store.index.record(key, snapshot, created, described)
+            origin = snapshot if isinstance(step.op, RunCommand) else parent.origin
+            return Solved(key, (*parent.snapshots, snapshot), created, origin)
         except (StepError, Cancelled):
             raise
         except (BuildError, CacheError) as error:
@@ -204,11 +210,14 @@ class Solver:
         source = sources[mount.origin]
         if isinstance(step.sources[mount.origin].op, FromImage):
             return f"{source.key} {mount.path}"
-        alias = derive("bound", {"path": mount.path}, [source.key])
+        alias = derive("bound", {"path": mount.path}, [source.key, *source.snapshots])
         content = self._known_content(alias)
         if not content:
             tree = tree_of(self._store, source.snapshots)
-            node = tree.lookup(mount.path)
+            try:
+                node = tree.lookup(mount.path)
+            except OSError as error:
+                raise BuildError(f"the mount's source {mount.path}: {error.strerror}") from None
             content = TreeSource(tree).digest(Selected("", node.path)) if node is not None else "nothing"
             self._store.index.set_memo(alias, content.encode())
         return content

@@ -102,10 +102,10 @@ class Index:
 
     # -- steps -----------------------------------------------------------------------------
 
-    def find(self, key: str) -> "tuple[str, int] | None":
-        """``(snapshot, created)`` of a step's result, or None: never done, or lost with a boot."""
+    def find(self, key: str) -> "tuple[str, int, str] | None":
+        """``(snapshot, created, identity)`` of a step's result, or None: never done, or lost with a boot."""
         rows = self._run(
-            "SELECT s.id, k.created FROM steps k JOIN snapshots s ON s.id = k.snapshot"
+            "SELECT s.id, k.created, k.identity FROM steps k JOIN snapshots s ON s.id = k.snapshot"
             " WHERE k.key = ? AND s.boot IN ('', ?)",
             key,
             self._boot,

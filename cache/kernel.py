@@ -8,6 +8,7 @@ at it. Refusing absolute links instead would break real images (`/var/run -> /ru
 import ctypes
 import errno
 import os
+import stat
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +47,25 @@ def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, one_mount: b
                 break
             raise OSError(code, os.strerror(code), os.fsdecode(path))
     return walk_in_root(root, path, flags, mode)
+
+
+def read_regular(path: str, limit: int) -> bytes:
+    """The bytes of a file, at most *limit* and one more; a link at its end stays in its folder.
+
+    Raises OSError, EINVAL for what is no regular file.
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = open_in_root(folder, os.fsencode(os.path.basename(path)), os.O_RDONLY | os.O_NONBLOCK)
+    finally:
+        os.close(folder)
+    with open(fd, "rb", buffering=0, opener=None) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        data = b""
+        while len(data) <= limit and (more := file.read(limit + 1 - len(data))):
+            data += more
+    return data
 
 
 def walk_in_root(root: int, path: bytes, flags: int, mode: int = 0) -> int:

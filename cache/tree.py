@@ -47,6 +47,7 @@ class Tree:
             folders.append(layer)
             if is_opaque(layer):
                 break
+        self.followed = False  # whether a link has decided where a path leads
         self.root = Node("", folders[0], os.lstat(folders[0]), tuple(folders)) if folders else None
 
     def child(self, parent: Node, name: str) -> Node | None:
@@ -83,7 +84,7 @@ class Tree:
         """
         start, node = self.resolve(top)
         if node is None:
-            return _normal(f"{start}/{path}")
+            return None if _climbs(path.split("/"), 0) else _normal(f"{start}/{path}")
         found = self._walk([node], path, True, stop=False)
         return None if found is None else found[0]
 
@@ -105,9 +106,12 @@ class Tree:
             node = self.child(trail[-1], part) if trail[-1].is_dir else None
             if node is None:
                 base = trail[-1].path
+                if not stop and _climbs([part, *reversed(todo)], len(trail) - 1):
+                    return None
                 return _normal("/".join([base, part, *reversed(todo)])), None
             if node.is_link and (todo or follow):
                 links += 1
+                self.followed = True
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                 target = os.readlink(node.real)
@@ -117,6 +121,16 @@ class Tree:
                 continue
             trail.append(node)
         return trail[-1].path, trail[-1]
+
+
+def _climbs(parts: list[str], depth: int) -> bool:
+    """Whether *parts*, from *depth* on, lead above depth 0 at any moment."""
+    for part in parts:
+        if part not in ("", "."):
+            depth += -1 if part == ".." else 1
+        if depth < 0:
+            return True
+    return False
 
 
 def _normal(path: str) -> str:

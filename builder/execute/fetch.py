@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from builder.errors import BuildError
 from builder.events import Meter
-from builder.execute.secrets import find_secret
+from builder.execute.secrets import find_secret, one_line
 from builder.execute.workshop import Workshop
 from builder.plan.identity import identity
 from builder.plan.ops import FetchUrl
@@ -28,6 +28,7 @@ from cache.store import Store, write_error
 
 _LIMIT = 1 << 40
 _MODE = 0o600
+_CHUNK = 1 << 20
 _NAME_LIMIT = 255  # what file systems take
 
 
@@ -59,6 +60,10 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
     if len(os.fsencode(op.name)) > _NAME_LIMIT:
         raise BuildError(f"{redacted(op.url)} names a file of more than {_NAME_LIMIT} bytes")
     parts = urlsplit(op.url)
+    try:
+        _port = parts.port
+    except ValueError as error:
+        raise BuildError(f"{redacted(op.url)}: {error}") from None
     headers = {**_known(last), **_credentials(parts, workshop.secrets)}
     transport = Transport(parts.netloc.rpartition("@")[2], parts.scheme, encoded=True)
     try:
@@ -91,8 +96,6 @@ def _known(last: Fetched | None) -> dict[str, str]:
     """What makes a server say that a file is the same as it was."""
     if last is not None and last.etag:
         return {"If-None-Match": last.etag}
-    if last is not None and last.modified:
-        return {"If-Modified-Since": last.modified}
     return {}
 
 
@@ -100,9 +103,9 @@ def _credentials(parts: SplitResult, secrets: Mapping[str, Secret]) -> dict[str,
     """From the secrets that are named after the host, or from the URL."""
     host = parts.hostname or ""
     if token := find_secret(secrets, f"HTTP_AUTH_TOKEN_{host}"):
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": one_line(f"Bearer {token}", f"HTTP_AUTH_TOKEN_{host}")}
     if header := find_secret(secrets, f"HTTP_AUTH_HEADER_{host}"):
-        return {"Authorization": header}
+        return {"Authorization": one_line(header, f"HTTP_AUTH_HEADER_{host}")}
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
@@ -111,7 +114,7 @@ def _credentials(parts: SplitResult, secrets: Mapping[str, Secret]) -> dict[str,
 
 def _store(op: FetchUrl, response: Response, workshop: Workshop) -> Fetched:
     length = response.headers.get("content-length", "")
-    total = int(length) if length.isdigit() and len(length) < 16 else 0
+    total = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
     meter = Meter(f"fetching {op.name}", total, workshop.sink)
     modified = response.headers.get("last-modified", "")
     when = _time(modified)
@@ -147,7 +150,16 @@ def _content(op: FetchUrl, response: Response, meter: Meter, workshop: Workshop)
             workshop.check()
             got += len(data)
             meter.add(len(data))
-            yield inflate.decompress(data) if inflate is not None else data
+            if inflate is None:
+                yield data
+                continue
+            if inflate.eof:
+                raise zlib.error("there is more after the end of what is compressed")
+            packed = data
+            while packed and not inflate.eof:
+                workshop.check()
+                yield inflate.decompress(packed, _CHUNK)
+                packed = inflate.unconsumed_tail
     except (OSError, zlib.error) as error:
         raise BuildError(f"{redacted(op.url)}: {error}", "build again") from None
     length = response.headers.get("content-length", "")

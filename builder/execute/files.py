@@ -102,8 +102,10 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
     """Copy one selected path to *dest*, as BuildKit's copier decides where (T1, T3, T13)."""
     entries = iter(source.entries(selected))
     top, handle = next(entries)
+    # What a folder is copied to takes its time (T28); the context itself has none.
+    time = top.mtime if top.kind == DIRECTORY and selected.path else None
     if dest.endswith("/"):
-        writer.make_parents(writer.resolve(dest))
+        writer.make_parents(writer.resolve(dest), time)
     else:
         writer.make_parents(writer.resolve(os.path.dirname(dest)))
     target = writer.resolve(dest)
@@ -113,7 +115,7 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
         writer.make_parents(os.path.dirname(target))
         writer.put(target, top, _content(source, handle))
         return
-    writer.make_parents(target)  # a directory's contents are copied, never itself
+    writer.make_parents(target, time)  # a directory's contents are copied, never itself
     for entry, handle in entries:
         path = f"{target}/{entry.path}" if target else entry.path
         if handle is None:
@@ -214,27 +216,40 @@ class Writer:
 
     # -- directories -----------------------------------------------------------------------
 
-    def make_parents(self, path: str) -> None:
-        """Make *path* a directory of this layer: copied up where it exists, new otherwise."""
-        missing = []
+    def make_parents(self, path: str, time: int | None = None) -> None:
+        """Make *path* a directory of this layer: copied up where it exists, new otherwise.
+
+        With *time*, in nanoseconds, that is its own.
+        """
+        wanted, missing = path, []
         while path not in self._below:
             missing.append(path)
             path = path.rpartition("/")[0]
         for folder in reversed(missing):
-            self._make_parent(folder)
+            self._make_parent(folder, time if folder == wanted else None)
+        if time is not None and wanted and not missing:
+            self._date(wanted, self._time or time)
 
-    def _make_parent(self, path: str) -> None:
+    def _date(self, path: str, time: int) -> None:
+        old = self._entries[path]
+        if old.mtime != time:
+            self._stream.spoil()
+            self._entries[path] = old._replace(mtime=time)
+
+    def _make_parent(self, path: str, time: int | None) -> None:
         under = self._under(path)
         if path in self._entries or (under is not None and not under.is_dir):
             raise BuildError(f"cannot copy to non-directory: /{path}")
         if under is None:
             uid, gid = self._ids or (0, 0)
-            mode = 0o755 if self._mode is None else self._mode.apply(0o755, True)
-            self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=self._time or MADE_TIME), None)
+            mode = 0o755 if self._mode is None else self._mode.of_parent
+            made = self._time or (MADE_TIME if time is None else time)
+            self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=made), None)
         else:
             found = under.found
             mode = found.st_mode & 0o7777
-            copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=found.st_mtime_ns)
+            when = found.st_mtime_ns if time is None else self._time or time
+            copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=when)
             self._directory(copied, under)
 
     def _directory(self, entry: Entry, under: Node | None) -> None:

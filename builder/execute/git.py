@@ -9,18 +9,19 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from builder.errors import BuildError, Cancelled
-from builder.execute.secrets import find_secret
+from builder.errors import BuildError
+from builder.execute.secrets import find_secret, one_line
 from builder.execute.workshop import Workshop
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted
-from builder.request import Secret
+from builder.request import Secret, Ssh
 from cache.keys import CacheKey, derive
 from cache.snapshots import Draft, commit, draft
 from cache.trees import remove_tree
@@ -35,6 +36,8 @@ _CONFIG = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "gc.auto": "0",
+    "http.lowSpeedLimit": "1",
+    "http.lowSpeedTime": "60",
     "fetch.fsckObjects": "true",
 }
 _OUTPUT_LIMIT = 64 << 20
@@ -77,7 +80,7 @@ class _Git:
     def __init__(self, op: FetchGit, workshop: Workshop, folder: str) -> None:
         self._op = op
         self._workshop = workshop
-        self._environment = _environment(op.remote, folder, workshop.secrets)
+        self._environment = _environment(op.remote, folder, workshop)
 
     def resolve(self) -> tuple[str, list[str]]:
         """The full name of the ref and the hashes it stands for: a tag's own first, its commit last."""
@@ -109,11 +112,14 @@ class _Git:
         if self._op.submodules and os.path.lexists(os.path.join(here, ".gitmodules")):
             self._run(["submodule", "-q", "update", "--init", "--recursive", "--depth=1"], here)
         when = int(self._run(["show", "-s", "--format=%ct", wanted], here)) if self._op.commit_time else None
-        if not self._op.keep_git_dir:
-            _forget(here)
-        if self._op.subdir:
-            _only(made, self._op.subdir)
-        _normalise(here, when)
+        try:
+            if not self._op.keep_git_dir:
+                _forget(here)
+            if self._op.subdir:
+                _only(made, self._op.subdir)
+            _normalise(here, when)
+        except RecursionError:
+            raise BuildError(f"{redacted(self._op.remote)} has folders nested too deeply") from None
 
     def _fetch(self, where: str, wanted: str, here: str) -> None:
         """Only the commit; everything where the server cannot give that."""
@@ -150,7 +156,7 @@ class _Git:
                     break
                 except subprocess.TimeoutExpired:
                     self._workshop.check()
-        except Cancelled:
+        except BaseException:  # also Ctrl-C in the main thread
             os.killpg(process.pid, 9)
             process.communicate()
             raise
@@ -161,13 +167,14 @@ class _Git:
         return out[:_OUTPUT_LIMIT].decode("utf-8", "surrogateescape")
 
 
-def _environment(remote: str, folder: str, secrets: Mapping[str, Secret]) -> dict[str, str]:
+def _environment(remote: str, folder: str, workshop: Workshop) -> dict[str, str]:
     """What git sees: our configuration and nobody else's; credentials only here, never in arguments."""
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
     config = dict(_CONFIG)
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
-    if parts.scheme in ("http", "https") and (header := _credentials(parts.hostname or "", secrets)):
+    if parts.scheme in ("http", "https") and (header := _credentials(parts.hostname or "", workshop.secrets)):
+        config["http.followRedirects"] = "false"  # git would take the header along to any host
         config[f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader"] = header
     for number, (key, value) in enumerate(config.items()):
         out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
@@ -178,18 +185,30 @@ def _environment(remote: str, folder: str, secrets: Mapping[str, Secret]) -> dic
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_ALLOW_PROTOCOL": "http:https:ssh:git",
-        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
-        "SSH_AUTH_SOCK": os.environ.get("SSH_AUTH_SOCK", ""),
-        "HOME": os.environ.get("HOME", "/") if parts.scheme == "ssh" else folder,
+        "GIT_SSH_COMMAND": _ssh_command(workshop.ssh.get("default")),
+        "SSH_AUTH_SOCK": given.socket if (given := workshop.ssh.get("default")) is not None else "",
+        "HOME": folder,
         "LC_ALL": "C",
     }
+
+
+def _ssh_command(given: Ssh | None) -> str:
+    """ssh with the keys of ``--ssh`` and no others, and with the user's list of known hosts."""
+    known = os.path.expanduser("~/.ssh/known_hosts")
+    command = ["ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
+    command += ["-o", f"UserKnownHostsFile={known}"]
+    if given is None or given.keys:
+        command += ["-o", "IdentitiesOnly=yes", "-o", "IdentityFile=none"]
+    for key in given.keys if given is not None else ():
+        command += ["-i", key]
+    return shlex.join(command)
 
 
 def _credentials(host: str, secrets: Mapping[str, Secret]) -> str:
     """The header that the secrets GIT_AUTH_HEADER and GIT_AUTH_TOKEN make, for this host or any."""
     for name in (f"GIT_AUTH_HEADER.{host}", "GIT_AUTH_HEADER"):
         if header := find_secret(secrets, name):
-            return f"Authorization: {header}"
+            return f"Authorization: {one_line(header, name)}"
     for name in (f"GIT_AUTH_TOKEN.{host}", "GIT_AUTH_TOKEN"):
         if token := find_secret(secrets, name):
             pair = base64.b64encode(f"x-access-token:{token}".encode()).decode()

@@ -34,6 +34,13 @@ def find_secret(secrets: Mapping[str, Secret], name: str) -> str:
     return _content(name, given).decode("utf-8", "replace").strip() if given is not None else ""
 
 
+def one_line(value: str, name: str) -> str:
+    """*value*, which is to be a header. Raises BuildError where it cannot be one, without saying it."""
+    if not value.isascii() or not value.isprintable():
+        raise BuildError(f"secret {name}: it cannot be sent as a header", "it has to be one line of ASCII")
+    return value
+
+
 def _content(name: str, given: Secret) -> bytes:
     if given.env:
         return os.environb.get(os.fsencode(given.env), b"")

@@ -243,6 +243,11 @@ class ContextSource:
     def close(self) -> None:
         os.close(self._root)
 
+    @property
+    def followed(self) -> bool:
+        """Whether links decided what was selected."""
+        return self._tree.followed
+
     def real(self, path: str) -> str:
         """The host path of a context path."""
         return os.path.join(self._folder, path)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import posixpath
 import shutil
+import stat
 from typing import Any
 
 from builder.errors import BuildError
@@ -216,7 +217,7 @@ class _Archive:
         if self._folder:
             os.link(path, copy)
         else:  # it is somebody else's
-            shutil.copyfile(path, copy, follow_symlinks=False)
+            _copy_blob(path, copy, stated)
         with open(copy, "rb") as file:
             start = file.read(512)
             sha.update(start)
@@ -234,6 +235,18 @@ class _Archive:
         else:
             self._store.publish(copy, final)
         return Descriptor(comp.media_type(kind), value, size)
+
+
+def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:
+    """Copy a layout's blob, no more of it than is stated. Raises BuildError for no regular file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as source, open(copy, "xb") as target:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise BuildError(f"{path} is not a regular file")
+        if stated is not None and found.st_size != stated.size:
+            raise _mismatch(stated)
+        shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _normal(name: object) -> str:

@@ -38,6 +38,11 @@ class Mode:
                 who |= _WHO[letter]
             self._actions += [(who, *action) for action in _ACTION.findall(found[2])]
 
+    @property
+    def of_parent(self) -> int:
+        """The permission bits of a directory made on the way: BuildKit takes plain octal modes only."""
+        return self._octal if self._octal is not None and self._octal <= 0o777 else 0o755
+
     def apply(self, mode: int, is_dir: bool) -> int:
         """The permission bits that a file or directory of *mode* gets."""
         if self._octal is not None:

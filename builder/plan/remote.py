@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 # user@host:path, as scp and git write it.
 _SCP = re.compile(r"[a-zA-Z0-9_-]+@([a-zA-Z0-9][a-zA-Z0-9.-]*):([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
 _TRUTHS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 

@@ -211,7 +211,7 @@ class Stages:
         only (T65).
         """
         if re.fullmatch("[+-]?[0-9]+", name) and not mount:
-            index = int(name[:9])
+            index = int(name) if len(name) < 20 else -1
             if not 0 <= index < len(self.all):
                 raise PlanError(f"invalid stage index {name}", span)
             return index

@@ -225,7 +225,7 @@ def _origin(url: str) -> tuple[str, str, int]:
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds the registry asks us to wait, within reason; a date in the past is no time."""
     text = headers.get("retry-after", "").strip()
-    if text.isdigit() and len(text) < 9:
+    if text.isascii() and text.isdigit() and len(text) < 9:
         return min(float(text), _LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(text).timestamp()

@@ -386,6 +386,72 @@ def test_no_cache_of_one_stage(pybuild: Pybuild) -> None:
     assert pybuild("--network=none", context).ok().executed == 0
 
 
+STALE = {
+    "copy": "FROM busybox\nCOPY --from=a /x /y\n",
+    "bind": "FROM busybox\nRUN --mount=from=a,target=/m cp /m/x /y\n",
+    "child": "FROM a\nRUN cp /x /y\n",
+    "grandchild": "FROM a\nCOPY d /d\nRUN cp /x /y\n",
+}
+
+
+@pytest.mark.parametrize("rest", STALE.values(), ids=STALE.keys())
+def test_stage_that_ran_again_is_seen(pybuild: Pybuild, rest: str) -> None:
+    """What is made from a stage that ran again, under the same key, is made from what it left now."""
+    context = pybuild.context(f"FROM busybox AS a\nRUN {UUID} > /x\n{rest}", SOME)
+    look = ["--network=none"]
+    first = pybuild.export(context, *look).read("y")
+    second = pybuild.export(context, *look, "--no-cache-filter=a").read("y")
+    assert second != first
+    image = pybuild.export(context, *look)
+    assert image.read("y") == second
+    if "x" in image.root():
+        assert image.read("x") == second
+
+
+def test_replay_sees_what_decides(pybuild: Pybuild) -> None:
+    """A build that nothing was done for has looked at everything that the first one looked at."""
+    tree: Tree = {
+        "a": {"f": "1"},
+        "b": {"f": "2"},
+        "link": "-> a",
+        "dockerfile": "FROM scratch\nCOPY link/f /f\n",
+    }
+    context = pybuild.context(None, tree)
+
+    def image() -> str:
+        ids = [pybuild("-q", context).ok().out for _ in range(2)]
+        assert ids[0] == ids[1]
+        return ids[0]
+
+    first = image()
+    (context / "link").unlink()
+    (context / "link").symlink_to("b")
+    second = image()
+    assert second != first
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY a/f /other\n")
+    assert image() not in (first, second)
+    (context / "Dockerfile").unlink()
+    (context / "Dockerfile").symlink_to("/dev/zero")
+    pybuild("-q", context).failed()
+
+
+def test_replay_sees_the_environment_of_build_args(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nARG FOO\nLABEL l=$FOO\n")
+    for option in (["--build-arg=FOO"], ["--build-arg", "FOO"]):
+        ids = {pybuild("-q", *option, context, env={"FOO": value}).ok().out for value in ("1", "2", "1")}
+        assert len(ids) == 2
+
+
+def test_replay_sees_a_secret_go(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    secret = pybuild.work / "secret"
+    secret.write_text("s")
+    for _ in range(2):
+        pybuild("--secret", f"id=s,src={secret}", context).ok()
+    secret.unlink()
+    pybuild("--secret", f"id=s,src={secret}", context).failed(2)
+
+
 def test_source_date_epoch(pybuild: Pybuild) -> None:
     """T89: everything new has that time, what the base brought its own; the same image on any day."""
     base = pybuild.context("FROM busybox\nRUN echo 1 > /f\n", name="base")

@@ -367,3 +367,25 @@ def test_a_tree_changing_under_the_build_stays_inside(pybuild: Pybuild, tmp_path
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
+
+
+def test_time_of_the_folder_copied_to(pybuild: Pybuild) -> None:
+    """T28: a folder copied to has the copied one's time, new or not; those on the way to it have none."""
+    context = pybuild.context(
+        "FROM busybox\nRUN mkdir /old\nCOPY d /new\nCOPY d /way/new/\nCOPY d /old\n", {"d": {"f": "1"}}
+    )
+    os.utime(context / "d", (1_500_000_000, 1_500_000_000))
+    times = {
+        name: entry.mtime for name, (entry, _) in pybuild.export(context, "--network=none").root().items()
+    }
+    assert {times["new"], times["way/new"], times["old"]} == {1_500_000_000}
+    assert times["way"] == 315_619_200
+
+
+@pytest.mark.parametrize(
+    ("mode", "made"), [("640", 0o640), ("1777", 0o755), ("go=", 0o755), ("a+rwx", 0o755)]
+)
+def test_mode_of_folders_made_on_the_way(pybuild: Pybuild, mode: str, made: int) -> None:
+    """T18: plain octal modes are also those of new folders, others are not."""
+    image = pybuild.build(f"FROM scratch\nCOPY --chmod={mode} f /new/f\n", {"f": "1"})
+    assert image.root()["new"][0].mode == made

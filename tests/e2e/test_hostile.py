@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -365,3 +367,15 @@ def test_SEC_08_caches_of_other_owners(fresh: Pybuild) -> None:
         "RUN --mount=type=cache,id=x,target=/c,uid=5 ls /c > /o\n"
     )
     assert fresh.build(text, None, "--network=none").read("o") == b""
+
+
+@pytest.mark.parametrize("target", ["nonexist/../../../outside", "../../outside", "x/../.././../outside"])
+def test_archive_links_that_climb_over_what_is_not_there(pybuild: Pybuild, target: str) -> None:
+    """UNP: a link of an archive never leads out of where the archive is unpacked."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        link = tarfile.TarInfo("l")
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("l/file"))
+    pybuild.refuse("FROM scratch\nADD evil /dest/in/\n", {"evil": data.getvalue()})
