@@ -3,7 +3,7 @@
 A folder holds ``Dockerfile``, ``context/`` and ``expected``, which ``UPDATE_GOLDEN=1`` writes anew
 (read what it wrote). Instead of ``expected`` a file ``refused`` says what the error has to say.
 ``options`` are options of the command line, one a line. docker's own BuildKit builds the same folders,
-unless ``newer`` says why it cannot know them yet; ``newer-history`` says that of history alone.
+unless ``newer`` says why not; ``newer-history`` says that of history alone.
 """
 
 from __future__ import annotations
