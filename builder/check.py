@@ -22,8 +22,6 @@ from grammar.errors import excerpt
 from grammar.lint import Finding, describing
 from grammar.span import Span
 
-METHODS = ("check", "lint", "outline", "targets")
-
 
 def call(
     method: str, request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: bool

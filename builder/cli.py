@@ -114,10 +114,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             warn_unused(result, sink)
         finally:
             sink.close()
-        asked = request.outputs or request.no_cache or request.no_cache_stages or request.pull
-        if not asked and not result.unused_args:
-            silent = _silent(options)
-            remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, silent)
+        remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, _silent(options))
     _conclude(options, result, request.tags)
     return 0
 

@@ -34,6 +34,10 @@ def remember(
     """
     if request.remote or request.contexts or request.dockerfile == STDIN:
         return
+    if request.outputs or request.no_cache or request.no_cache_stages or request.pull:
+        return  # asked for anew each time
+    if result.unused_args:  # to be warned of each time
+        return
     if request.secrets or request.ssh:  # their files have to be there, which replay does not look at
         return
     context, store = workshop.contexts[""], workshop.store

@@ -141,7 +141,7 @@ def _context(text: str) -> tuple[str, str]:
         return "", text
     if os.path.isdir(text):
         return os.path.abspath(text), ""
-    from builder.execute.context import is_remote
+    from builder.plan.remote import is_remote
 
     if is_remote(text):
         return "", text
@@ -150,8 +150,8 @@ def _context(text: str) -> tuple[str, str]:
 
 def _named_context(item: str) -> tuple[str, Any]:
     """``name=folder``, or with docker-image://, oci-layout://, target:, or a URL for the folder."""
-    from builder.execute.context import is_remote
     from builder.image.local import reference
+    from builder.plan.remote import is_remote
     from builder.request import NamedContext
 
     name, value = _pair(item, "--build-context")

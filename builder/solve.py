@@ -8,11 +8,12 @@ not be read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from builder.errors import BuildError, Cancelled, StepError
@@ -55,12 +56,15 @@ from cache.tree import Tree
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A step's result: its key, the layers of its root (bottom first), when they were made (ns)."""
+    """A step's result: its key, the layers of its root (bottom first), when they were made (ns).
+
+    ``run`` is the layer that the last RUN left, "" without one: the same key may give others.
+    """
 
     key: str
     snapshots: tuple[str, ...]
     created: int
-    origin: str = ""
+    run: str = ""
 
 
 @dataclass(slots=True)
@@ -166,9 +170,10 @@ class Solver:
             below = Solved("scratch", (), 0) if linked else parent
             inputs = [below.key]
             if isinstance(step.op, CopyFiles):
-                known = sources and not step.op.reads_context
-                made_of = [part for s in sources for part in (s.key, *s.snapshots)]
-                alias = derive(kind, fields, [below.key, *made_of]) if known else ""
+                alias = ""
+                if sources and not step.op.reads_context:
+                    held = [part for source in sources for part in (source.key, *source.snapshots)]
+                    alias = derive(kind, fields, [below.key, *held])
                 content = self._known_content(alias)
                 if not content:
                     selection = self._select(step.op, sources)
@@ -181,9 +186,7 @@ class Solver:
             key = derive(kind, fields, inputs)
             with self._store.making(key):
                 fresh = self._no_cache or id(step) in self._plan.fresh
-                # A diff fits only the run that it was made on: a RUN below that ran again, under
-                # the same key, may have left something else.
-                described = json.dumps([kind, fields, inputs, below.origin])
+                described = json.dumps([kind, fields, inputs, below.run])  # a diff fits what it was made on
                 found = None if fresh else self._store.index.find(key)
                 if found is not None and found[2] == described:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
@@ -194,8 +197,8 @@ class Solver:
                     snapshot = self._execute(step, below, sources, selection)
                     created = time.time_ns()
                     self._store.index.record(key, snapshot, created, described)
-            origin = snapshot if isinstance(step.op, RunCommand) else parent.origin
-            return Solved(key, (*parent.snapshots, snapshot), created, origin)
+            run = snapshot if isinstance(step.op, RunCommand) else parent.run
+            return Solved(key, (*parent.snapshots, snapshot), created, run)
         except (StepError, Cancelled):
             raise
         except (BuildError, CacheError) as error:
@@ -237,11 +240,8 @@ class Solver:
 
     def _fetch(self, step: Step, op: Fetch) -> Solved:
         """What is elsewhere; its key is what it is, so that all who use it hit if it is unchanged."""
-        number = self._numbers[id(step)]
-        started = time.monotonic()
-        self._sink(StepStarted(number, step.name))
         fresh = self._no_cache or id(step) in self._plan.fresh
-        try:
+        with self._shown(step):
             if isinstance(op, FetchUrl):
                 from builder.execute.fetch import fetch_url  # HTTP takes 40 ms to import
 
@@ -250,10 +250,6 @@ class Solver:
                 from builder.execute.git import fetch_git
 
                 key, snapshot = fetch_git(op, self._workshop, fresh)
-        except BaseException:
-            self._sink(StepFailed(number, step.name, time.monotonic() - started))
-            raise
-        self._sink(StepFinished(number, step.name, time.monotonic() - started))
         return Solved(key, (snapshot,), 0)
 
     def _select(self, op: CopyFiles, sources: list[Solved]) -> list[Selection]:
@@ -273,41 +269,46 @@ class Solver:
     def _execute(
         self, step: Step, parent: Solved, sources: list[Solved], selection: list[Selection] | None
     ) -> str:
+        with self._shown(step), draft(self._store, parent.snapshots) as made:
+            match step.op:
+                case RunCommand():
+                    number = self._numbers[id(step)]
+                    return run_command(
+                        step.op,
+                        step,
+                        made,
+                        [source.snapshots for source in sources],
+                        self._workshop,
+                        lambda data: self._sink(StepOutput(number, data)),
+                    )
+                case CopyFiles():
+                    assert selection is not None
+                    return self._copy(step.op, made, selection)
+                case MakeDir():
+                    return make_dir(step.op, made)
+                case FromImage() | Files() | FetchUrl() | FetchGit():
+                    raise AssertionError("what comes from outside is not executed")
+
+    @contextlib.contextmanager
+    def _shown(self, step: Step) -> Iterator[None]:
+        """Say that a step started, and how it ended."""
         number = self._numbers[id(step)]
         self._sink(StepStarted(number, step.name))
         started = time.monotonic()
         try:
-            with draft(self._store, parent.snapshots) as made:
-                match step.op:
-                    case RunCommand():
-                        snapshot = run_command(
-                            step.op,
-                            step,
-                            made,
-                            [source.snapshots for source in sources],
-                            self._workshop,
-                            lambda data: self._sink(StepOutput(number, data)),
-                        )
-                    case CopyFiles():
-                        assert selection is not None
-                        snapshot = self._copy(step.op, made, selection)
-                    case MakeDir():
-                        snapshot = make_dir(step.op, made)
-                    case FromImage() | Files() | FetchUrl() | FetchGit():
-                        raise AssertionError("what comes from outside is not executed")
+            yield
         except BaseException:
             self._sink(StepFailed(number, step.name, time.monotonic() - started))
             raise
         self._sink(StepFinished(number, step.name, time.monotonic() - started))
-        return snapshot
 
     def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> str:
         """Execute a COPY; what the last COPY of the same place made may lend its files."""
         used = {item.context for item in op.items if isinstance(item, Picked) and item.origin == CONTEXT}
         names = [self._workshop.contexts[name].name for name in sorted(used)]
         memo = "copy:" + derive("place", identity(op)[1], names)
-        last = (self._store.index.memo(memo) or b"").decode() if op.reads_context else ""
-        old = manifest(self._store, last) if last and self._store.index.usable(last) else None
+        last = self._store.index.remembered(memo) if op.reads_context else ""
+        old = manifest(self._store, last) if last else None
         previous = (self._store.path("snapshots", last), old) if old is not None else None
         snapshot = copy_files(op, made, selection, previous, self._workshop.packer)
         if op.reads_context:

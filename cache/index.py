@@ -214,6 +214,11 @@ class Index:
         rows = self._run("SELECT value FROM memos WHERE key = ?", key)
         return bytes(rows[0][0]) if rows and isinstance(rows[0][0], bytes) else None
 
+    def remembered(self, key: str) -> str:
+        """The snapshot that a memo names; "" where there is none, or it is not usable."""
+        snapshot = (self.memo(key) or b"").decode()
+        return snapshot if snapshot and self.usable(snapshot) else ""
+
     def set_memo(self, key: str, value: bytes) -> None:
         """Remember a small value under *key*, in place of what was there."""
         if self.memo(key) != value:

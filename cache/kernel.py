@@ -59,13 +59,18 @@ def read_regular(path: str, limit: int) -> bytes:
         fd = open_in_root(folder, os.fsencode(os.path.basename(path)), os.O_RDONLY | os.O_NONBLOCK)
     finally:
         os.close(folder)
-    with open(fd, "rb", buffering=0, opener=None) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        data = b""
-        while len(data) <= limit and (more := file.read(limit + 1 - len(data))):
-            data += more
-    return data
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    with open(fd, "rb") as file:
+        return file.read(limit + 1)
+
+
+def write_all(fd: int, data: "bytes | memoryview") -> None:
+    """Write all of *data*, however little of it each write(2) takes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def walk_in_root(root: int, path: bytes, flags: int, mode: int = 0) -> int:

@@ -18,7 +18,7 @@ import stat
 from cache.archive import Member, Read, TarReader
 from cache.digest import Digest
 from cache.errors import ArchiveError, SpaceError
-from cache.kernel import open_in_root
+from cache.kernel import open_in_root, write_all
 from cache.pack import WHITEOUT_PREFIX
 from cache.trees import CAPABILITY, OPAQUE, is_image_xattr, remove_tree
 
@@ -177,7 +177,7 @@ class _Writer:
                         "the layer's files need more space than there is", "free space, or use another --root"
                     )
                 for data in reader.chunks():
-                    _write_all(fd, data)
+                    write_all(fd, data)
                 self._own(fd, member)
                 os.utime(fd, ns=(member.mtime * 10**9,) * 2)
             finally:
@@ -305,9 +305,3 @@ def _ids(member: Member) -> tuple[int, int]:
             f"{os.fsdecode(member.name)!r}: owner {member.uid}:{member.gid} is beyond {_MAX_ID - 1}"
         )
     return member.uid, member.gid
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
-from builder.errors import BuildError
 from builder.execute.archives import is_archive
 from builder.execute.fetch import fetch_url
 from builder.execute.files import copy_files
 from builder.execute.git import fetch_git
 from builder.execute.sources import Selection, TreeSource
 from builder.execute.workshop import Workshop
-from builder.plan.ops import CopyFiles, FetchGit, FetchUrl, Files, Picked
-from builder.plan.remote import is_url, parse_git_ref, redacted
+from builder.plan.ops import CopyFiles, FetchUrl, Files, Picked
+from builder.plan.remote import context_git_ref
 from cache.entries import FILE, Entry
 from cache.keys import CacheKey, derive
 from cache.snapshots import commit, draft, tree_of
@@ -28,31 +26,14 @@ FILE_NAME = "Dockerfile"  # what a file that is no archive is called
 _CHUNK = 1 << 20
 
 
-def is_remote(text: str) -> bool:
-    """Whether a context is named by a URL or as a git repository. Raises BuildError."""
-    return is_url(text) or _git_ref(text) is not None
-
-
-def _git_ref(text: str) -> FetchGit | None:
-    try:
-        git = parse_git_ref(text, context=True)
-    except ValueError as error:
-        raise BuildError(f"the context {redacted(text)}: {error}") from None
-    if git is None:
-        return None
-    keep = git.keep_git_dir is True
-    return FetchGit(git.remote, git.ref, git.subdir, git.checksum, keep, git.submodules, git.commit_time)
-
-
 def context_of_url(url: str, workshop: Workshop, keep_git_dir: bool) -> Files:
     """What a URL holds: a repository's files, an archive's, or one file called Dockerfile.
 
     Raises BuildError or CacheError.
     """
-    if (git := _git_ref(url)) is not None:
-        if keep_git_dir and not git.keep_git_dir:
-            git = replace(git, keep_git_dir=True)
-        return Files(*fetch_git(git, workshop, fresh=False))
+    if (git := context_git_ref(url)) is not None:
+        op = git.op(keep_git_dir or git.keep_git_dir is True)
+        return Files(*fetch_git(op, workshop, fresh=False))
     return _unpacked(Files(*fetch_url(FetchUrl(url, FILE_NAME, ""), workshop, fresh=False)), workshop)
 
 
@@ -106,8 +87,7 @@ def _unpacked(files: Files, workshop: Workshop) -> Files:
 
 
 def _known(key: CacheKey, workshop: Workshop) -> str:
-    snapshot = (workshop.store.index.memo(f"context:{key}") or b"").decode()
-    return snapshot if snapshot and workshop.store.index.usable(snapshot) else ""
+    return workshop.store.index.remembered(f"context:{key}")
 
 
 def _remember(files: Files, workshop: Workshop) -> Files:

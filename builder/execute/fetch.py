@@ -22,6 +22,7 @@ from builder.plan.remote import redacted
 from builder.registry.transport import Response, Transport
 from builder.request import Secret
 from cache.entries import FILE, Entry
+from cache.kernel import write_all
 from cache.keys import CacheKey, derive
 from cache.snapshots import commit, draft
 from cache.store import Store, write_error
@@ -126,7 +127,7 @@ def _store(op: FetchUrl, response: Response, workshop: Workshop) -> Fetched:
                 for data in _content(op, response, meter, workshop):
                     sha.update(data)
                     size += len(data)
-                    _write(file.fileno(), data)
+                    write_all(file.fileno(), data)
                 os.fchmod(file.fileno(), _MODE)
                 os.utime(file.fileno(), ns=(when, when))
         except OSError as error:
@@ -165,12 +166,6 @@ def _content(op: FetchUrl, response: Response, meter: Meter, workshop: Workshop)
     length = response.headers.get("content-length", "")
     if (length.isdigit() and length != str(got)) or (inflate is not None and not inflate.eof):
         raise BuildError(f"{redacted(op.url)} broke off after {got} of {length} bytes", "build again")
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _time(modified: str) -> int:

@@ -24,6 +24,7 @@ from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
+from cache.kernel import write_all
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
@@ -102,29 +103,25 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
     """Copy one selected path to *dest*, as BuildKit's copier decides where (T1, T3, T13)."""
     entries = iter(source.entries(selected))
     top, handle = next(entries)
-    # What a folder is copied to takes its time (T28); the context itself has none.
-    time = top.mtime if top.kind == DIRECTORY and selected.path else None
-    if dest.endswith("/"):
-        writer.make_parents(writer.resolve(dest), time)
-    else:
-        writer.make_parents(writer.resolve(os.path.dirname(dest)))
-    target = writer.resolve(dest)
-    if top.kind != DIRECTORY:
-        if writer.is_directory(target):
-            target = f"{target}/{selected.name}" if target else selected.name
-        writer.make_parents(os.path.dirname(target))
-        writer.put(target, top, _content(source, handle))
+    if top.kind == DIRECTORY:  # its contents are copied, never itself
+        target = writer.resolve(dest)
+        writer.make_parents(target, top.mtime if selected.path else None)  # T28; a context has no time
+        for entry, handle in entries:
+            path = f"{target}/{entry.path}" if target else entry.path
+            if handle is None:
+                writer.put_parent(path, entry)
+            elif entry.link and entry.kind == FILE:
+                link = f"{target}/{entry.link}" if target else entry.link
+                writer.link(path, entry, link)
+            else:
+                writer.put(path, entry, _content(source, handle))
         return
-    writer.make_parents(target, time)  # a directory's contents are copied, never itself
-    for entry, handle in entries:
-        path = f"{target}/{entry.path}" if target else entry.path
-        if handle is None:
-            writer.put_parent(path, entry)
-        elif entry.link and entry.kind == FILE:
-            link = f"{target}/{entry.link}" if target else entry.link
-            writer.link(path, entry, link)
-        else:
-            writer.put(path, entry, _content(source, handle))
+    writer.make_parents(writer.resolve(dest if dest.endswith("/") else os.path.dirname(dest)))
+    target = writer.resolve(dest)
+    if writer.is_directory(target):
+        target = f"{target}/{selected.name}" if target else selected.name
+    writer.make_parents(os.path.dirname(target))
+    writer.put(target, top, _content(source, handle))
 
 
 def _content(source: Source, handle: object) -> Iterator[bytes]:
@@ -470,8 +467,6 @@ def _write_all(target: int, content: Iterator[bytes], size: int, update: Callabl
     for data in content:
         update(data)
         left -= len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
+        write_all(target, data)
     if left:
         raise CacheError("a file changed its size while the build was reading it", "build again")

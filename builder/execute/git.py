@@ -20,7 +20,7 @@ from builder.errors import BuildError
 from builder.execute.secrets import find_secret, one_line
 from builder.execute.workshop import Workshop
 from builder.plan.ops import FetchGit
-from builder.plan.remote import is_commit, redacted
+from builder.plan.remote import is_commit, redacted, without_credentials
 from builder.request import Secret, Ssh
 from cache.keys import CacheKey, derive
 from cache.snapshots import Draft, commit, draft
@@ -65,8 +65,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         }
         key = derive("git", fields)
         memo = f"git:{key}"
-        last = (workshop.store.index.memo(memo) or b"").decode()
-        if last and not fresh and workshop.store.index.usable(last):
+        if not fresh and (last := workshop.store.index.remembered(memo)):
             return key, last
         git.check_out(made, where, wanted)
         snapshot = commit(made)
@@ -106,7 +105,7 @@ class _Git:
         """Leave the files of the commit *wanted* in the draft."""
         here = made.upper
         self._run(["init", "-q"], here)
-        self._run(["remote", "add", "origin", redacted(self._op.remote).replace("xxxxx@", "")], here)
+        self._run(["remote", "add", "origin", without_credentials(self._op.remote)], here)
         self._fetch(where, wanted, here)
         self._run(["checkout", "-q", "-f", "--detach", wanted], here)
         if self._op.submodules and os.path.lexists(os.path.join(here, ".gitmodules")):
@@ -171,6 +170,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> dict[str, str]
     """What git sees: our configuration and nobody else's; credentials only here, never in arguments."""
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
+    given = workshop.ssh.get("default")
     config = dict(_CONFIG)
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
     if parts.scheme in ("http", "https") and (header := _credentials(parts.hostname or "", workshop.secrets)):
@@ -185,8 +185,8 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> dict[str, str]
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_ALLOW_PROTOCOL": "http:https:ssh:git",
-        "GIT_SSH_COMMAND": _ssh_command(workshop.ssh.get("default")),
-        "SSH_AUTH_SOCK": given.socket if (given := workshop.ssh.get("default")) is not None else "",
+        "GIT_SSH_COMMAND": _ssh_command(given),
+        "SSH_AUTH_SOCK": given.socket if given is not None else "",
         "HOME": folder,
         "LC_ALL": "C",
     }

@@ -99,7 +99,7 @@ def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) 
 
 def _cache(mount: CacheMount, folder: str) -> MountSpec:
     source = os.fsencode(mount.path or "/") if mount.origin >= 0 else b"/"
-    return MountSpec(kind="cache", path=os.fsencode(folder), source=source, read_only=mount.read_only)
+    return MountSpec(kind="store", path=os.fsencode(folder), source=source, read_only=mount.read_only)
 
 
 def _secret(mount: SecretMount, content: bytes) -> MountSpec:
@@ -123,7 +123,7 @@ def _agent(
 
 def _socket(draft: Draft, number: int) -> MountSpec:
     folder = os.path.relpath(os.path.join(draft.folder, f"ssh{number}"), draft.store.root)
-    return MountSpec(kind="cache", path=os.fsencode(folder), source=b"/socket", read_only=False)
+    return MountSpec(kind="store", path=os.fsencode(folder), source=b"/socket", read_only=False)
 
 
 # -- mount points --------------------------------------------------------------------------

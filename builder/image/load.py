@@ -23,6 +23,7 @@ from cache.archive import Read, TarReader
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.errors import ArchiveError, CorruptError
+from cache.kernel import write_all
 from cache.layers import add_blob
 from cache.store import Store, write_error
 
@@ -53,7 +54,7 @@ def load(store: Store, read: Read) -> list[str]:
 def load_layout(store: Store, place: str) -> Digest:
     """The image of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
 
-    Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
+    Without a tag it is the one called latest, or one that has no name. Raises BuildError or CacheError.
     """
     folder, at, wanted = place.partition("@")
     tag = ""
@@ -61,17 +62,10 @@ def load_layout(store: Store, place: str) -> Digest:
         folder, _, tag = folder.rpartition(":")
     if not os.path.isdir(folder):
         raise BuildError(f"there is no OCI layout at {place}")
-    archive = _Archive(store, "")
+    layout = _Archive(store, "")
     for name in ("index.json", *_blobs(folder)):
-        archive.files[name] = os.path.join(folder, name)
-    index = _object(archive._small("index.json"), "index.json")
-    items = [item for item in _list(index, "manifests") if _is_meant(item, tag, wanted)]
-    if not items:
-        raise BuildError(f"the OCI layout {folder} has no image {tag or wanted or 'called latest'}")
-    manifest = archive._manifest(items[0], 0)
-    if manifest is None:
-        raise BuildError(f"the OCI layout {folder} has no image for this platform", f"it is {host()}")
-    return archive._from_manifest(manifest)
+        layout.files[name] = os.path.join(folder, name)
+    return layout.oci_image(f"the OCI layout {folder}", tag, wanted)
 
 
 def _blobs(folder: str) -> list[str]:
@@ -90,7 +84,10 @@ def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
 
 
 class _Archive:
-    """Members of an archive, on disk under numbers; links between them as docker writes them."""
+    """Members of an archive, on disk under numbers; links between them as docker writes them.
+
+    Those of ``folder`` are ours to link; without one they are somebody else's and are copied.
+    """
 
     def __init__(self, store: Store, folder: str) -> None:
         self._store = store
@@ -168,6 +165,17 @@ class _Archive:
                     names.append(name)
         return list(found.items())
 
+    def oci_image(self, what: str, tag: str, wanted: str) -> Digest:
+        """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
+        index = _object(self._small("index.json"), "index.json")
+        items = [item for item in _list(index, "manifests") if _is_meant(item, tag, wanted)]
+        if not items:
+            raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
+        manifest = self._manifest(items[0], 0)
+        if manifest is None:
+            raise BuildError(f"{what} has no image for this platform", f"it is {host()}")
+        return self._from_manifest(manifest)
+
     def _blob(self, item: object, what: str) -> bytes:
         wanted = parse_descriptor(item, what)
         data = self._small(_blob_name(wanted.digest))
@@ -216,7 +224,7 @@ class _Archive:
         copy = self._store.temporary()
         if self._folder:
             os.link(path, copy)
-        else:  # it is somebody else's
+        else:
             _copy_blob(path, copy, stated)
         with open(copy, "rb") as file:
             start = file.read(512)
@@ -262,10 +270,8 @@ def _mismatch(wanted: Descriptor) -> CorruptError:
 
 
 def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
     try:
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, data)
     except OSError as error:
         raise write_error(error, "the members of the archive") from None
 

@@ -313,8 +313,7 @@ def _remote(
     except (ValueError, CacheError) as error:
         hint = "ADD takes URLs and git repositories" if isinstance(node, ast.Copy) else ""
         raise PlanError(str(error), node.span, hint) from None
-    checksum = checksum or git.checksum
-    return FetchGit(git.remote, git.ref, git.subdir, checksum, True in kept, git.submodules, git.commit_time)
+    return git.op(True in kept, checksum)
 
 
 def check_from(node: ast.Copy | ast.Add) -> None:

@@ -1,4 +1,4 @@
-"""Sources of ADD that are elsewhere: files behind http URLs, and git repositories (dockerfile.md 1.7)."""
+"""Sources of ADD and contexts that are elsewhere: http URLs and git repositories (dockerfile.md 1.7)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import posixpath
 import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+from builder.errors import BuildError
+from builder.plan.ops import FetchGit
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 # user@host:path, as scp and git write it.
@@ -31,14 +34,39 @@ class GitRef:
     submodules: bool = True
     commit_time: bool = False
 
+    def op(self, keep_git_dir: bool, checksum: str = "") -> FetchGit:
+        """The op that fetches it; *checksum* is one that stands elsewhere."""
+        checksum = checksum or self.checksum
+        return FetchGit(
+            self.remote, self.ref, self.subdir, checksum, keep_git_dir, self.submodules, self.commit_time
+        )
+
 
 def redacted(text: str) -> str:
     """*text* without the names and passwords of its URLs."""
     return _USERINFO.sub("xxxxx@", text)
 
 
+def without_credentials(text: str) -> str:
+    """*text* with its URLs as if they held none."""
+    return _USERINFO.sub("", text)
+
+
 def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
+
+
+def context_git_ref(text: str) -> GitRef | None:
+    """The repository that a context is, None if it is none. Raises BuildError."""
+    try:
+        return parse_git_ref(text, context=True)
+    except ValueError as error:
+        raise BuildError(f"the context {redacted(text)}: {error}") from None
+
+
+def is_remote(text: str) -> bool:
+    """Whether a context is named by a URL or as a git repository. Raises BuildError."""
+    return is_url(text) or context_git_ref(text) is not None
 
 
 def url_name(url: str) -> str:

@@ -176,7 +176,7 @@ def _open_volume(mount: MountSpec) -> int:
             options[b"size"] = b"%d" % mount["size"]
         flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV
         return sc.new_mount(b"tmpfs", flags | (sc.MOUNT_ATTR_RDONLY if mount["read_only"] else 0), options)
-    if kind == "cache":
+    if kind == "store":
         top = os.open(mount["path"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         tree = _clone(top, mount["source"], mount["read_only"])
         os.close(top)
