@@ -31,9 +31,10 @@ from cache.layers import clamped, diff_id
 from cache.scan import StatIndex
 from cache.store import Store
 from grammar import ast
-from grammar.errors import DockerfileError, IgnoreError, excerpt
+from grammar.errors import DockerfileError, IgnoreError, excerpt, file_lines
+from grammar.guess import suggestion
 from grammar.ignore import Ignore, parse_ignore
-from grammar.lint import Checks, Finding, Linter, parse_checks, suggestion
+from grammar.lint import Checks, Finding, Linter, parse_checks
 
 
 def build(
@@ -137,9 +138,9 @@ def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
 
 def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
     """Findings as they are shown: what is wrong, and where."""
-    name, text = inputs.shown, inputs.text
+    name, lines = inputs.shown, file_lines(inputs.text)
     return tuple(
-        f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, text, finding.span, 0)}"
+        f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, lines, finding.span, 0)}"
         for finding in findings
     )
 
@@ -246,5 +247,5 @@ def _rewritten(
 def warn_unused(result: BuildResult, sink: Sink) -> None:
     """Say which --build-arg no ARG asked for, and which one may have been meant."""
     if result.unused_args:
-        names = ", ".join(name + suggestion(name, result.declared_args) for name in result.unused_args)
+        names = ", ".join(name + suggestion(name, result.declared_args, 0.75) for name in result.unused_args)
         sink(Notice(f"build arguments that no ARG instruction declares: {names}", warning=True))

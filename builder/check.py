@@ -18,7 +18,7 @@ from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, RunCommand, SecretMount
 from builder.request import BuildRequest
 from grammar import ast
-from grammar.errors import excerpt
+from grammar.errors import excerpt, file_lines
 from grammar.lint import Finding, describing
 from grammar.span import Span
 
@@ -55,7 +55,8 @@ def _check(request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: b
         if failure is not None:
             answer["buildError"] = {"message": failure.message, "location": _location(failure.span)}
         return json.dumps(answer, indent=2) + "\n", code
-    out = [f"{_long(finding, name, text)}\n\n" for finding in findings]
+    lines = file_lines(text)
+    out = [f"{_long(finding, name, lines)}\n\n" for finding in findings]
     if failure is not None:
         raise BuildError(failure.message, failure.hint, "".join(out) + failure.excerpt)
     count = len(findings)
@@ -64,9 +65,9 @@ def _check(request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: b
     return "".join(out), code
 
 
-def _long(finding: Finding, name: str, text: str) -> str:
+def _long(finding: Finding, name: str, lines: list[str]) -> str:
     page = finding.rule.url or f"docs/rules/{finding.rule.page}.md"
-    return f"WARNING: {finding.rule.name} - {page}\n{finding.message}\n{excerpt(name, text, finding.span)}"
+    return f"WARNING: {finding.rule.name} - {page}\n{finding.message}\n{excerpt(name, lines, finding.span)}"
 
 
 def _warning(finding: Finding) -> dict[str, Any]:

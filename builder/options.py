@@ -183,7 +183,7 @@ def _build_args(items: list[str]) -> dict[str, str]:
 def _epoch(arguments: dict[str, str]) -> int | None:
     """SOURCE_DATE_EPOCH, as a build argument or from the environment."""
     text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
-    if not text:
+    if text in ("", "context"):  # the time of a context: a folder has none, as in BuildKit
         return None
     from builder.plan.scope import parse_epoch
 

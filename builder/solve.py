@@ -53,6 +53,8 @@ from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
 from cache.tree import Tree
 
+_PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
+
 
 @dataclass(frozen=True, slots=True)
 class Solved:
@@ -110,8 +112,8 @@ class Solver:
                     shared.lock.wait()
             except BaseException:  # Ctrl-C arrives here, in the main thread
                 self._fail(shared, Cancelled())
-                while shared.threads:
-                    shared.lock.wait()
+                # Steps end at once; who waits for a silent server ends with this process.
+                shared.lock.wait_for(lambda: not shared.threads, _PATIENCE)
                 raise
         if shared.failure is not None:
             raise shared.failure
@@ -257,7 +259,7 @@ class Solver:
         for item in op.items:
             source: Source
             if isinstance(item, Inline):
-                source = InlineSource(item)
+                source = InlineSource(item, op.epoch)
             elif item.origin == CONTEXT:
                 source = self._workshop.contexts[item.context]
             else:

@@ -44,19 +44,19 @@ class IgnoreError(ValueError):
 _WIDEST = 240  # characters of a line that an excerpt shows
 
 
-def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
+def excerpt(source: str, text: str | list[str], span: Span, context: int = 2) -> str:
     """The lines around *span* with line numbers, ``>>>`` marks and a line of carets.
 
-    *source* is the name to print ("Dockerfile"), *text* the whole file. Carets are under the
-    columns of the span, or under its whole first line when it has none.
+    *source* is the name to print ("Dockerfile"), *text* the whole file, or its lines. Carets are
+    under the columns of the span, or under its whole first line when it has none.
     """
-    lines = [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    lines = file_lines(text) if isinstance(text, str) else text
     first = max(1, span.first - context)
     last = min(len(lines), span.last + context)
     width = len(str(last))
     out = [f"{source}:{span.first}"]
     for number in range(first, last + 1):
-        line = lines[number - 1]
+        line = lines[number - 1].rstrip("\r")
         mark = ">>>" if span.first <= number <= span.last else "   "
         shown = line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…"
         out.append(f" {number:>{width}} | {mark} {shown}".rstrip())
@@ -67,3 +67,8 @@ def excerpt(source: str, text: str, span: Span, context: int = 2) -> str:
             lead = "".join(c if c == "\t" else " " for c in line[:start])
             out.append(f" {'':>{width}} |     {lead}{'^' * max(1, min(length, _WIDEST - start))}")
     return "\n".join(out)
+
+
+def file_lines(text: str) -> list[str]:
+    """The lines of a file, for excerpts of it."""
+    return text.removesuffix("\n").split("\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
 from grammar.ast import Flag
 from grammar.errors import DockerfileError
+from grammar.guess import suggestion
 
 TEXT = "text"
 BOOL = "bool"
@@ -72,8 +72,7 @@ def check_flags(keyword: str, flags: list[Flag]) -> Given:
     for flag in flags:
         kind = known.get(flag.name)
         if kind is None:
-            close = difflib.get_close_matches(flag.name, known, 1, 0.6)
-            guess = f" (did you mean {close[0]}?)" if close else ""
+            guess = suggestion(flag.name, known)
             hint = "" if known else f"{keyword} takes no flags; quote the word if it is an argument"
             raise DockerfileError(f"unknown flag: --{flag.name}{guess}", flag.span, hint)
         if flag.name in given.flags and kind != LIST:

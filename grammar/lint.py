@@ -8,13 +8,13 @@ while the file is planned; this module knows them all. docs/rules has a page for
 from __future__ import annotations
 
 import bisect
-import difflib
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from grammar import ast
+from grammar.guess import suggestion
 from grammar.ignore import Ignore
 from grammar.span import Span
 
@@ -246,10 +246,14 @@ class Linter:
     def undefined(self, names: set[str], known: Iterable[str], span: Span) -> None:
         """Variables that were used and are not set."""
         for name in sorted(names):
-            if name not in self._guesses:  # looking for a near name takes as long as there are names
-                few = len(self._guesses) < _MOST_GUESSES
-                self._guesses[name] = suggestion(name, known, "$") if few else ""
-            self.warn("UndefinedVar", span, name, self._guesses[name])
+            self.warn("UndefinedVar", span, name, self.guess(name, known, "$"))
+
+    def guess(self, name: str, known: Iterable[str], mark: str = "") -> str:
+        """A suggestion for *name*, for the first names of a file: a file may misspell thousands."""
+        if name not in self._guesses:
+            few = len(self._guesses) < _MOST_GUESSES
+            self._guesses[name] = suggestion(name, known, 0.75, mark) if few else ""
+        return self._guesses[name]
 
     def copied(self, keyword: str, source: str, span: Span) -> None:
         """A path of the context that is copied: it should not be one that is always ignored.
@@ -287,12 +291,6 @@ def describing(file: ast.Dockerfile, span: Span, name: str) -> str:
         if comment.startswith(name + " "):
             return comment[len(name) + 1 :]
     return ""
-
-
-def suggestion(name: str, names: Iterable[str], mark: str = "") -> str:
-    """`` (did you mean x?)`` for the name that is nearest, else nothing."""
-    close = difflib.get_close_matches(name, sorted(names), 1, 0.75)
-    return f" (did you mean {mark}{close[0]}?)" if close else ""
 
 
 # -- what the syntax decides ---------------------------------------------------------------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from grammar.errors import DockerfileError
+from grammar.guess import suggestion
 from grammar.span import Span
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
@@ -58,8 +58,7 @@ def parse_mount(text: str, span: Span, expand: Callable[[str], str]) -> Mount:
     """Read the value of a ``--mount``; *expand* replaces variables. Raises DockerfileError."""
 
     def fail(message: str, close: tuple[str, ...] = (), word: str = "") -> DockerfileError:
-        guess = difflib.get_close_matches(word, close, 1) if word else []
-        return DockerfileError(message + (f" (did you mean {guess[0]}?)" if guess else ""), span)
+        return DockerfileError(message + suggestion(word, close), span)
 
     mount = Mount()
     for field in _fields(text, span):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from grammar import ast
 from grammar.errors import DockerfileError
+from grammar.guess import suggestion
 from grammar.lines import LogicalLine, first_word, split_lines
 from grammar.span import Span
 
@@ -35,7 +35,7 @@ KEYWORDS = (
 )
 
 
-_MOST_INSTRUCTIONS = 50_000  # a thousand times what anybody writes
+_MOST_INSTRUCTIONS = 20_000  # some hundred times what anybody writes
 
 
 def parse(text: str) -> ast.Dockerfile:
@@ -87,8 +87,7 @@ def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
     text = line.text.rstrip()
     keyword = first_word(text)
     if keyword.upper() not in KEYWORDS:
-        close = difflib.get_close_matches(keyword.upper(), KEYWORDS, 1, 0.6)
-        guess = f" (did you mean {close[0]}?)" if close else ""
+        guess = suggestion(keyword.upper(), KEYWORDS)
         raise DockerfileError(f"unknown instruction: {keyword}{guess}", line.span(0, len(keyword)))
     try:
         tree = _parser(escape).parse(text)

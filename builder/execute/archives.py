@@ -15,7 +15,7 @@ from builder.errors import BuildError
 from builder.execute.sources import Selected, Source
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
-from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, SYMLINK, Entry
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry
 from cache.errors import ArchiveError
 from cache.trees import is_image_xattr
 
@@ -69,8 +69,8 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
     parents: dict[str, str] = {}
     for member in reader:
         name = _inside(member.name, member.name)
-        if not name or member.kind in (FIFO, CHARACTER, BLOCK):
-            continue  # "./" is there, and stays as it is; devices and pipes nobody means to add
+        if not name or member.kind in (CHARACTER, BLOCK):
+            continue  # "./" is there, and stays as it is; nobody means to add devices
         above, _, last = name.rpartition("/")
         if above not in parents:
             parents[above] = _resolve(writer, top, above)

@@ -61,9 +61,9 @@ def copy_files(
 
 
 def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
-    """The owner that --chown means; an unknown name is root (T16), but a linked layer knows none."""
+    """The owner that --chown means (T16); a linked layer knows no names."""
     if not op.link:
-        return owner_or_root(lower, op.chown, "--chown")
+        return owner(lower, op.chown, "--chown")
     try:
         return owner(lower, op.chown, "--chown")
     except UnknownName:
@@ -159,7 +159,7 @@ class Writer:
         self._linked: dict[str, list[str]] = {}
         self._links = True
         self._replaces = False
-        self._time = epoch * 10**9  # of all that is written, 0 for its own
+        self._made = epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
         self._old: dict[str, Entry] = {}
         self._old_root = -1
         if previous is not None:
@@ -225,7 +225,7 @@ class Writer:
         for folder in reversed(missing):
             self._make_parent(folder, time if folder == wanted else None)
         if time is not None and wanted and not missing:
-            self._date(wanted, self._time or time)
+            self._date(wanted, time)
 
     def _date(self, path: str, time: int) -> None:
         old = self._entries[path]
@@ -240,12 +240,12 @@ class Writer:
         if under is None:
             uid, gid = self._ids or (0, 0)
             mode = 0o755 if self._mode is None else self._mode.of_parent
-            made = self._time or (MADE_TIME if time is None else time)
+            made = self._made if time is None else time
             self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=made), None)
         else:
             found = under.found
             mode = found.st_mode & 0o7777
-            when = found.st_mtime_ns if time is None else self._time or time
+            when = found.st_mtime_ns if time is None else time
             copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=when)
             self._directory(copied, under)
 
@@ -269,8 +269,7 @@ class Writer:
         mode = entry.mode
         if self._mode is not None and entry.kind != SYMLINK:
             mode = self._mode.apply(mode, entry.kind == DIRECTORY)
-        time = entry.mtime if self._replaces else self._time or entry.mtime
-        entry = Entry(path, entry.kind, mode, uid, gid, entry.size, time, *entry[7:])
+        entry = Entry(path, entry.kind, mode, uid, gid, entry.size, entry.mtime, *entry[7:])
         if entry.kind == DIRECTORY:
             self._put_directory(entry)
             return

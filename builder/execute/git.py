@@ -9,12 +9,15 @@ from __future__ import annotations
 import base64
 import os
 import re
+import resource
+import selectors
 import shlex
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from builder.errors import BuildError
 from builder.execute.secrets import find_secret, one_line
@@ -40,7 +43,15 @@ _CONFIG = {
     "http.lowSpeedTime": "60",
     "fetch.fsckObjects": "true",
 }
-_OUTPUT_LIMIT = 64 << 20
+_OUTPUT_LIMIT = 16 << 20  # bytes of each of git's outputs
+_MEMORY_LIMIT = 4 << 30  # bytes that git may allocate: what it is told to unpack may be a bomb
+_SILENCE = 120.0  # seconds in which a server has to say something
+_TICK = 0.2
+# Prints the credentials of a URL to git, which asks for them once a server wants them.
+_HELPER = (
+    """!f() { test "$1" = get && """
+    """printf 'username=%s\\npassword=%s\\n' "$PYBUILD_USER" "$PYBUILD_PASSWORD"; }; f"""
+)
 
 
 def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, str]:
@@ -79,7 +90,7 @@ class _Git:
     def __init__(self, op: FetchGit, workshop: Workshop, folder: str) -> None:
         self._op = op
         self._workshop = workshop
-        self._environment = _environment(op.remote, folder, workshop)
+        self._remote, self._environment = _environment(op.remote, folder, workshop)
 
     def resolve(self) -> tuple[str, list[str]]:
         """The full name of the ref and the hashes it stands for: a tag's own first, its commit last."""
@@ -88,7 +99,7 @@ class _Git:
             return ref, [ref]
         wanted = ref or "HEAD"
         found = {}
-        arguments = ["ls-remote", "--", self._op.remote, wanted, f"{wanted}^{{}}"]
+        arguments = ["ls-remote", "--", self._remote, wanted, f"{wanted}^{{}}"]
         for line in self._run(arguments).split("\n"):
             value, _, name = line.partition("\t")
             if is_commit(value):
@@ -109,7 +120,7 @@ class _Git:
         self._fetch(where, wanted, here)
         self._run(["checkout", "-q", "-f", "--detach", wanted], here)
         if self._op.submodules and os.path.lexists(os.path.join(here, ".gitmodules")):
-            self._run(["submodule", "-q", "update", "--init", "--recursive", "--depth=1"], here)
+            self._run(["submodule", "update", "--init", "--recursive", "--depth=1", "--progress"], here)
         when = int(self._run(["show", "-s", "--format=%ct", wanted], here)) if self._op.commit_time else None
         try:
             if not self._op.keep_git_dir:
@@ -123,7 +134,7 @@ class _Git:
     def _fetch(self, where: str, wanted: str, here: str) -> None:
         """Only the commit; everything where the server cannot give that."""
         try:
-            self._run(["fetch", "-q", "--depth=1", "--no-tags", "--", self._op.remote, wanted], here)
+            self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, wanted], here)
             return
         except BuildError:
             pass
@@ -131,7 +142,7 @@ class _Git:
             everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
             if where.startswith("refs/") and not where.startswith(("refs/heads/", "refs/tags/")):
                 everything.append(where)
-            self._run(["fetch", "-q", "--no-tags", "--", self._op.remote, *everything], here)
+            self._run(["fetch", "--progress", "--no-tags", "--", self._remote, *everything], here)
             self._run(["cat-file", "-e", f"{wanted}^{{commit}}"], here)
         except BuildError as error:
             raise BuildError(f"fetching {wanted} of {redacted(self._op.remote)}: {error.message}") from None
@@ -148,37 +159,76 @@ class _Git:
             start_new_session=True,
             umask=0o022,
         )
+        what = f"git {arguments[0]} of {redacted(self._op.remote)}"
         try:
-            while True:
-                try:
-                    out, said = process.communicate(timeout=0.2)
-                    break
-                except subprocess.TimeoutExpired:
-                    self._workshop.check()
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (_MEMORY_LIMIT, _MEMORY_LIMIT))
+        except (ProcessLookupError, PermissionError):
+            pass  # it has ended already
+        try:
+            out, said = self._listen(process, what)
+            process.wait()
         except BaseException:  # also Ctrl-C in the main thread
             os.killpg(process.pid, 9)
-            process.communicate()
+            process.wait()
             raise
+        finally:
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
         if process.returncode:
-            lines = [line for line in said.decode("utf-8", "replace").split("\n") if line.strip()]
+            text = said.decode("utf-8", "replace").replace("\r", "\n")
+            lines = [line for line in text.split("\n") if line.strip()]
             reason = redacted(lines[-1]) if lines else f"it ended with {process.returncode}"
-            raise BuildError(f"git {arguments[0]} of {redacted(self._op.remote)}: {reason}")
-        return out[:_OUTPUT_LIMIT].decode("utf-8", "surrogateescape")
+            raise BuildError(f"{what}: {reason}")
+        return out.decode("utf-8", "surrogateescape")
+
+    def _listen(self, process: subprocess.Popen[bytes], what: str) -> tuple[bytes, bytes]:
+        """All that git prints; its progress tells that the server is alive. Raises BuildError, Cancelled."""
+        heard: dict[int, bytearray] = {}
+        with selectors.DefaultSelector() as waiting:
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None
+                waiting.register(pipe.fileno(), selectors.EVENT_READ)
+                heard[pipe.fileno()] = bytearray()
+            last = time.monotonic()
+            while waiting.get_map():
+                self._workshop.check()
+                for key, _events in waiting.select(_TICK):
+                    data = os.read(key.fd, 65536)
+                    last = time.monotonic()
+                    if not data:
+                        waiting.unregister(key.fd)
+                    heard[key.fd] += data
+                    if len(heard[key.fd]) > _OUTPUT_LIMIT:
+                        raise BuildError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
+                if time.monotonic() - last > _SILENCE:
+                    raise BuildError(f"{what}: nothing came for {_SILENCE:.0f} seconds", "build again")
+        out, said = heard.values()
+        return bytes(out), bytes(said)
 
 
-def _environment(remote: str, folder: str, workshop: Workshop) -> dict[str, str]:
-    """What git sees: our configuration and nobody else's; credentials only here, never in arguments."""
+def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dict[str, str]]:
+    """The repository's address as git is told it, and what git sees besides: our configuration and
+    nobody else's. Credentials are in its environment only, never in arguments.
+    """
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
     given = workshop.ssh.get("default")
     config = dict(_CONFIG)
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
-    if parts.scheme in ("http", "https") and (header := _credentials(parts.hostname or "", workshop.secrets)):
-        config["http.followRedirects"] = "false"  # git would take the header along to any host
-        config[f"http.{parts.scheme}://{parts.netloc.rpartition('@')[2]}/.extraheader"] = header
+    if parts.scheme in ("http", "https"):
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
+        if header := _credentials(parts.hostname or "", workshop.secrets):
+            config["http.followRedirects"] = "false"  # git would take the header along to any host
+            config[f"http.{place}.extraheader"] = header
+        if parts.username is not None:
+            config[f"credential.{place}.helper"] = _HELPER
+            out["PYBUILD_USER"] = unquote(parts.username)
+            out["PYBUILD_PASSWORD"] = unquote(parts.password or "")
+            remote = without_credentials(remote)
     for number, (key, value) in enumerate(config.items()):
         out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
-    return out | {
+    return remote, out | {
         "GIT_CONFIG_COUNT": str(len(config)),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",

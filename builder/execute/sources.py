@@ -24,6 +24,7 @@ from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, 
 from cache.tree import Node, Tree
 from cache.trees import image_xattrs
 from grammar.errors import IgnoreError
+from grammar.guess import closest
 from grammar.ignore import GlobError, Ignore, State, match_glob
 
 _CHUNK = 1 << 20
@@ -172,13 +173,11 @@ def _keeper(ignore: Ignore, selected: Selected) -> Keeper | None:
 
 def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     """The error for a source that is not there, with the name it may have been meant to be."""
-    import difflib
-
     shown = "/" + os.path.normpath("/" + pattern).lstrip("/")
     above, _, name = shown.rpartition("/")
     parent = tree.lookup(above)
-    close = difflib.get_close_matches(name, tree.names(parent), 1) if parent and parent.is_dir else []
-    hint = f"did you mean {above}/{close[0]}?" if close else ""
+    near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
+    hint = f"did you mean {above}/{near}?" if near else ""
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
 
 
@@ -443,10 +442,11 @@ class TreeSource:
 
 
 class InlineSource:
-    """A file whose content stands in the Dockerfile."""
+    """A file whose content stands in the Dockerfile; *epoch* is its time in seconds, if not 0."""
 
-    def __init__(self, item: Inline) -> None:
+    def __init__(self, item: Inline, epoch: int) -> None:
         self._item = item
+        self._time = epoch * 10**9 or MADE_TIME
         self._data = item.content.encode("utf-8", "surrogateescape")
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
@@ -458,7 +458,7 @@ class InlineSource:
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
         digest = self.digest(selected)
         yield (
-            Entry("", FILE, self._item.mode, size=len(self._data), mtime=MADE_TIME, digest=digest),
+            Entry("", FILE, self._item.mode, size=len(self._data), mtime=self._time, digest=digest),
             None,
         )
 

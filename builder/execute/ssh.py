@@ -24,6 +24,8 @@ from builder.request import Ssh
 _REQUEST_IDENTITIES, _SIGN_REQUEST = 11, 13
 _FAILURE = struct.pack(">IB", 1, 5)
 _LIMIT = 256 << 10
+_MOST_CLIENTS = 32  # connections of one step at once
+_AGENT = 'ssh-agent -D -a "$1" </dev/null & read -r nothing; kill -9 $!; wait'
 _START = 10.0  # seconds for an agent to come up
 
 
@@ -53,17 +55,28 @@ def agent_socket(given: Ssh, mount: SshMount, folder: str, name: str) -> Iterato
 
 
 def _serve(listener: socket.socket, agent: str) -> None:
+    free = threading.BoundedSemaphore(_MOST_CLIENTS)
     while True:
         try:
             client, _address = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_relay, args=(client, agent), daemon=True).start()
+        if free.acquire(blocking=False):
+            threading.Thread(target=_relay, args=(client, agent, free), daemon=True).start()
+        else:
+            client.close()
 
 
-def _relay(client: socket.socket, agent: str) -> None:
+def _relay(client: socket.socket, agent: str, free: threading.BoundedSemaphore) -> None:
     """One connection: a request, its answer, and so on."""
-    with client, contextlib.suppress(OSError, BuildError), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.callback(free.release)
+        stack.enter_context(client)
+        _pass_on(client, agent)
+
+
+def _pass_on(client: socket.socket, agent: str) -> None:
+    with contextlib.suppress(OSError, BuildError), contextlib.ExitStack() as stack:
         server: socket.socket | None = None
         while request := _message(client):
             if request[4] not in (_REQUEST_IDENTITIES, _SIGN_REQUEST):
@@ -113,8 +126,10 @@ def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
         raise BuildError("--ssh with a key file needs ssh-agent and ssh-add", "install an OpenSSH client")
     top = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     path = f"/proc/{os.getpid()}/fd/{top}/agent"
+    # A shell ends the agent when our end of the pipe closes, so also when we are killed: the kernel's
+    # own signal for that is not given to programs with more rights than we have, as this one is.
     process = subprocess.Popen(
-        ["ssh-agent", "-D", "-a", path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        ["sh", "-c", _AGENT, "sh", path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -129,7 +144,8 @@ def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
                 raise BuildError(f"--ssh: reading the key {key}: {said}")
         yield path
     finally:
-        process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
         process.wait()
         os.close(top)
 

@@ -23,7 +23,7 @@ from cache.archive import Read, TarReader
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.errors import ArchiveError, CorruptError
-from cache.kernel import write_all
+from cache.kernel import read_regular, write_all
 from cache.layers import add_blob
 from cache.store import Store, write_error
 
@@ -54,7 +54,7 @@ def load(store: Store, read: Read) -> list[str]:
 def load_layout(store: Store, place: str) -> Digest:
     """The image of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
 
-    Without a tag it is the one called latest, or one that has no name. Raises BuildError or CacheError.
+    Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
     """
     folder, at, wanted = place.partition("@")
     tag = ""
@@ -80,7 +80,7 @@ def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
         return item.get("digest") == wanted
     annotations = item.get("annotations")
     name = annotations.get("org.opencontainers.image.ref.name") if isinstance(annotations, dict) else None
-    return name == tag if tag else name in (None, "latest")
+    return name == (tag or "latest")
 
 
 class _Archive:
@@ -123,8 +123,10 @@ class _Archive:
         raise BuildError(f"the archive lacks {name!r}, which its manifest names")
 
     def _small(self, name: str) -> bytes:
-        with open(self._path(name), "rb") as file:
-            data = file.read(_SMALL + 1)
+        try:
+            data = read_regular(self._path(name), _SMALL)
+        except OSError as error:
+            raise BuildError(f"reading {name!r} of the image: {error.strerror}") from None
         if len(data) > _SMALL:
             raise BuildError(f"{name!r} in the archive is larger than {_SMALL} bytes")
         return data
@@ -168,7 +170,10 @@ class _Archive:
     def oci_image(self, what: str, tag: str, wanted: str) -> Digest:
         """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
         index = _object(self._small("index.json"), "index.json")
-        items = [item for item in _list(index, "manifests") if _is_meant(item, tag, wanted)]
+        all_items = _list(index, "manifests")
+        items = [item for item in all_items if _is_meant(item, tag, wanted)]
+        if not items and not tag and not wanted and len(all_items) == 1:
+            items = all_items
         if not items:
             raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
         manifest = self._manifest(items[0], 0)

@@ -137,10 +137,9 @@ class ImageConfig:
         settings = {**self.settings, **changes}
         return replace(self, settings={k: v for k, v in settings.items() if v is not None})
 
-    def with_env(self, key: str, value: str) -> ImageConfig:
-        """A copy with one variable set, in its old place if it had one."""
-        env = {**self.env, key: value}
-        return self.with_settings(Env=[f"{k}={v}" for k, v in env.items()])
+    def with_env(self, env: dict[str, str]) -> ImageConfig:
+        """A copy with this environment, in its order."""
+        return self.with_settings(Env=[f"{key}={value}" for key, value in env.items()])
 
     def to_bytes(self) -> bytes:
         """The config as stored; equal values give equal bytes."""

@@ -46,19 +46,27 @@ class StageState:
     """What is known of a stage after some of its instructions; replaced, never changed.
 
     ``env`` is what words are expanded with and RUN sees: ENV and ARG in one namespace, the
-    later one winning (T44). The image keeps only ENV, in ``config``.
+    later one winning (T44). The image keeps only ENV: ``kept``, where it is not None, is what
+    ``config`` will have of it. ``history`` is the last line so far.
     """
 
     config: ImageConfig
     root: Step | None = None
     env: dict[str, str] = field(default_factory=dict)
     args: tuple[tuple[str, str], ...] = ()
-    lines: tuple[HistoryLine, ...] = ()
+    history: HistoryLine | None = None
     cmd_set: bool = False
     workdir_set: bool = False
+    kept: dict[str, str] | None = None
 
     def noted(self, created_by: str, step: Step | None = None) -> StageState:
-        return replace(self, lines=(*self.lines, HistoryLine(created_by, step)))
+        return replace(self, history=HistoryLine(created_by, step, self.history))
+
+    def settled(self) -> StageState:
+        """The same with ENV in the config: once for a stage, not once for each of its lines."""
+        if self.kept is None:
+            return self
+        return replace(self, config=self.config.with_env(self.kept), kept=None)
 
 
 def convert(node: ast.Instruction, state: StageState, context: StageContext) -> StageState:
@@ -174,7 +182,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
     missing: set[str] = set()
-    here = state.config.settings.get("WorkingDir") or "/"
+    here = clean(state.config.settings.get("WorkingDir") or "/")
     mounts, sources = convert_mounts(node, state.env, here, missing, context)
     _undefined(missing, state, context, node.span)
     env = dict(state.env)
@@ -351,12 +359,9 @@ def clean(path: str) -> str:
 def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
     """Every value is expanded with what held before the line (T41)."""
     pairs = _pairs(node.pairs, state, context)
-    config, env = state.config, dict(state.env)
-    for key, value in pairs:
-        config = config.with_env(key, value)
-        env[key] = value
+    kept = state.config.env if state.kept is None else state.kept
     shown = " ".join(f"{key}={value}" for key, value in pairs)
-    return replace(state, config=config, env=env).noted(f"ENV {shown}")
+    return replace(state, env=state.env | dict(pairs), kept=kept | dict(pairs)).noted(f"ENV {shown}")
 
 
 def _pairs(pairs: tuple[ast.Pair, ...], state: StageState, context: StageContext) -> list[tuple[str, str]]:
@@ -369,7 +374,7 @@ def _pairs(pairs: tuple[ast.Pair, ...], state: StageState, context: StageContext
 
 def _label(node: ast.Label, state: StageState, context: StageContext) -> StageState:
     pairs = _pairs(node.pairs, state, context)
-    labels = {**(state.config.settings.get("Labels") or {}), **dict(pairs)}
+    labels = (state.config.settings.get("Labels") or {}) | dict(pairs)
     shown = " ".join(f"{key}={value}" for key, value in pairs)
     return replace(state, config=state.config.with_settings(Labels=labels)).noted(f"LABEL {shown}")
 
@@ -396,11 +401,12 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
     if not state.workdir_set and not written.startswith("/"):
         context.linter.warn("WorkdirRelativePath", node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
-    path = clean(posixpath.join("/", here, written))
+    # As BuildKit has it: an absolute path is kept as written, a relative one is joined and cleaned.
+    path = written if written.startswith("/") else clean(posixpath.join("/", here, written))
     state = replace(state, config=state.config.with_settings(WorkingDir=path), workdir_set=True)
     if path == "/":
         return state.noted("WORKDIR /")
-    op = MakeDir(path, state.config.settings.get("User") or "", context.epoch)
+    op = MakeDir(clean(path), state.config.settings.get("User") or "", context.epoch)
     step = context.new_step(op, state.root, (), node.span)
     return replace(state, root=step).noted(f"WORKDIR {path}", step)
 
@@ -429,7 +435,7 @@ def _expose(node: ast.Expose, state: StageState, context: StageContext) -> Stage
             context.linter.warn("ExposeProtoCasing", node.span, word)
         if ":" in word:
             context.linter.warn("ExposeInvalidFormat", node.span, word)
-    exposed = {**(state.config.settings.get("ExposedPorts") or {}), **{port: {} for port in ports}}
+    exposed = (state.config.settings.get("ExposedPorts") or {}) | {port: {} for port in ports}
     shown = f"EXPOSE [{' '.join(ports)}]"
     return replace(state, config=state.config.with_settings(ExposedPorts=exposed)).noted(shown)
 
@@ -479,6 +485,6 @@ def _volume(node: ast.Volume, state: StageState, context: StageContext) -> Stage
     paths = [_word(path, state, context, node.span) for path in node.paths]
     if not all(paths):
         raise PlanError("VOLUME specified can not be an empty string", node.span)
-    volumes = {**(state.config.settings.get("Volumes") or {}), **{path: {} for path in paths}}
+    volumes = (state.config.settings.get("Volumes") or {}) | {path: {} for path in paths}
     config = state.config.with_settings(Volumes=volumes)
     return replace(state, config=config).noted(f"VOLUME [{' '.join(paths)}]")

@@ -27,12 +27,21 @@ class Step:
         return (self.parent, *self.sources) if self.parent is not None else self.sources
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HistoryLine:
-    """A line of history before it is known when its layer was made."""
+    """A line of history before it is known when its layer was made, and the one before it."""
 
     created_by: str
     step: Step | None = None
+    before: HistoryLine | None = None
+
+    def all(self) -> tuple[HistoryLine, ...]:
+        """The lines up to this one, in order."""
+        lines, line = [self], self
+        while line.before is not None:
+            line = line.before
+            lines.append(line)
+        return tuple(reversed(lines))
 
 
 @dataclass(frozen=True, slots=True)

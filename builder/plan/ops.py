@@ -86,7 +86,7 @@ class CopyFiles:
     """COPY and ADD. ``dest`` is absolute and keeps a trailing slash where one was meant.
 
     ``exclude`` are patterns relative to each source. With ``link`` the layer depends on
-    nothing below it. ``epoch`` is the time all of it gets, in seconds, 0 for its own.
+    nothing below it. ``epoch`` is the time of what it makes itself, in seconds, 0 for the usual.
     """
 
     items: tuple[Picked | Inline, ...]

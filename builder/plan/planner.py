@@ -21,7 +21,8 @@ from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ReferenceError_
-from grammar.lint import RESERVED, Linter, check_file, check_stage, describing, suggestion
+from grammar.guess import suggestion
+from grammar.lint import RESERVED, Linter, check_file, check_stage, describing
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -83,11 +84,13 @@ class _Planner:
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: list[tuple[str, str, str]] = []
         self._fresh: set[int] = set()
+        self._named_targets: list[str] = []  # the contexts of kind "target" being looked into
         self._stages = Stages(file, request, self._scope, linter, self._platform)
 
     def plan(self, all_stages: bool) -> Plan:
         self._epoch = self._request.epoch
-        if self._epoch is None and (text := self._scope.globals.get("SOURCE_DATE_EPOCH")):
+        text = self._scope.globals.get("SOURCE_DATE_EPOCH", "")
+        if self._epoch is None and text not in ("", "context"):  # a folder has no time
             self._epoch = parse_epoch(text)
         target = self._stages.target()
         try:
@@ -105,7 +108,7 @@ class _Planner:
             needed(state.root),
             replace(config, history=()),
             config.history,
-            state.lines,
+            state.history.all() if state.history is not None else (),
             tuple(self._bases),
             self._scope.unused(),
             self._arguments(target),
@@ -139,8 +142,8 @@ class _Planner:
         """A stage's last state. Stages it needs are converted first, in file order, so that only
         triggers, which add needs while a stage is converted, make this call itself.
         """
-        for needed_index in self._stages.reachable(index):
-            if self._stages.all[needed_index].state is None:
+        for needed_index in self._stages.reachable(index, new=True):
+            if self._stages.all[needed_index].state is None:  # no trigger has needed it meanwhile
                 self._convert_stage(self._stages.all[needed_index])
         state = self._stages.all[index].state
         assert state is not None  # a stage reaches itself
@@ -152,7 +155,7 @@ class _Planner:
         own_base = stage.base_index is None and stage.base != "scratch"
         counter = _Counter(self._label(stage), own_base + _layer_steps(stage.node.instructions))
         if (named := self._named(start.name)) is not None:  # instead of all that stands here
-            state = self._named_state(named, start.span)
+            state = self._named_state(named, stage)
             stage.state = replace(state, config=state.config.with_settings(OnBuild=None))
             return
         if stage.base_index is not None:
@@ -164,7 +167,7 @@ class _Planner:
             config = scratch(self._platform)
             state = StageState(config, env=config.env)
         elif (named := self._named(stage.base)) is not None:
-            state = self._named_state(named, start.span)
+            state = self._named_state(named, stage)
         else:
             state = self._from_image(stage, counter)
         triggers = [(text, _trigger(text, start.span)) for text in state.config.settings.get("OnBuild") or ()]
@@ -176,7 +179,7 @@ class _Planner:
         context = self._stage_context(stage, counter)
         for node in stage.node.instructions:
             state = convert(node, state, context)
-        stage.state = state
+        stage.state = state.settled()
 
     def _stage_context(self, stage: Stage, counter: _Counter, text: str = "") -> StageContext:
         """The context of a stage's instructions; *text* is shown of those not in the file."""
@@ -231,7 +234,9 @@ class _Planner:
         if here := config.settings.get("WorkingDir"):
             config = config.with_settings(WorkingDir=clean(posixpath.join("/", here)))
         if "PATH" not in config.env:
-            config = config.with_env("PATH", DEFAULT_PATH)  # before anything is expanded (T61, T109)
+            config = config.with_env(
+                {**config.env, "PATH": DEFAULT_PATH}
+            )  # before anything is expanded (T61, T109)
         # The base's history and diff IDs are the image's; its creation time is not (T74).
         return StageState(replace(config, created=""), step, config.env)
 
@@ -258,7 +263,7 @@ class _Planner:
         except (BuildError, CacheError) as error:
             hint = error.hint
             stages = [stage.node.start.name for stage in self._stages.all if stage.node.start.name]
-            if guess := suggestion(name.lower(), stages):
+            if guess := suggestion(name.lower(), stages, 0.75):
                 hint = f"{name!r} is no stage of this file{guess}, so it was taken for an image"
             raise PlanError(f"{name}: {error.message}", span, hint) from error
         self._bases.append((str(reference), image, str(platform)))
@@ -299,8 +304,10 @@ class _Planner:
         found = self._request.contexts.get(normal)
         return (normal, found) if found is not None else None
 
-    def _origin_of(self, named: tuple[str, NamedContext], span: Span) -> tuple[Origin, ImageConfig | None]:
-        """A named context as a source of files, and its config where it is an image."""
+    def _origin_of(
+        self, named: tuple[str, NamedContext], span: Span, platform: Platform | None = None
+    ) -> tuple[Origin, ImageConfig | None]:
+        """A named context as a source of files, and its config where it is an image for *platform*."""
         name, context = named
         match context.kind:
             case "local":
@@ -312,23 +319,28 @@ class _Planner:
                 index = self._stages.named(context.value, span, True)
                 if index is None:
                     raise PlanError(f"the context {name}: there is no stage {context.value!r}", span)
+                if name in self._named_targets:
+                    raise PlanError(f"circular dependency detected on context: {name}", span)
+                self._named_targets.append(name)
                 state = self._state_of(index)
+                self._named_targets.pop()
                 return state.root, state.config
             case "layout":
                 image, config = self._resolved(lambda: self._resolver.layout(context.value), span)
                 op = FromImage(name, image, config.diff_ids)
             case _:
-                op, config = self._image(context.value, span, self._platform)
+                op, config = self._image(context.value, span, platform or self._platform)
         step = self._intern(op, None, (), span, f"FROM {redacted(context.value)}") if op.diff_ids else None
         return step, config
 
-    def _named_state(self, named: tuple[str, NamedContext], span: Span) -> StageState:
-        """The state of a stage that a named context stands for, or is the base of."""
-        origin, config = self._origin_of(named, span)
+    def _named_state(self, named: tuple[str, NamedContext], stage: Stage) -> StageState:
+        """The state of a *stage* that a named context stands for, or is the base of."""
+        span = stage.node.start.span
+        origin, config = self._origin_of(named, span, stage.platform)
         root = self._take(origin, "/", span, "/") if isinstance(origin, Local) else origin
-        lines = (HistoryLine(f"FROM {named[0]}", root),) if config is None and root is not None else ()
+        line = HistoryLine(f"FROM {named[0]}", root) if config is None and root is not None else None
         config = replace(config or scratch(self._platform), created="")
-        return StageState(config, root, config.env, lines=lines)
+        return StageState(config, root, config.env, history=line)
 
     # -- steps -----------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 
@@ -13,7 +12,8 @@ from builder.plan.scope import Scope
 from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
-from grammar.lint import Linter, suggestion
+from grammar.guess import suggestion
+from grammar.lint import Linter
 from grammar.reference import parse_reference
 from grammar.span import Span
 from grammar.words import expand_word
@@ -53,11 +53,18 @@ class Stages:
         self._linter = linter
         self._platform = platform
         self._escape = file.directives.escape
+        # Predefined platform arguments may be overridden on the command line.
+        self._global_env = {
+            name: request.build_args.get(name, value) for name, value in scope.globals.items()
+        }
         self._check_defaults()
         self._read_global_args()
         self.all: list[Stage] = []
+        self._by_name: dict[str, int] = {}  # of equal names the last counts (T67)
         for index, node in enumerate(file.stages):
             self.all.append(self._resolve_base(index, node))
+            if node.start.name:
+                self._by_name[node.start.name] = index
         for stage in self.all:  # also those the target does not need: their --from must make sense
             stage.sources = self._sources_of(stage)
         self._check_circles()
@@ -71,12 +78,11 @@ class Stages:
                     value = self._expand_global(pair.value, pair.span)
                 value = self._scope.value_of(pair.key, value)
                 if value is not None:
-                    self._scope.globals[pair.key] = value
+                    self._scope.globals[pair.key] = self._global_env[pair.key] = value
 
     def _expand_global(self, text: str, span: Span, missing: set[str] | None = None) -> str:
-        env = {**self._scope.globals, **self._platform_overrides()}
         try:
-            return expand_word(text, env, self._escape, missing)
+            return expand_word(text, self._global_env, self._escape, missing)
         except ExpansionError as error:
             raise PlanError(f"failed to process {text!r}: {error}", span) from None
 
@@ -86,10 +92,11 @@ class Stages:
         try:
             return self._expand_global(text, span, missing)
         finally:
-            declared = {pair.key for node in self._file.global_args for pair in node.pairs}
-            known = declared | set(self._scope.globals)
-            for name in sorted(missing - known):
-                self._linter.warn("UndefinedArgInFrom", start.span, name, suggestion(name, known))
+            if missing:
+                declared = {pair.key for node in self._file.global_args for pair in node.pairs}
+                known = declared | set(self._scope.globals)
+                for name in sorted(missing - known):
+                    self._linter.warn("UndefinedArgInFrom", start.span, name, self._linter.guess(name, known))
 
     def _check_defaults(self) -> None:
         """Whether every base has a name also when no build argument is given."""
@@ -113,11 +120,6 @@ class Stages:
             return False
         return True
 
-    def _platform_overrides(self) -> dict[str, str]:
-        """Predefined platform arguments may be overridden on the command line."""
-        given = self._request.build_args
-        return {name: given[name] for name in self._scope.globals if name in given}
-
     def _resolve_base(self, index: int, node: ast.Stage) -> Stage:
         start = node.start
         base = self._expand_from(start.base, start, start.base_span or start.span)
@@ -128,33 +130,33 @@ class Stages:
                 "give the ARG a default, or pass --build-arg",
             )
         # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
-        earlier = [stage.index for stage in self.all if stage.node.start.name == base]
-        return Stage(index, node, base, self._platform_of(start), earlier[-1] if earlier else None)
+        return Stage(index, node, base, self._platform_of(start), self._by_name.get(base))
 
     def target(self) -> int:
         wanted = self._request.target
         if not wanted:
             return len(self.all) - 1
-        names = {s.node.start.name: s.index for s in self.all if s.node.start.name}
+        names = self._by_name
         if wanted.lower() in names:
             return names[wanted.lower()]
-        close = difflib.get_close_matches(wanted.lower(), names, 1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
         raise PlanError(
-            f'target stage "{wanted}" could not be found{guess}',
+            f'target stage "{wanted}" could not be found{suggestion(wanted.lower(), names)}',
             hint=f"the stages are: {', '.join(names)}" if names else "no stage of this file has a name",
         )
 
-    def reachable(self, target: int) -> list[int]:
-        """Stages the target needs, in file order (a stage only ever needs earlier ones)."""
+    def reachable(self, target: int, new: bool = False) -> list[int]:
+        """Stages the target needs, in file order (a stage only ever needs earlier ones).
+
+        With *new* only those without a state: what a stage with a state needs has one too.
+        """
         found: set[int] = set()
         stack = [target]
         while stack:
             index = stack.pop()
-            if index in found:
+            stage = self.all[index]
+            if index in found or (new and stage.state is not None):
                 continue
             found.add(index)
-            stage = self.all[index]
             if stage.base_index is not None:
                 stack.append(stage.base_index)
             stack += [source for source in stage.sources if source < index]  # others are errors
@@ -207,16 +209,14 @@ class Stages:
     def named(self, name: str, span: Span, mount: bool) -> int | None:
         """The index of the stage that ``from`` means; None: it is an image.
 
-        Of equal names the last of the file counts (T67). A *mount* knows stages by their names
-        only (T65).
+        A *mount* knows stages by their names only (T65).
         """
         if re.fullmatch("[+-]?[0-9]+", name) and not mount:
             index = int(name) if len(name) < 20 else -1
             if not 0 <= index < len(self.all):
                 raise PlanError(f"invalid stage index {name}", span)
             return index
-        matches = [stage.index for stage in self.all if stage.node.start.name == name.lower()]
-        return matches[-1] if matches else None
+        return self._by_name.get(name.lower())
 
     def _platform_of(self, start: ast.From) -> Platform:
         """The platform that a FROM asks for, else ours."""
@@ -225,7 +225,7 @@ class Stages:
         missing: set[str] = set()
         try:
             wanted = self._expand_from(start.platform, start, start.span, missing)
-            guess = "".join(suggestion(name, self._scope.globals) for name in sorted(missing)[:1])
+            guess = "".join(suggestion(name, self._scope.globals, 0.75) for name in sorted(missing)[:1])
             if not wanted:
                 raise ValueError(f"empty platform value from expression {start.platform}{guess}")
             platform = parse_platform(wanted, self._platform)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from archives import DIR, FILE, tar
-from harness import Pybuild, Tree, make_tree
+from harness import PYBUILD, Pybuild, Tree, make_tree
 from oci import Image, read_image
 from repositories import git, publish, served
 from servers import Misbehaving
@@ -192,6 +194,9 @@ def test_layout(pybuild: Pybuild) -> None:
     text = pybuild.context("FROM base\nLABEL a=$a\n")
     image = export(pybuild, "--build-context", f"base=oci-layout://{layout}@{digest}", text)
     assert image.read("f") == b"l" and image.settings["Labels"] == {"a": "1"}
+    assert (
+        export(pybuild, "--build-context", f"base=oci-layout://{layout}", text).read("f") == b"l"
+    )  # the only one
     missing = pybuild("--build-context", f"base=oci-layout://{layout}:nope", text).failed().err
     assert "has no image nope" in missing and "Dockerfile:1" in missing
     assert "no OCI layout" in pybuild("--build-context", "base=oci-layout:///nowhere", text).failed().err
@@ -225,6 +230,41 @@ def test_target(pybuild: Pybuild) -> None:
     context = pybuild.context(text, {"f": "1"})
     assert export(pybuild, "--build-context", "b=target:a", context).tree() == {"x": "1"}
     assert "there is no stage" in pybuild("--build-context", "b=target:c", context).failed().err
+    circle = pybuild.context("FROM scratch AS a\nFROM b AS c\nFROM d\n")
+    contexts = ("--build-context", "b=target:c", "--build-context", "d=target:c")
+    said = pybuild(*contexts, circle).failed().err
+    assert "circular dependency detected on context: b" in said and "Dockerfile:2" in said
+
+
+@pytest.mark.parametrize("name", ["index.json", "blob"])
+def test_layout_of_pipes(pybuild: Pybuild, name: str) -> None:
+    """Nobody waits for a writer that never comes."""
+    layout = pybuild.work / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+    digest = "0" * 64
+    os.mkfifo(layout / (name if name != "blob" else f"blobs/sha256/{digest}"))
+    if name == "blob":
+        item = {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": f"sha256:{digest}",
+            "size": 1,
+        }
+        (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [item]}))
+    context = pybuild.context("FROM base\n")
+    said = pybuild("--build-context", f"base=oci-layout://{layout}", context, timeout=20).failed().err
+    assert f"reading {name!r}" in said or digest in said
+
+
+def test_no_standard_input(pybuild: Pybuild) -> None:
+    """A closed one is an empty one."""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" - <&-', PYBUILD],
+        env=pybuild.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "no instructions" in done.stderr
 
 
 @pytest.mark.parametrize("item", ["x", "=/tmp", "x=", "x=nowhere", "X Y=/tmp", "x=ftp://h/f"])

@@ -103,8 +103,13 @@ def test_PAR_03_expansion(pybuild: Pybuild, line: str) -> None:
         "".join(f"FROM scratch AS s{n}\nCOPY --from=s{(n + 1) % 3000} / /\n" for n in range(3000)),
         "FROM scratch AS a\n" * 3000 + "COPY --from=a / /\n",
         "FROM a AS a\n",
+        "".join(
+            f"FROM scratch AS s{n}\nCOPY --from={n - 1} / /\n" if n else "FROM scratch\n" for n in range(5000)
+        ),
+        "".join(f"ARG g{n}=1\n" for n in range(5000))
+        + "".join(f"FROM scratch AS x{n}\n" for n in range(5000)),
     ],
-    ids=["chain", "circle", "duplicates", "itself"],
+    ids=["chain", "circle", "duplicates", "itself", "copies", "globals"],
 )
 def test_PAR_04_graphs(pybuild: Pybuild, text: str) -> None:
     """No limit of recursion is hit, and nothing takes long."""
@@ -112,6 +117,31 @@ def test_PAR_04_graphs(pybuild: Pybuild, text: str) -> None:
     started = time.monotonic()
     done = pybuild("--check", context)
     assert done.code in (0, 1) and "Traceback" not in done.err and time.monotonic() - started < LIMIT
+
+
+@pytest.mark.parametrize(
+    "line", ["ENV v{0}=x", "LABEL v{0}=x", "ARG v{0}=x", "CMD {0}", "ENV v=$w{0}", "VOLUME /{0}"]
+)
+def test_PAR_02_many_lines(pybuild: Pybuild, line: str) -> None:
+    """What a stage has gathered is not gone through for every line, and neither is the file."""
+    context = pybuild.context("FROM scratch\n" + "".join(line.format(n) + "\n" for n in range(19_000)))
+    started = time.monotonic()
+    pybuild("--check", context)
+    assert time.monotonic() - started < LIMIT
+
+
+def test_PAR_02_too_many_lines(pybuild: Pybuild) -> None:
+    assert "more than 20000 instructions" in pybuild.refuse("FROM scratch\n" * 20_001)
+
+
+def test_PAR_02_misspelt_names(pybuild: Pybuild) -> None:
+    """What may have been meant is not looked for among all names for every name."""
+    text = "".join(f"ARG VAR{n}=1\n" for n in range(3000)) + "".join(
+        f"FROM scratch$VAR_{n}\n" for n in range(3000)
+    )
+    started = time.monotonic()
+    assert "did you mean" in pybuild("--check", pybuild.context(text)).out
+    assert time.monotonic() - started < LIMIT
 
 
 def test_PAR_05_syntax_is_never_run(pybuild: Pybuild) -> None:

@@ -143,6 +143,9 @@ def test_platforms(fresh: Pybuild, server: Misbehaving, good: Image) -> None:
         image = fresh.build(f"FROM --platform=linux/s390x {server.host}/x AS s390x\n")
         assert image.config["architecture"] == "s390x"
         assert fresh.build(f"FROM {server.host}/x\n").config["architecture"] == machine
+        named = ("--build-context", f"base=docker-image://{server.host}/x")
+        image = fresh.build("FROM --platform=linux/s390x base AS s390x\n", None, *named)
+        assert image.config["architecture"] == "s390x"
     assert "has no image for linux/arm/v6" in fresh.refuse(f"FROM --platform=linux/arm/v6 {server.host}/x\n")
     done = fresh(fresh.context(f"FROM {server.host}/one\n")).ok()
     assert f'pulled with platform "linux/s390x", expected "linux/{machine}"' in done.err

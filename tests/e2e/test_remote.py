@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
+import signal
+import subprocess
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from archives import PLAIN
-from harness import Pybuild
-from repositories import git, publish, served
+from harness import PYBUILD, Pybuild
+from repositories import git, guarded, publish, served
 from servers import Misbehaving, send
 
 pytestmark = pytest.mark.e2e
@@ -272,6 +277,47 @@ def test_git_is_asked_and_hits(pybuild: Pybuild, repository: tuple[Path, str]) -
 def test_git_refused(pybuild: Pybuild, repository: tuple[Path, str], more: str, said: str) -> None:
     """T40, SRC-12"""
     assert said in pybuild.refuse(f"FROM scratch\nADD {repository[1]}{more} /src\n")
+
+
+def test_git_credentials_of_a_url(pybuild: Pybuild, repository: tuple[Path, str], tmp_path: Path) -> None:
+    """SRC-15: they reach the server that wants them, and no process shows them among its arguments."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "git").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\nexec /usr/bin/git "$@"\n')
+    (bin_ / "git").chmod(0o755)
+    _, url = repository
+    with guarded(url, "me", "hunter2") as (guarded_url, accepted):
+        context = pybuild.context(f"FROM scratch\nADD {guarded_url.replace('://', '://me:hunter2@')} /src\n")
+        pybuild("-t", "a", context, env={"PATH": f"{bin_}:{os.environ['PATH']}"}).ok()
+        assert accepted
+        assert "403" in pybuild.refuse(f"FROM scratch\nADD {guarded_url.replace('://', '://me:x@')} /src\n")
+    assert "ls-remote" in (said := (tmp_path / "arguments").read_text()) and "hunter2" not in said
+
+
+def test_git_server_that_floods(pybuild: Pybuild, web: Misbehaving) -> None:
+    refs = b"".join(b"%040x\trefs/heads/%d/HEAD\n" % (n + 1, n) for n in range(300_000))
+    web.serve("/r.git/info/refs", refs, "text/plain")
+    assert "more than 16 MiB" in pybuild.refuse(f"FROM scratch\nADD http://{web.host}/r.git /src\n")
+
+
+def test_cancelled_while_a_server_is_silent(pybuild: Pybuild, web: Misbehaving) -> None:
+    silent = threading.Event()
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        silent.wait(30)
+
+    web.answers["/f"] = answer
+    context = pybuild.context(f"FROM scratch\nADD http://{web.host}/f /x\n")
+    build = subprocess.Popen([PYBUILD, context], env=pybuild.environment(), stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 20
+    while not web.asked and time.monotonic() < end:
+        time.sleep(0.02)
+    started = time.monotonic()
+    build.send_signal(signal.SIGINT)
+    said = build.communicate(timeout=20)[1]
+    silent.set()
+    assert build.returncode == 130 and "cancelled" in said and "Traceback" not in said
+    assert time.monotonic() - started < 3
 
 
 def test_git_runs_nothing_of_the_machine(pybuild: Pybuild, repository: tuple[Path, str]) -> None:

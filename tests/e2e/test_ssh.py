@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -13,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Pybuild
+from harness import PYBUILD, Pybuild
+
+from builder.execute.ssh import agent_socket
+from builder.plan.ops import SshMount
+from builder.request import Ssh
 
 pytestmark = pytest.mark.e2e
 
@@ -98,6 +103,59 @@ def test_leaves_nothing(pybuild: Pybuild, agent: Path) -> None:
     assert image.layers[-1].names == [] and str(agent).encode() not in b"".join(image.files.values())
     left = [name for _, _, files in os.walk(pybuild.store) for name in files if name in ("socket", "agent")]
     assert left == []
+
+
+def test_many_connections(agent: Path, tmp_path: Path) -> None:
+    """A step cannot make the builder hold connections without end; what it gives up is free again."""
+    mount = SshMount("default", "/s", False, 0o600, 0, 0)
+    with agent_socket(Ssh(str(agent)), mount, str(tmp_path), "socket"):
+        for _ in range(2):
+            clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(50)]
+            answers = []
+            for client in clients:
+                client.settimeout(10)
+                client.connect(str(tmp_path / "socket"))
+            for client in clients:
+                try:
+                    client.sendall(struct.pack(">IB", 1, 11))
+                    answers.append(bool(client.recv(4)))
+                except OSError:
+                    answers.append(False)
+            for client in clients:
+                client.close()
+            assert sum(answers) == 32
+            time.sleep(0.3)
+
+
+def test_killed_build_leaves_no_agent(fresh: Pybuild, key: Path) -> None:
+    context = fresh.context("FROM busybox\nRUN --mount=type=ssh echo here && sleep 60\n")
+    build = subprocess.Popen(
+        [PYBUILD, "--network=none", "--ssh", f"default={key}", context],
+        env=fresh.environment(),
+        stderr=subprocess.PIPE,
+    )
+    assert build.stderr is not None
+    while b"here" not in (line := build.stderr.readline()) or b"RUN" in line:
+        assert line
+    assert agents(build.pid)
+    build.kill()
+    build.wait()
+    build.stderr.close()
+    end = time.monotonic() + 2
+    while agents(build.pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not agents(build.pid)
+
+
+def agents(builder: int) -> list[bytes]:
+    """The command lines of agents that a build has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes()
+            if command.startswith(b"ssh-agent") and b"/proc/%d/" % builder in command:
+                found.append(command)
+    return found
 
 
 def test_not_given(pybuild: Pybuild) -> None:

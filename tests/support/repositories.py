@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import os
 import subprocess
 import threading
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+from servers import fetch, send
 
 
 @contextmanager
@@ -33,6 +37,36 @@ def served(folder: Path) -> Iterator[tuple[Path, str]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield work, f"http://127.0.0.1:{server.server_address[1]}/r.git"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@contextmanager
+def guarded(url: str, user: str, password: str) -> Iterator[tuple[str, list[str]]]:
+    """A server that shows the repository at *url* to one user only; its URL, and whom it let in."""
+    wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    folder, accepted = url.rpartition("/")[0], list[str]()
+
+    class Handler(_Quiet):
+        def do_GET(self) -> None:
+            given = self.headers.get("Authorization")
+            if given != wanted:
+                self.send_response(403 if given else 401)
+                self.send_header("WWW-Authenticate", 'Basic realm="x"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            accepted.append(self.path)
+            try:
+                send(self, fetch(folder + self.path))
+            except urllib.error.HTTPError as error:
+                send(self, b"", status=error.code)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/{url.rpartition('/')[2]}", accepted
     server.shutdown()
     server.server_close()
     thread.join()
