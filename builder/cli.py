@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from builder.errors import BuildError, Cancelled, UsageError
 from builder.options import Parser, build_parser, build_request, call_method
 from builder.replay import Look
+from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
@@ -105,13 +106,17 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
         from builder.execute.workshop import Workshop
         from builder.inputs import read_inputs
         from builder.memo import remember
+        from builder.metadata import Recorder
 
         sink = _sink(options)
-        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, sink)
+        recorder = Recorder(sink)
+        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, recorder)
         try:
             inputs = read_inputs(request, workshop)
             result, plan, solver = build(request, inputs, workshop, session, look)
             warn_unused(result, sink)
+            if request.metadata_file:
+                recorder.write(request.metadata_file, result, request.tags)
         finally:
             sink.close()
         remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, _silent(options))
@@ -311,6 +316,7 @@ def _run(args: Sequence[str]) -> int:
         description="Run a container from an image; what it writes is thrown away at its end.",
     )
     parser.add_argument("--network", default="default", choices=("default", "none", "host"))
+    add_options(parser)
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
@@ -328,4 +334,5 @@ def _run(args: Sequence[str]) -> int:
             tuple(options.command),
             options.network,
             sys.stdin.fileno() if options.interactive else -1,
+            sandbox(options),
         )

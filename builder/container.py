@@ -10,6 +10,7 @@ from builder.errors import BuildError, UsageError
 from builder.execute.run import container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
+from builder.request import Sandbox
 from builder.runtime.host import Launcher
 from cache.snapshots import draft
 from cache.store import Store
@@ -24,6 +25,7 @@ def run_image(
     command: tuple[str, ...],
     mode: str,
     stdin: int,
+    sandbox: Sandbox,
 ) -> int:
     """Run *command* (or what the image says) in a container; its exit code, 128 + n for a signal."""
     _image, config = find(store, name)
@@ -34,7 +36,8 @@ def run_image(
     env = {"PATH": DEFAULT_PATH, **config.env}
     with draft(store, snapshots(store, config)) as made:
         cwd, user = settings.get("WorkingDir") or "/", settings.get("User") or ""
-        spec = container_spec(made, argv, env, cwd, user, mode, _HOSTNAME)
+        spec = container_spec(made, argv, env, cwd, user, mode, _HOSTNAME, sandbox)
+        spec["any_socketcall"] = config.platform.architecture == "386"
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)

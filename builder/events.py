@@ -38,9 +38,13 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
+    """A step is done. ``cpu_seconds`` and ``peak`` (memory in bytes) are its container's, 0 without one."""
+
     number: int
     name: str
     seconds: float
+    cpu_seconds: float = 0.0
+    peak: int = 0
 
 
 @dataclass(frozen=True, slots=True)

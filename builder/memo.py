@@ -34,7 +34,13 @@ def remember(
     """
     if request.remote or request.contexts or request.dockerfile == STDIN:
         return
-    if request.outputs or request.no_cache or request.no_cache_stages or request.pull:
+    if (
+        request.metadata_file
+        or request.outputs
+        or request.no_cache
+        or request.no_cache_stages
+        or request.pull
+    ):
         return  # asked for anew each time
     if result.unused_args:  # to be warned of each time
         return

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
+from builder.sandbox import add_options, sandbox
 
 _METHODS = ("build", "check", "lint", "outline", "targets")
 _PRIVILEGES = ("network.host", "security.insecure")
@@ -90,10 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
     add("--pull", action="store_true", help="ask registries for base images that are here already")
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
+    add("--metadata-file", default="", metavar="FILE", help="write what came out, as JSON, to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")
     add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
     add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
     add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
+    add_options(parser)
     add("--version", action="version", version=f"pybuild {VERSION}")
     return parser
 
@@ -125,6 +128,7 @@ def build_request(options: argparse.Namespace) -> Any:
         ),
         pull=options.pull,
         iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
+        metadata_file=os.path.abspath(options.metadata_file) if options.metadata_file else "",
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
         secrets=dict(_secret(item) for item in options.secret),
@@ -132,6 +136,7 @@ def build_request(options: argparse.Namespace) -> Any:
         ssh=dict(_ssh(item) for item in options.ssh),
         contexts=dict(_named_context(item) for item in options.build_context),
         epoch=_epoch(arguments),
+        sandbox=sandbox(options),
     )
 
 

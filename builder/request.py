@@ -45,6 +45,41 @@ class NamedContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a container may use: memory in bytes, processor time in microseconds per 100 ms, a list
+    of processors, processes; nothing where that is 0 or "". ``parent`` is the cgroup to be in.
+    """
+
+    memory: int = 0
+    cpu_quota: int = 0
+    cpuset: str = ""
+    pids: int = 0
+    parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What the command line says of the containers that it starts.
+
+    ``hosts`` are names and addresses, ``ulimits`` names with soft and hard limits (-1: none),
+    ``devices`` paths here and there. ``any_syscall``: there is no seccomp filter;
+    ``system_paths``: nothing of /proc and /sys is hidden. ``shm_size`` is in bytes, 0 for the usual.
+    """
+
+    hosts: tuple[tuple[str, str], ...] = ()
+    dns: tuple[str, ...] = ()
+    shm_size: int = 0
+    ulimits: tuple[tuple[str, tuple[int, int]], ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    devices: tuple[tuple[str, str], ...] = ()
+    no_new_privileges: bool = False
+    any_syscall: bool = False
+    system_paths: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
@@ -67,6 +102,7 @@ class BuildRequest:
     pull: bool = False
     no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
+    metadata_file: str = ""
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
     secrets: dict[str, Secret] = field(default_factory=dict)
@@ -74,6 +110,7 @@ class BuildRequest:
     ssh: dict[str, Ssh] = field(default_factory=dict)
     contexts: dict[str, NamedContext] = field(default_factory=dict)
     epoch: int | None = None
+    sandbox: Sandbox = field(default_factory=Sandbox)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from builder.errors import BuildError, Cancelled, StepError
 from builder.events import (
@@ -271,11 +272,11 @@ class Solver:
     def _execute(
         self, step: Step, parent: Solved, sources: list[Solved], selection: list[Selection] | None
     ) -> str:
-        with self._shown(step), draft(self._store, parent.snapshots) as made:
+        with self._shown(step) as used, draft(self._store, parent.snapshots) as made:
             match step.op:
                 case RunCommand():
                     number = self._numbers[id(step)]
-                    return run_command(
+                    snapshot, outcome = run_command(
                         step.op,
                         step,
                         made,
@@ -283,6 +284,8 @@ class Solver:
                         self._workshop,
                         lambda data: self._sink(StepOutput(number, data)),
                     )
+                    used += [outcome.user_seconds + outcome.system_seconds, outcome.peak]
+                    return snapshot
                 case CopyFiles():
                     assert selection is not None
                     return self._copy(step.op, made, selection)
@@ -292,17 +295,18 @@ class Solver:
                     raise AssertionError("what comes from outside is not executed")
 
     @contextlib.contextmanager
-    def _shown(self, step: Step) -> Iterator[None]:
-        """Say that a step started, and how it ended."""
+    def _shown(self, step: Step) -> Iterator[list[Any]]:
+        """Say that a step started, and how it ended; with the CPU time and memory put into the list."""
         number = self._numbers[id(step)]
         self._sink(StepStarted(number, step.name))
         started = time.monotonic()
+        used: list[Any] = []
         try:
-            yield
+            yield used
         except BaseException:
             self._sink(StepFailed(number, step.name, time.monotonic() - started))
             raise
-        self._sink(StepFinished(number, step.name, time.monotonic() - started))
+        self._sink(StepFinished(number, step.name, time.monotonic() - started, *used))
 
     def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> str:
         """Execute a COPY; what the last COPY of the same place made may lend its files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 
@@ -11,8 +12,16 @@ from builder.execute.mounts import mounted
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
+from builder.request import Limits, Sandbox
+from builder.runtime import cgroups
 from builder.runtime.host import Outcome
-from builder.runtime.spec import ContainerSpec
+from builder.runtime.spec import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    CAPABILITY_NAMES,
+    SHM_SIZE,
+    ContainerSpec,
+)
 from cache.snapshots import Draft, commit
 
 _RESOLVED = "/run/systemd/resolve/resolv.conf"
@@ -27,8 +36,8 @@ def run_command(
     sources: list[tuple[str, ...]],
     workshop: Workshop,
     sink: Callable[[bytes], None],
-) -> str:
-    """Run a step's process on *draft* and commit what it changed; the snapshot's id.
+) -> tuple[str, Outcome]:
+    """Run a step's process on *draft* and commit what it changed; the snapshot's id, and what it took.
 
     *sources* are the layers of what its mounts number. Raises CommandFailed when the process
     fails, StepError when it cannot be started.
@@ -36,9 +45,13 @@ def run_command(
     env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
     with mounted(op.mounts, sources, draft, workshop) as extra:
-        spec = container_spec(draft, op.argv, env | extra.env, op.cwd, op.user, op.network, op.hostname)
+        spec = container_spec(
+            draft, op.argv, env | extra.env, op.cwd, op.user, op.network, op.hostname, op.sandbox
+        )
         spec["mounts"] = extra.specs
-        spec["insecure"] = op.security == "insecure"
+        spec["any_socketcall"] = op.foreign == "386"
+        if op.security == "insecure":
+            spec["capabilities"], spec["filtered"], spec["masked"] = ALL_CAPABILITIES, False, False
         spec["scripts"] = {
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
@@ -52,8 +65,8 @@ def run_command(
         hint = _NETWORK_HINT if outcome.network_failed else ""
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
-        raise _failure(op, step, outcome, _oom_kills() > killed_before)
-    return commit(draft, reduce=True)
+        raise _failure(op, step, outcome, outcome.oom_kills > 0 or _oom_kills() > killed_before)
+    return commit(draft, reduce=True), outcome
 
 
 _NETWORK_HINT = "build with --network=none, or with --network=host if you trust the Dockerfile"
@@ -67,6 +80,7 @@ def container_spec(
     user: str,
     network: str,
     hostname: str,
+    sandbox: Sandbox,
 ) -> ContainerSpec:
     """The runtime's description of a container on *draft*."""
     overlay = draft.overlay()
@@ -81,15 +95,57 @@ def container_spec(
         user=encode(user),
         network=network,
         hostname=encode(hostname),
-        files={b"/etc/resolv.conf": resolv_conf(network == "host"), b"/etc/hosts": hosts(hostname)},
+        files={
+            b"/etc/resolv.conf": resolv_conf(network == "host", sandbox.dns),
+            b"/etc/hosts": hosts(hostname, sandbox.hosts),
+        },
         scripts={},
         mounts=[],
-        insecure=False,
+        capabilities=_capabilities(sandbox),
+        filtered=not sandbox.any_syscall,
+        any_socketcall=False,
+        fake_owners=False,
+        masked=not sandbox.system_paths,
+        no_new_privileges=sandbox.no_new_privileges,
+        devices={encode(here): encode(there) for here, there in sandbox.devices},
+        shm_size=sandbox.shm_size or SHM_SIZE,
+        rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
+        limits=_limits(sandbox.limits),
+        cgroup_parent=encode(sandbox.limits.parent),
     )
 
 
-def resolv_conf(host_network: bool) -> bytes:
-    """The name servers for a step: the host's, less those on a loopback it cannot reach."""
+def _limits(limits: Limits) -> cgroups.Limits:
+    out = cgroups.Limits()
+    if limits.memory:
+        out["memory"] = limits.memory
+    if limits.cpu_quota:
+        out["cpu_quota"] = limits.cpu_quota
+    if limits.cpuset:
+        out["cpuset"] = limits.cpuset.encode()
+    if limits.pids:
+        out["pids"] = limits.pids
+    return out
+
+
+def _capabilities(sandbox: Sandbox) -> int:
+    """What docker's rules make of --cap-add and --cap-drop: ALL first, then the others by name."""
+    mask = CAPABILITIES
+    for names, everything in ((sandbox.cap_drop, 0), (sandbox.cap_add, ALL_CAPABILITIES)):
+        if "all" in names:
+            mask = everything
+    for bit, name in enumerate(CAPABILITY_NAMES):
+        if name in sandbox.cap_add:
+            mask |= 1 << bit
+        if name in sandbox.cap_drop:
+            mask &= ~(1 << bit)
+    return mask
+
+
+def resolv_conf(host_network: bool, servers: tuple[str, ...] = ()) -> bytes:
+    """The name servers for a step: *servers*, else the host's, less those on a loopback it cannot reach."""
+    if servers:
+        return "".join(f"nameserver {server}\n" for server in servers).encode()
     text = _read("/etc/resolv.conf")
     if host_network:
         return text.encode()
@@ -114,8 +170,9 @@ def _servers(text: str) -> list[str]:
     return [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
 
 
-def hosts(hostname: str) -> bytes:
-    return f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n".encode()
+def hosts(hostname: str, more: tuple[tuple[str, str], ...] = ()) -> bytes:
+    text = f"127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    return (text + "".join(f"{address}\t{name}\n" for name, address in more)).encode()
 
 
 def _failure(op: RunCommand, step: Step, outcome: Outcome, out_of_memory: bool) -> CommandFailed:
@@ -126,18 +183,28 @@ def _failure(op: RunCommand, step: Step, outcome: Outcome, out_of_memory: bool) 
         name = signal.Signals(outcome.signal).name if outcome.signal in set(signal.Signals) else "unknown"
         how = f"killed by signal {outcome.signal} ({name})"
         if outcome.signal == signal.SIGKILL and out_of_memory:
-            how = "killed by the kernel because the machine or its memory limit ran out of memory"
-            hint = "give the build more memory, or let the step use less (fewer parallel jobs)"
+            how = f"killed by the kernel because {_ran_out(op)}"
+            hint = _MEMORY_HINT
     else:
         how = f"exit code: {outcome.code}"
-        if outcome.code == 137 and out_of_memory:
-            hint = "a process of it was killed because memory ran out"
+        if out_of_memory:
+            how += f", after the kernel killed a process of it because {_ran_out(op)}"
+            hint = _MEMORY_HINT
         elif outcome.code == 127:
             hint = "127 means that a command was not found: is it installed in this stage?"
         elif outcome.code == 126:
             hint = "126 means that a file was found but could not be executed"
     message = f'process "{shown}" did not complete successfully: {how}'
     return CommandFailed(message, step.name, step.span, hint)
+
+
+def _ran_out(op: RunCommand) -> str:
+    if limit := op.sandbox.limits.memory:
+        return f"the step's memory limit of {limit >> 20} MiB (--memory) was used up"
+    return "the machine's memory, or that of the group the build runs in, was used up"
+
+
+_MEMORY_HINT = "raise the limit or give the build more memory, or let the step use less (fewer parallel jobs)"
 
 
 def _oom_kills() -> int:

@@ -9,6 +9,7 @@ from builder.errors import PlanError
 from builder.plan.graph import Step
 from builder.plan.ops import CONTEXT, NOWHERE, Op
 from builder.plan.scope import Scope
+from builder.request import Sandbox
 from grammar.lint import Linter
 from grammar.span import Span
 
@@ -51,6 +52,7 @@ class StageContext:
     hostname: str
     cache_namespace: str
     allow: frozenset[str]
+    sandbox: Sandbox
     epoch: int
     linter: Linter
     new_step: Callable[[Op, Step | None, tuple[Step, ...], Span], Step]

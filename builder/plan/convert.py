@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from builder.errors import PlanError
-from builder.image.model import ImageConfig
+from builder.image.model import ImageConfig, host
 from builder.plan.context import StageContext, number, unsupported
 from builder.plan.graph import HistoryLine, Step
 from builder.plan.modes import Mode
@@ -199,6 +199,8 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
         scripts,
         mounts,
         security,
+        context.sandbox,
+        "" if (architecture := state.config.platform.architecture) == host().architecture else architecture,
     )
     step = context.new_step(op, state.root, sources, node.span)
     return replace(state, root=step).noted(f"RUN {_with_args(argv, state)} # buildkit", step)

@@ -27,6 +27,7 @@ from builder.plan.ops import (
     SshMount,
     TmpfsMount,
 )
+from builder.request import Sandbox
 
 
 def identity(op: Op) -> tuple[str, dict[str, object]]:
@@ -60,7 +61,9 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
                     scripts=[_inline(item) for item in op.scripts],
                     mounts=[_mount(mount) for mount in op.mounts],
                     security=op.security,
+                    foreign=op.foreign,
                 ),
+                **_sandbox(op.sandbox),
             }
         case CopyFiles():
             return "copy", {
@@ -74,6 +77,22 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
             return "mkdir", {"path": op.path, "user": op.user, **_given(epoch=op.epoch)}
         case _:
             assert_never(op)
+
+
+def _sandbox(sandbox: Sandbox) -> dict[str, object]:
+    """What a command can see of its sandbox; not addresses, nor what it may use of the machine (T98)."""
+    return _given(
+        hosts=[name for name, _ in sandbox.hosts],
+        shm_size=sandbox.shm_size,
+        ulimits=[[name, *limits] for name, limits in sandbox.ulimits],
+        cap_add=list(sandbox.cap_add),
+        cap_drop=list(sandbox.cap_drop),
+        devices=[path for _, path in sandbox.devices],
+        no_new_privileges=sandbox.no_new_privileges,
+        any_syscall=sandbox.any_syscall,
+        system_paths=sandbox.system_paths,
+        cgroup_parent=sandbox.limits.parent,
+    )
 
 
 def _item(item: Picked | Inline) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from builder.request import Sandbox
 from cache.digest import Digest
 
 # Where files come from, besides the step's sources, which are numbered from 0.
@@ -177,7 +178,8 @@ Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 class RunCommand:
     """A process. ``proxies`` are variables that reach it without being part of its key.
 
-    ``scripts`` are files it finds in /dev/pipes. ``security`` is "" or "insecure".
+    ``scripts`` are files it finds in /dev/pipes. ``security`` is "" or "insecure". ``foreign`` is the
+    image's architecture where that is not the machine's.
     """
 
     argv: tuple[str, ...]
@@ -190,6 +192,8 @@ class RunCommand:
     scripts: tuple[Inline, ...] = ()
     mounts: tuple[Mount, ...] = ()
     security: str = ""
+    sandbox: Sandbox = field(default_factory=Sandbox)
+    foreign: str = ""
 
 
 Fetch = FetchUrl | FetchGit

@@ -200,6 +200,7 @@ class _Planner:
             self._request.build_args.get("BUILDKIT_SANDBOX_HOSTNAME", "buildkitsandbox"),
             self._request.build_args.get("BUILDKIT_CACHE_MOUNT_NS", ""),
             self._request.allow,
+            self._request.sandbox,
             self._epoch or 0,
             self._linter,
             new_step,

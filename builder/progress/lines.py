@@ -16,8 +16,9 @@ def cached(number: int, name: str) -> str:
     return f"#{number} {printable(name)}\n#{number} CACHED"
 
 
-def done(number: int, seconds: float) -> str:
-    return f"#{number} DONE {seconds:.1f}s"
+def done(number: int, seconds: float, cpu_seconds: float, peak: int) -> str:
+    used = f" (CPU {cpu_seconds:.1f}s, memory {peak / 1e6:.0f} MB)" if peak else ""
+    return f"#{number} DONE {seconds:.1f}s{used}"
 
 
 def failed(number: int, seconds: float) -> str:

@@ -45,7 +45,7 @@ class Plain:
                     self._output(event)
                 case StepFinished():
                     self._flush(event.number)
-                    self.line(lines.done(event.number, event.seconds))
+                    self.line(lines.done(event.number, event.seconds, event.cpu_seconds, event.peak))
                 case StepFailed():
                     self._flush(event.number)
                     self.line(lines.failed(event.number, event.seconds))

@@ -20,7 +20,8 @@ from builder.runtime.syscalls import keep_only
 class Outcome:
     """How a container ended: ``error`` when it did not start, else exit code or signal.
 
-    CPU times are in seconds and cover every process of the container.
+    CPU times are in seconds and cover every process of the container; ``peak`` is the most memory
+    it had, in bytes, 0 if unknown, and ``oom_kills`` how many processes the kernel killed for it.
     """
 
     code: int
@@ -29,6 +30,8 @@ class Outcome:
     network_failed: bool = False
     user_seconds: float = 0.0
     system_seconds: float = 0.0
+    peak: int = 0
+    oom_kills: int = 0
 
 
 class Running:
@@ -94,15 +97,15 @@ class Running:
             pass
         if not self._ended():
             return Outcome(125, error="the container was ended")
-        _kind, status, user, system = EXITED.unpack(self._heard[-EXITED.size :])
+        _kind, status, user, system, peak, kills = EXITED.unpack(self._heard[-EXITED.size :])
         said = self._heard[: -EXITED.size].removeprefix(b"P")
         error = said[1:].decode("utf-8", "replace")
         if said[:1] == b"N":
             return Outcome(125, error=error, network_failed=True)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            return Outcome(128 + number, number, error, False, user, system)
-        return Outcome(os.WEXITSTATUS(status), 0, error, False, user, system)
+            return Outcome(128 + number, number, error, False, user, system, peak, kills)
+        return Outcome(os.WEXITSTATUS(status), 0, error, False, user, system, peak, kills)
 
 
 class Launcher:
@@ -112,15 +115,18 @@ class Launcher:
     clone3 copies the page tables of.
     """
 
-    def __init__(self, store: str, network: socket.socket | None = None) -> None:
-        """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed."""
+    def __init__(self, store: str, network: socket.socket | None = None, shift: bool = True) -> None:
+        """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed.
+
+        *shift* is whether this process is root and steps get ids of their own; see ``serve``.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
                 sockets = [socket.socket(fileno=fd) for fd in kept]
-                serve(sockets[0], store, sockets[1] if network else None)
+                serve(sockets[0], store, sockets[1] if network else None, shift)
             finally:
                 os._exit(1)
         theirs.close()

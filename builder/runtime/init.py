@@ -11,13 +11,15 @@ import errno
 import fcntl
 import marshal
 import os
+import resource
 import signal
 import socket
 import stat
 import struct
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import ALL_CAPABILITIES, CAPABILITIES, DEFAULT_PATH, ContainerSpec, MountSpec
+from builder.runtime.seccomp import program
+from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, MountSpec
 from cache.kernel import open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
@@ -53,6 +55,7 @@ _MASKED = (
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _PASSWD_LIMIT = 10 << 20
+_MACHINE = os.uname().machine
 _ID_LIMIT = (1 << 31) - 1
 
 # The descriptor that errors are reported on; it moves when descriptors are renumbered.
@@ -74,7 +77,7 @@ def wait_and_run(feed: socket.socket) -> None:
     try:
         # The pipes of steps that run now must not stay open here until this one starts.
         feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
-        head, fds, _flags, _address = socket.recv_fds(feed, 4, 5)
+        head, fds, _flags, _address = socket.recv_fds(feed, 4, 6)
         if len(head) < 4 or len(fds) < 5:
             os._exit(0)
         size = int.from_bytes(head, "big")
@@ -85,21 +88,28 @@ def wait_and_run(feed: socket.socket) -> None:
     except BaseException:  # nothing to report to, and nothing may unwind into the launcher
         os._exit(125)
     _status[0] = fds[1]
-    run(spec, fds[0], fds[1], fds[2:5])
+    run(spec, fds[0], fds[1], fds[2:5], fds[5] if len(fds) > 5 else -1)
 
 
-def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None:
-    """Become the step: exec, or report on *channel* why not and exit with 125."""
+def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: int) -> None:
+    """Become the step: exec, or report on *channel* why not and exit with 125.
+
+    *nodes* is a mount with the step's own nodes of the devices it is given, -1: it gets the host's.
+    """
     try:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
-        os.setgroups([])
+        # Usually made by the launcher already; the table is not in reach later.
+        code = b""
+        if spec["filtered"]:
+            code = program(_MACHINE, spec["capabilities"], spec["any_socketcall"], spec["fake_owners"])
+        _set_groups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.setsid()
         sc.join_session_keyring()
         os.umask(0o022)
         root, volumes = _mount_root(spec, store)
-        _mount_kernel_files(spec, root)
+        _mount_kernel_files(spec, root, nodes)
         for mount, tree in volumes:
             _attach(root, mount["target"], tree)
         if spec["network"] == "none":
@@ -109,7 +119,12 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int]) -> None
         _enter(root)
         _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
-        _become(uid, gid, groups, ALL_CAPABILITIES if spec["insecure"] else CAPABILITIES)
+        _limit(spec["rlimits"])
+        if spec["no_new_privileges"]:
+            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        if code:
+            sc.set_seccomp_filter(code)  # while there is the right to, and after all that needs more
+        _become(uid, gid, groups, spec["capabilities"])
         env = dict(spec["env"])
         env.setdefault(b"HOME", home)
         env.setdefault(b"PATH", DEFAULT_PATH)
@@ -163,7 +178,8 @@ def _mount_overlay(lowers: list[bytes], upper: bytes, work: bytes) -> int:
         options += b",volatile,upperdir=%s,workdir=%s" % (upper, work)
     if len(options) >= os.sysconf("SC_PAGE_SIZE"):
         raise StepError(f"too many layers ({len(lowers)}) for one overlay mount")
-    sc.mount(b"overlay", _STAGING, b"overlay", 0, options)
+    # No devices, whatever the image holds: the mount says so, and so does the namespace it is made in.
+    sc.mount(b"overlay", _STAGING, b"overlay", sc.MS_NODEV, options)
     return os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -270,9 +286,10 @@ def _mount_at(root: int, path: bytes, tree: int) -> int:
     return tree
 
 
-def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
+def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
     """/proc, /sys, /dev and the private files, then what is masked or read-only in them."""
     devices = {name: _host_device(name) for name in _DEVICES}
+    devices |= _given_devices(spec["devices"], nodes)
     masked: tuple[bytes, ...] = _MASKED
     if spec["network"] == "host":
         # A sysfs of one's own needs a net namespace of one's own; take the host's, read-only.
@@ -284,13 +301,14 @@ def _mount_kernel_files(spec: ContainerSpec, root: int) -> None:
     _bind_files(root, spec["files"])
     os.close(_mount_at(root, b"proc", sc.new_mount(b"proc", _NO_EXEC, {})))
     os.close(_mount_at(root, b"sys", sysfs))
-    _fill_dev(root, devices, spec["scripts"])
+    _fill_dev(root, devices, spec["scripts"], spec["shm_size"])
     null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
-    for path in () if spec["insecure"] else masked:
-        _mask(root, path, null)
+    if spec["masked"]:
+        for path in (*masked, *_thermal_throttles(root)):
+            _mask(root, path, null)
+        for path in _READ_ONLY:
+            _make_read_only(root, path)
     os.close(null)
-    for path in () if spec["insecure"] else _READ_ONLY:
-        _make_read_only(root, path)
 
 
 def _host_device(name: bytes) -> int:
@@ -301,6 +319,37 @@ def _host_device(name: bytes) -> int:
     if not stat.S_ISCHR(found.st_mode) or device != _DEVICES[name]:
         raise StepError(f"/dev/{os.fsdecode(name)} of this machine is not the device of that name")
     return tree
+
+
+def _given_devices(given: dict[bytes, bytes], nodes: int) -> dict[bytes, int]:
+    """Detached mounts of the devices that the command line names, by their names in /dev."""
+    if nodes >= 0:
+        sc.move_mount(nodes, sc.AT_FDCWD, _STAGING)
+    out = {}
+    for path, target in given.items():
+        name = target.rpartition(b"/")[2]
+        try:
+            out[name] = sc.open_tree(nodes, name) if nodes >= 0 else sc.open_tree(sc.AT_FDCWD, path)
+        except OSError as error:
+            raise StepError(f"the device {os.fsdecode(path)}: {os.strerror(error.errno or 0)}") from None
+        if stat.S_IFMT(os.fstat(out[name]).st_mode) not in (stat.S_IFCHR, stat.S_IFBLK):
+            raise StepError(f"{os.fsdecode(path)} of this machine is not a device")
+    if nodes >= 0:
+        sc.umount2(_STAGING, sc.MNT_DETACH)
+        os.close(nodes)
+    return out
+
+
+def _thermal_throttles(root: int) -> list[bytes]:
+    """Counters that tell what other work the machine does (security.md RT-11), for each processor."""
+    top = b"sys/devices/system/cpu"
+    try:
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    except OSError:
+        return []
+    names = [os.fsencode(name) for name in os.listdir(fd)]
+    os.close(fd)
+    return [top + b"/%s/thermal_throttle" % name for name in names if name[3:].isdigit()]
 
 
 def _write_script(dev: int, name: bytes, content: bytes) -> None:
@@ -316,7 +365,7 @@ def _write_script(dev: int, name: bytes, content: bytes) -> None:
     os.close(fd)
 
 
-def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes]) -> None:
+def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes], shm_size: int) -> None:
     options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"64m"}
     dev = _mount_at(root, b"dev", sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options))
     for name, tree in devices.items():
@@ -330,7 +379,7 @@ def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes])
     plain: dict[bytes, bytes | None] = {}
     pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}
     pts[b"gid"] = b"5"
-    shm: dict[bytes, bytes | None] = {b"mode": b"1777", b"size": b"64m"}
+    shm: dict[bytes, bytes | None] = {b"mode": b"1777", b"size": b"%d" % shm_size}
     for name, kind, attributes, mount_options in (
         (b"pts", b"devpts", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, pts),
         (b"shm", b"tmpfs", _NO_EXEC, shm),
@@ -508,12 +557,41 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
         raise StepError(f"WORKDIR {os.fsdecode(path)} is outside the image")
 
 
+def _limit(limits: dict[int, tuple[int, int]]) -> None:
+    """No core files, and what the command line says; above the hard limit the launcher has raised it."""
+    for number, (soft, hard) in ({resource.RLIMIT_CORE: (0, 0)} | limits).items():
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (OSError, ValueError):
+            names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+            name = next(name for name in names if getattr(resource, name) == number)
+            raise StepError(
+                f"--ulimit {name[7:].lower()}: this user may not have more than "
+                f"{resource.getrlimit(number)[1]}"
+            ) from None
+
+
+def _set_groups(groups: list[int]) -> None:
+    """Take *groups*, as far as the user who builds may say so (user_namespaces(7), setgroups)."""
+    try:
+        os.setgroups(groups)
+    except OSError:
+        with open("/proc/self/setgroups", "rb") as file:
+            if file.read().strip() != b"deny":
+                raise
+
+
 def _become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     """Take the step's identity; root keeps *capabilities*, others none."""
     sc.drop_bounding(capabilities)
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    _set_groups(groups)
+    try:
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError:
+        raise StepError(
+            f"USER {uid}:{gid}: this build has no such id; it runs without root, and with few ids of its own"
+        ) from None
     sc.capset(capabilities if uid == 0 else 0)
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -7,7 +7,8 @@ first. On the channel the builder then hears
 
     P        with the pidfd of the container
     E<text>  the step could not be started (N<text>: because of its network)
-    X<status><user s><system s>   it ended; always last
+    X<status><user s><system s><peak><kills>   it ended, always last: CPU time, the most memory it
+             had in bytes, and how many of its processes the kernel killed for want of memory
 
 Closing the channel kills the step; closing the control socket kills all steps and ends the
 launcher.
@@ -19,6 +20,7 @@ its spec.
 
 import marshal
 import os
+import resource
 import select
 import signal
 import socket
@@ -26,7 +28,9 @@ import struct
 
 from builder.runtime import init
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import ID_COUNT, ID_SHIFT, ContainerSpec
+from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
+from builder.runtime.seccomp import program
+from builder.runtime.spec import CAPABILITIES, ID_COUNT, ID_SHIFT, ContainerSpec
 
 _NAMESPACES = (
     sc.CLONE_NEWUSER
@@ -36,17 +40,18 @@ _NAMESPACES = (
     | sc.CLONE_NEWIPC
     | sc.CLONE_NEWCGROUP
 )
-EXITED = struct.Struct("=cidd")
-_IDMAP_ADVICE = b"use a --root on ext4, xfs, btrfs or tmpfs"
+EXITED = struct.Struct("=ciddQi")
+_OOM_SCORE = 500  # a step goes before this program when memory runs out
 
 
 class _Container:
     """A child in its namespaces: waiting for a spec, or a running step with its channel."""
 
-    def __init__(self, pid: int, pidfd: int, feed: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, feed: socket.socket, group: Group) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.feed = feed
+        self.group = group
         self.channel: socket.socket | None = None
 
     def kill(self) -> None:
@@ -65,7 +70,7 @@ class _Request:
         """Answer that the step cannot be started."""
         try:
             self.channel.send(kind + message)
-            self.channel.send(EXITED.pack(b"X", 125 << 8, 0.0, 0.0))
+            self.channel.send(EXITED.pack(b"X", 125 << 8, 0.0, 0.0, 0, 0))
         except OSError:
             pass  # nobody is listening any more
         self.close()
@@ -76,25 +81,38 @@ class _Request:
             os.close(fd)
 
 
-def serve(control: socket.socket, store: str, network: socket.socket | None) -> None:
+def serve(control: socket.socket, store: str, network: socket.socket | None, shift: bool) -> None:
     """Serve requests until the builder closes *control*; never returns.
 
-    *network* leads to the process that wires net namespaces (builder.runtime.network).
+    *network* leads to the process that wires net namespaces (builder.runtime.network). With
+    *shift* ids of steps are shifted on the host (by root), else they are those of the user
+    namespace that this process is in (builder.runtime.rootless).
     """
     os.setsid()  # Ctrl-C at the terminal is the builder's to handle
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
-    _Launcher(control, store, network).loop()
+    _Launcher(control, store, network, shift).loop()
 
 
 class _Launcher:
     """The loop's state: who runs, who waits, what is being wired."""
 
-    def __init__(self, control: socket.socket, store: str, network: socket.socket | None) -> None:
+    def __init__(
+        self, control: socket.socket, store: str, network: socket.socket | None, shift: bool
+    ) -> None:
         self._control = control
         self._network = network
         self._store = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._userns = _map_namespace()
+        self._maps = _SHIFTED if shift else _own_maps()
+        self._userns = self._map_namespace() if shift else -1
+        self._single = not shift and self._maps[0].split()[2:] == [b"1"]
+        self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
+        self._made = 0
+        # What the last step was given, so that the next container can be made before it is asked for.
+        self._ahead: ContainerSpec | None = None
+        with open("/proc/self/oom_score_adj", "rb") as file:
+            self._oom_score = max(_OOM_SCORE, int(file.read()))
+        program(os.uname().machine, CAPABILITIES)  # what children will find made
         self._running: dict[int, _Container] = {}  # by the descriptors polled: channel and pidfd
         self._waiting: list[_Request] = []
         self._wiring: list[_Container] = []
@@ -133,11 +151,17 @@ class _Launcher:
                 os.close(fd)
             channel.close()
             return
-        if request.spec["network"] != "default":
+        spec = request.spec
+        if self._ahead is not None and not _same_group(self._ahead, spec):
+            for spare in self._spare:  # they were born in another cgroup
+                self._discard(spare)
+            self._spare.clear()
+        self._ahead = spec
+        if spec["network"] != "default":
             try:
-                container = self._clone(request.spec["network"] != "host")
-            except OSError as error:
-                request.refuse(b"E", f"starting a container: {error.strerror or error}".encode())
+                container = self._clone(spec["network"] != "host", spec)
+            except (OSError, CgroupError) as error:
+                request.refuse(b"E", _why(error))
             else:
                 self._dispatch(container, request)
             return
@@ -152,11 +176,12 @@ class _Launcher:
     def _make_ahead(self) -> None:
         """Have a container wired for each request that waits, and one for the next."""
         while len(self._wiring) < len(self._waiting) + 1 - len(self._spare):
+            assert self._ahead is not None  # there has been a request
             try:
-                container = self._clone(True)
-            except OSError as error:
+                container = self._clone(True, self._ahead)
+            except (OSError, CgroupError) as error:
                 for request in self._waiting:
-                    request.refuse(b"E", f"starting a container: {error.strerror or error}".encode())
+                    request.refuse(b"E", _why(error))
                 self._waiting.clear()
                 return
             namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -201,39 +226,71 @@ class _Launcher:
 
     # -- containers ------------------------------------------------------------------------
 
-    def _clone(self, own_network: bool) -> _Container:
-        """A child in new namespaces, its ids mapped, waiting for a spec."""
+    def _clone(self, own_network: bool, spec: ContainerSpec) -> _Container:
+        """A child in new namespaces and a cgroup as *spec* has it, its ids mapped, waiting for a spec.
+
+        Raises OSError, and CgroupError where a limit cannot be set.
+        """
+        group = self._group(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        pid, pidfd = sc.clone3(_NAMESPACES | (sc.CLONE_NEWNET if own_network else 0))
+        flags = _NAMESPACES | (sc.CLONE_NEWNET if own_network else 0)
+        try:
+            pid, pidfd = sc.clone3(flags, group.fd)
+        except OSError:
+            group.close()
+            raise
         if pid == 0:
             ours.close()
             init.wait_and_run(theirs)
         theirs.close()
-        _write_maps(pid)
-        return _Container(pid, pidfd, ours)
+        container = _Container(pid, pidfd, ours, group)
+        try:
+            self._write_maps(pid)
+            group.enter(pid)
+            with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
+                file.write(b"%d" % self._oom_score)
+        except (OSError, CgroupError):
+            self._discard(container)
+            raise
+        return container
+
+    def _group(self, spec: ContainerSpec) -> Group:
+        parent = spec["cgroup_parent"]
+        if parent not in self._cgroups:
+            self._cgroups[parent] = find(parent)
+            self._cgroups[parent].sweep()
+        self._made += 1
+        name = b"%s-%d" % (self._cgroups[parent].prefix(), self._made)
+        return self._cgroups[parent].make(name, spec["limits"])
 
     def _dispatch(self, container: _Container, request: _Request) -> None:
         """Give a waiting child its spec, its descriptors and the store, and watch it."""
         try:
             tree = sc.open_tree(self._store, b"")
-            sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV, self._userns)
+            if self._userns >= 0:
+                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV, self._userns)
+            else:
+                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_NODEV)
+            nodes = self._nodes(request.spec)
         except OSError as error:
             self._discard(container)
-            why = f"mounting the store with mapped ids: {error.strerror}; "
-            request.refuse(b"E", why.encode() + _IDMAP_ADVICE)
+            request.refuse(b"E", f"mounting the store for a step: {error.strerror or error}".encode())
             return
+        _raise_limits(container.pid, request.spec["rlimits"])
+        request.spec["fake_owners"] = self._single
         try:  # should this process die, the builder can still end the step
             socket.send_fds(request.channel, [b"P"], [container.pidfd])
         except OSError:
             pass  # nobody is listening any more
         data = marshal.dumps(dict(request.spec))
         try:
-            fds = [tree, request.channel.fileno(), *request.stdio]
+            fds = [tree, request.channel.fileno(), *request.stdio, *nodes]
             socket.send_fds(container.feed, [len(data).to_bytes(4, "big")], fds)
             container.feed.sendall(data)
         except OSError:
             pass  # it died; its pidfd says so
-        os.close(tree)
+        for fd in (tree, *nodes):
+            os.close(fd)
         container.feed.close()
         request.close()
         container.channel = request.channel
@@ -247,18 +304,40 @@ class _Launcher:
             self._poll.unregister(fd)
             del self._running[fd]
         _pid, status, usage = os.wait4(container.pid, 0)
+        group = container.group.usage()
+        user, system = usage.ru_utime, usage.ru_stime
+        if group.cpu_seconds > user + system:  # processes that nobody waited for are in it too
+            system = group.cpu_seconds - user
+        peak = group.peak or usage.ru_maxrss << 10
         try:
-            container.channel.send(EXITED.pack(b"X", status, usage.ru_utime, usage.ru_stime))
+            container.channel.send(EXITED.pack(b"X", status, user, system, peak, group.oom_kills))
         except OSError:
             pass  # nobody is listening any more
         container.channel.close()
         os.close(container.pidfd)
+        container.group.close()
 
     def _discard(self, container: _Container) -> None:
         container.kill()
         os.waitpid(container.pid, 0)
         os.close(container.pidfd)
         container.feed.close()
+        container.group.close()
+
+    def _nodes(self, spec: ContainerSpec) -> list[int]:
+        """A mount that holds the step's own nodes of the devices it is given, as a list of one descriptor.
+
+        Those of the host belong to its root, who is nobody in the step. Only real root can make others.
+        """
+        if self._userns < 0 or not spec["devices"]:
+            return []
+        nodes = sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, {b"mode": b"0755"})
+        for path, target in spec["devices"].items():
+            name, found = target.rpartition(b"/")[2], os.stat(path)
+            os.mknod(name, found.st_mode, found.st_rdev, dir_fd=nodes)
+            os.chown(name, ID_SHIFT, ID_SHIFT, dir_fd=nodes)
+            os.chmod(name, found.st_mode & 0o777, dir_fd=nodes)
+        return [nodes]
 
     def _end(self) -> None:
         """Kill every step and leave; killing pid 1 of a pid namespace kills all that is in it."""
@@ -267,28 +346,64 @@ class _Launcher:
             container.kill()
         for container in containers:
             os.waitpid(container.pid, 0)
+            container.group.close()
         os._exit(0)
 
+    # -- ids -------------------------------------------------------------------------------
 
-def _map_namespace() -> int:
-    """A user namespace that carries the id map for idmapped mounts of the store."""
-    pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
-    if pid == 0:
-        signal.pause()
-        os._exit(0)
-    _write_maps(pid)
-    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(pidfd)
-    return namespace
+    def _map_namespace(self) -> int:
+        """A user namespace that carries the id map for idmapped mounts of the store."""
+        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+        if pid == 0:
+            signal.pause()
+            os._exit(0)
+        self._write_maps(pid)
+        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        return namespace
+
+    def _write_maps(self, pid: int) -> None:
+        for name, text in zip(("uid_map", "gid_map"), self._maps, strict=True):
+            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, text)
+            os.close(fd)
 
 
-def _write_maps(pid: int) -> None:
+_SHIFTED = (b"0 %d %d" % (ID_SHIFT, ID_COUNT),) * 2
+
+
+def _own_maps() -> tuple[bytes, bytes]:
+    """The ids of the namespace we are in, as maps that change nothing."""
+    out = []
     for name in ("uid_map", "gid_map"):
-        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0 %d %d" % (ID_SHIFT, ID_COUNT))
-        os.close(fd)
+        with open(f"/proc/self/{name}", "rb") as file:
+            rows = [line.split() for line in file]
+        out.append(b"\n".join(b"%s %s %s" % (first, first, count) for first, _, count in rows))
+    return out[0], out[1]
+
+
+def _same_group(one: ContainerSpec, other: ContainerSpec) -> bool:
+    return (one["limits"], one["cgroup_parent"]) == (other["limits"], other["cgroup_parent"])
+
+
+def _why(error: OSError | CgroupError) -> bytes:
+    text = (
+        str(error) if isinstance(error, CgroupError) else f"starting a container: {error.strerror or error}"
+    )
+    return text.encode("utf-8", "replace")[:4000]
+
+
+def _raise_limits(pid: int, limits: dict[int, tuple[int, int]]) -> None:
+    """Let a step have more than its parents may; where this fails, the step says so."""
+    for number, (_, hard) in limits.items():
+        try:
+            soft, highest = resource.prlimit(pid, number)
+            if highest != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > highest):
+                resource.prlimit(pid, number, (soft, hard))
+        except OSError:
+            pass
 
 
 def _read_spec(channel: socket.socket) -> ContainerSpec:

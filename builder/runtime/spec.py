@@ -4,12 +4,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypedDict
 
+    from builder.runtime.cgroups import Limits
+
     class MountSpec(TypedDict, total=False):
         """One mount besides the root's, by ``kind``.
 
         bind   ``source`` in the merged ``lowers`` (with ``upper`` and ``work`` where it is
                written to)
-        cache  ``source`` in the directory ``path`` of the store
+        store  ``source`` in the directory ``path`` of the store
         tmpfs  of ``size`` bytes, 0 for the kernel's default
         file   a read-only file of ``content``, ``mode``, ``uid`` and ``gid``
         """
@@ -34,8 +36,12 @@ if TYPE_CHECKING:
         Layer paths are relative to the store, which the launcher holds open. ``lowers``
         run from the top layer down. ``files`` are made on a tmpfs and bound read-only
         over the paths they name, so they never reach a layer. ``scripts`` are executable
-        files in /dev/pipes. ``insecure``: every capability in its own user namespace, and
-        nothing of /proc hidden.
+        files in /dev/pipes. ``capabilities`` is a bit mask, for root in the step's own user
+        namespace. ``filtered``: there is a seccomp filter, with ``any_socketcall`` the one for
+        images of the 32-bit ABI, with ``fake_owners`` one that makes chown a success without effect.
+        ``masked``: what is dangerous in /proc and /sys is hidden.
+        ``devices`` are names in /dev by the host's paths, ``rlimits`` soft and hard limits by
+        number (-1: none), ``limits`` those of the cgroup below ``cgroup_parent``.
         """
 
         lowers: list[bytes]
@@ -50,7 +56,17 @@ if TYPE_CHECKING:
         files: dict[bytes, bytes]
         scripts: dict[bytes, bytes]
         mounts: list[MountSpec]
-        insecure: bool
+        capabilities: int
+        filtered: bool
+        any_socketcall: bool
+        fake_owners: bool
+        masked: bool
+        no_new_privileges: bool
+        devices: dict[bytes, bytes]
+        shm_size: int
+        rlimits: dict[int, tuple[int, int]]
+        limits: Limits
+        cgroup_parent: bytes
 
 else:
     ContainerSpec = MountSpec = dict
@@ -60,11 +76,21 @@ else:
 ID_SHIFT = 1 << 31
 ID_COUNT = (1 << 31) - 1
 
+# linux/capability.h, by number.
+_NAMES = """
+    chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable
+    net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot
+    sys_ptrace sys_pacct sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease
+    audit_write audit_control setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read
+    perfmon bpf checkpoint_restore
+"""
+CAPABILITY_NAMES = tuple(_NAMES.split())
+ALL_CAPABILITIES = (1 << len(CAPABILITY_NAMES)) - 1
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw
 # sys_chroot mknod audit_write setfcap: what BuildKit and Docker grant, here inside a user
 # namespace and so worthless outside it.
 CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 
-ALL_CAPABILITIES = (1 << 41) - 1
+SHM_SIZE = 64 << 20
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -1,0 +1,196 @@
+"""The options of a container's sandbox, for a build's steps and ``pybuild run``, and the value they make."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import resource
+import stat
+
+from builder.errors import UsageError
+from builder.request import Limits, Sandbox
+from builder.runtime.spec import CAPABILITY_NAMES
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([bkmgt]?)i?b?", re.IGNORECASE)
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
+_CPUS = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+_PERIOD = 100_000  # microseconds: what --cpus is a share of
+_LEAST_MEMORY = 6 << 20  # as docker's: with less nothing starts
+_RESOURCES = {
+    name.removeprefix("RLIMIT_").lower(): number
+    for name, number in vars(resource).items()
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options, in a group of their own."""
+    group = parser.add_argument_group("sandbox", "what confines the containers")
+
+    def add(name: str, metavar: str, about: str, many: bool = False) -> None:
+        if many:
+            group.add_argument(
+                name, action="append", default=[], metavar=metavar, help=f"{about} (repeatable)"
+            )
+        else:
+            group.add_argument(name, default="", metavar=metavar, help=about)
+
+    add("--memory", "SIZE", "memory that each may use, such as 512m or 2g")
+    add("--cpus", "NUMBER", "processors that each may use, such as 1.5")
+    add("--cpuset-cpus", "LIST", "the processors that each may use, such as 0-3,6")
+    add("--pids-limit", "NUMBER", "processes and threads that each may have")
+    add("--cgroup-parent", "PATH", "the cgroup under which theirs are made")
+    add("--cap-add", "CAPABILITY", "a capability for root in them, or ALL", many=True)
+    add("--cap-drop", "CAPABILITY", "a capability to take from root in them, or ALL", many=True)
+    add(
+        "--security-opt",
+        "OPTION",
+        "no-new-privileges, seccomp=unconfined or systempaths=unconfined",
+        many=True,
+    )
+    add("--device", "HOST[:PATH]", "a device of this machine to show in them", many=True)
+    add("--add-host", "NAME:ADDRESS", "a line for their /etc/hosts", many=True)
+    add("--dns", "ADDRESS", "a name server for them, instead of this machine's", many=True)
+    add("--shm-size", "SIZE", "the size of /dev/shm (default: 64m)")
+    add("--ulimit", "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048", many=True)
+
+
+def sandbox(options: argparse.Namespace) -> Sandbox:
+    """The value of the options. Raises UsageError."""
+    switches = _switches(options.security_opt)
+    return Sandbox(
+        hosts=tuple(map(_host, options.add_host)),
+        dns=tuple(_address(text, "--dns") for text in options.dns),
+        shm_size=_size(options.shm_size, "--shm-size"),
+        ulimits=tuple(sorted(dict(map(_ulimit, options.ulimit)).items())),
+        cap_add=_capabilities(options.cap_add, "--cap-add"),
+        cap_drop=_capabilities(options.cap_drop, "--cap-drop"),
+        devices=tuple(map(_device, options.device)),
+        no_new_privileges="no-new-privileges" in switches,
+        any_syscall="seccomp" in switches,
+        system_paths="systempaths" in switches,
+        limits=_limits(options),
+    )
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    memory = _size(options.memory, "--memory")
+    if memory and memory < _LEAST_MEMORY:
+        raise UsageError(f"--memory {options.memory} is less than {_LEAST_MEMORY >> 20}m")
+    if options.cpuset_cpus and not _CPUS.fullmatch(options.cpuset_cpus):
+        raise UsageError(f"--cpuset-cpus {options.cpuset_cpus!r} is not a list of processors such as 0-3,6")
+    parent = options.cgroup_parent
+    if ".." in parent.split("/") or not parent.isprintable():
+        raise UsageError(f"--cgroup-parent {parent!r} is not a path below the root of the cgroups")
+    quota = _number(options.cpus, "--cpus") * _PERIOD
+    if options.cpus and quota < 1000:
+        raise UsageError(f"--cpus {options.cpus} is less than 0.01")
+    pids = _number(options.pids_limit, "--pids-limit")
+    if options.pids_limit and (pids != int(pids) or pids < 1):
+        raise UsageError(f"--pids-limit {options.pids_limit} is not a number of processes")
+    return Limits(memory, int(quota), options.cpuset_cpus, int(pids), parent)
+
+
+def _number(text: str, option: str) -> float:
+    if not text:
+        return 0.0
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise UsageError(f"{option} {text!r} is not a number")
+    return float(text)
+
+
+def _size(text: str, option: str) -> int:
+    """Bytes, from what docker takes: a number with b, k, m, g or t behind it."""
+    if not text:
+        return 0
+    match = _SIZE.fullmatch(text)
+    if match is None or len(match[1]) > 15:
+        raise UsageError(f"{option} {text!r} is not a size", "for example: 512m")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _host(text: str) -> tuple[str, str]:
+    """``NAME:ADDRESS``, or with ``=`` between them; an IPv6 address may be in brackets."""
+    name, mark, address = text.partition("=" if "=" in text else ":")
+    if not mark or not _HOST.fullmatch(name):
+        raise UsageError(f"--add-host {text!r} has no name and address", "for example: db:10.0.0.7")
+    return name, _address(address.removeprefix("[").removesuffix("]"), "--add-host")
+
+
+def _address(text: str, option: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not an IP address") from None
+
+
+def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    try:
+        limits = tuple(-1 if value in ("-1", "unlimited") else int(value) for value in (soft, hard or soft))
+    except ValueError:
+        limits = ()
+    if name not in _RESOURCES or len(limits) != 2 or any(value < -1 or value >= 1 << 63 for value in limits):
+        raise UsageError(
+            f"--ulimit {text!r} is not NAME=SOFT[:HARD]", f"the names are {', '.join(sorted(_RESOURCES))}"
+        )
+    if limits[1] != -1 and (limits[0] == -1 or limits[0] > limits[1]):
+        raise UsageError(f"--ulimit {text!r}: the soft limit is above the hard one")
+    return name, (limits[0], limits[1])
+
+
+def _capabilities(items: list[str], option: str) -> tuple[str, ...]:
+    out = set()
+    for item in items:
+        for word in item.lower().split(","):
+            name = word.removeprefix("cap_")
+            if name not in ("all", *CAPABILITY_NAMES):
+                raise UsageError(f"{option} {name!r} is not a capability", "for example: NET_ADMIN, or ALL")
+            out.add(name)
+    return tuple(sorted(out))
+
+
+def _switches(items: list[str]) -> set[str]:
+    """The options that are on; ``apparmor`` and ``label`` may be off, as they are."""
+    out: set[str] = set()
+    for item in items:
+        name, _, value = item.replace(":", "=", 1).partition("=")
+        match name, value:
+            case "no-new-privileges", "" | "true":
+                out.add(name)
+            case "no-new-privileges", "false":
+                pass
+            case "seccomp" | "systempaths", "unconfined":
+                out.add(name)
+            case ("apparmor", "unconfined") | ("label", "disable"):
+                pass
+            case _:
+                raise UsageError(
+                    f"--security-opt {item!r} is not supported",
+                    "no-new-privileges, seccomp=unconfined and systempaths=unconfined are",
+                )
+    return out
+
+
+def _device(text: str) -> tuple[str, str]:
+    """``HOST[:PATH]``; docker's third part, the permissions, may be there as far as it means all."""
+    host, _, rest = text.partition(":")
+    path, _, permissions = rest.partition(":")
+    if path in ("r", "w", "rw", "rm", "rwm", "wm", "m"):
+        path, permissions = "", path
+    path = path or host
+    if permissions not in ("", "rw", "rwm"):
+        raise UsageError(f"--device {text!r}: only rwm is supported")
+    if os.path.dirname(os.path.normpath(path)) != "/dev":
+        raise UsageError(f"--device {text!r}: it can be in /dev only", "for example: --device /dev/fuse")
+    try:
+        mode = os.stat(host).st_mode
+    except OSError as error:
+        raise UsageError(f"--device {host}: {error.strerror}") from None
+    if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
+        raise UsageError(f"--device {host} is not a device")
+    return os.path.realpath(host), os.path.normpath(path)
