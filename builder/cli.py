@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from builder.errors import BuildError, Cancelled, UsageError
+from builder.errors import BuildError, Cancelled
 from builder.options import Parser, build_parser, build_request, call_method
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
@@ -93,14 +93,14 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     method, as_json = call_method("check" if options.check else options.call)
     if method != "build":
         return _call(method, as_json, options)
-    _need_root("building")
+    _enter(options)
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session
 
     words = _words(options)
     network = options.network == "default" and b"run" in words
     copies = b"copy" in words or b"add" in words
-    with _open_store(options) as store, Session(store, network, copies) as session:
+    with _store_for_containers(options) as store, Session(store, network, copies) as session:
         request = build_request(options)
         from builder.build import build, warn_unused
         from builder.execute.workshop import Workshop
@@ -180,11 +180,36 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
         _say("\n".join(conclusion(result.image, tags, result.warnings)))
 
 
-def _need_root(what: str) -> None:
-    if os.geteuid() != 0:
-        raise UsageError(
-            f"{what} needs root in this version", "run it with sudo; rootless builds are being worked on"
-        )
+def _enter(options: argparse.Namespace) -> None:
+    """Be root: as we are, or in a user namespace of our own. The store stays who-ran-us's."""
+    from builder.runtime import rootless
+
+    if rootless.is_real_root():
+        return
+    os.environ["PYBUILD_ROOT"] = options.root or default_root()
+    try:
+        rootless.enter()
+    except rootless.RootlessError as error:
+        raise BuildError(error.message, error.hint) from None
+
+
+def _store_for_containers(options: argparse.Namespace) -> Store:
+    """The store, whose file system must be mountable with mapped ids; else root, too, is one of its own."""
+    from builder.runtime import rootless
+
+    store = _open_store(options)
+    if not rootless.entered():
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            memo = f"idmap:{file.read().strip()}:{os.stat(store.root).st_dev}"
+        known = store.index.memo(memo)
+        if known is None:
+            known = b"1" if rootless.can_map_mounts(store.root) else b"0"
+            store.index.set_memo(memo, known)
+        if known != b"1":
+            store.close()
+            rootless.enter()
+            store = _open_store(options)
+    return store
 
 
 # -- images --------------------------------------------------------------------------------
@@ -231,6 +256,7 @@ def _save(args: Sequence[str]) -> int:
     from builder.image.local import find, names_for
 
     options.progress, options.quiet = "auto", False
+    _enter(options)
     with _open_store(options) as store:
         image, config = find(store, options.name)
         names = names_for(store, options.name, image)
@@ -248,7 +274,7 @@ def _load(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     from builder.image.load import load
 
-    _need_root("unpacking layers")
+    _enter(options)
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "loading") as read:
         for name in load(store, read):
             _print(f"loaded {name}")
@@ -267,7 +293,7 @@ def _import(args: Sequence[str]) -> int:
     from builder.image.local import from_root, reference
     from cache.layers import add_tar
 
-    _need_root("unpacking a root file system")
+    _enter(options)
     name = str(reference(options.name))
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "importing") as read:
         image = from_root(store, add_tar(store, read), os.path.basename(options.file))
@@ -321,10 +347,13 @@ def _run(args: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
     options = parser.parse_args(args)
-    _need_root("running a container")
+    _enter(options)
     from builder.session import Session
 
-    with _open_store(options) as store, Session(store, options.network == "default") as session:
+    with (
+        _store_for_containers(options) as store,
+        Session(store, options.network == "default") as session,
+    ):
         from builder.container import run_image
 
         return run_image(

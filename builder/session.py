@@ -1,6 +1,7 @@
 """The helper processes of one command, forked early and ended for certain."""
 
 from builder.runtime.host import Launcher
+from builder.runtime.rootless import entered
 from cache.store import Store
 
 TYPE_CHECKING = False
@@ -21,10 +22,12 @@ class Session:
         if network:
             from builder.runtime.network import start
 
-            wiring = start()
+            wiring = start(store.empty if entered() else "")
         self._root = store.root
         self._network = network
-        self.launcher = Launcher(store.root, wiring)
+        self._shift = not entered()
+        self._scratch = store.empty if entered() else ""
+        self.launcher = Launcher(store.root, wiring, self._shift)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
@@ -37,7 +40,7 @@ class Session:
         from builder.runtime.network import start
 
         self.launcher.close()
-        self.launcher = Launcher(self._root, start())
+        self.launcher = Launcher(self._root, start(self._scratch), self._shift)
         self._network = True
         return self.launcher
 

@@ -7,9 +7,12 @@ at it. Refusing absolute links instead would break real images (`/var/run -> /ru
 
 import ctypes
 import errno
+import functools
 import os
 import stat
 import struct
+
+from cache.errors import CacheError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
@@ -64,6 +67,35 @@ def read_regular(path: str, limit: int) -> bytes:
         raise OSError(errno.EINVAL, "not a regular file", path)
     with open(fd, "rb") as file:
         return file.read(limit + 1)
+
+
+@functools.cache
+def keeps_owners() -> bool:
+    """Whether files can belong to others: not in a user namespace that maps a single id."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    return len(rows) != 1 or rows[0][2] != "1"
+
+
+def set_owner(path: "int | str | bytes", uid: int, gid: int, dir_fd: "int | None" = None) -> None:
+    """chown that never follows a link; nothing where owners cannot be kept.
+
+    Raises OSError, and CacheError for ids that this user namespace does not have.
+    """
+    if not keeps_owners():
+        return
+    try:
+        if isinstance(path, int):
+            os.fchown(path, uid, gid)
+        else:
+            os.chown(path, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise CacheError(
+            f"owner {uid}:{gid} is not among the ids that this user has",
+            "give the user more of them in /etc/subuid and /etc/subgid",
+        ) from None
 
 
 def write_all(fd: int, data: "bytes | memoryview") -> None:

@@ -18,7 +18,7 @@ import stat
 from cache.archive import Member, Read, TarReader
 from cache.digest import Digest
 from cache.errors import ArchiveError, SpaceError
-from cache.kernel import open_in_root, write_all
+from cache.kernel import open_in_root, set_owner, write_all
 from cache.pack import WHITEOUT_PREFIX
 from cache.trees import CAPABILITY, OPAQUE, is_image_xattr, remove_tree
 
@@ -190,18 +190,23 @@ class _Writer:
             os.symlink(member.link, name, dir_fd=parent)
         elif member.kind == "p":
             os.mkfifo(name, 0o600, dir_fd=parent)
-        else:
-            self._device(parent, name, member)
-        os.chown(name, *_ids(member), dir_fd=parent, follow_symlinks=False)
+        elif not self._device(parent, name, member):
+            return
+        set_owner(name, *_ids(member), dir_fd=parent)
         if member.kind != "l":
             os.chmod(name, member.mode, dir_fd=parent)
         os.utime(name, ns=(member.mtime * 10**9,) * 2, dir_fd=parent, follow_symlinks=False)
 
-    def _device(self, parent: int, name: bytes, member: Member) -> None:
+    def _device(self, parent: int, name: bytes, member: Member) -> bool:
+        """Make a device; only real root can, others go without: nothing can open it in a step anyway."""
         kind = stat.S_IFCHR if member.kind == "c" else stat.S_IFBLK
         if member.kind == "c" and member.rdev == 0:
             raise ArchiveError(f"{os.fsdecode(member.name)!r}: a device that overlayfs reads as a deletion")
-        os.mknod(name, kind | 0o600, member.rdev, dir_fd=parent)
+        try:
+            os.mknod(name, kind | 0o600, member.rdev, dir_fd=parent)
+        except PermissionError:
+            return False
+        return True
 
     def _hard_link(self, parent: int, name: bytes, member: Member) -> None:
         """Link to a member of this layer; its target resolves like any path, its end is not followed."""
@@ -227,7 +232,7 @@ class _Writer:
 
     def _own(self, fd: int, member: Member) -> None:
         """Owner, attributes, then mode: chown clears setuid bits and capabilities."""
-        os.fchown(fd, *_ids(member))
+        set_owner(fd, *_ids(member))
         for key, value in member.xattrs.items():
             if is_image_xattr(key):
                 try:

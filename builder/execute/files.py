@@ -24,7 +24,7 @@ from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
-from cache.kernel import write_all
+from cache.kernel import set_owner, write_all
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
@@ -429,14 +429,14 @@ class Writer:
     def _finish_file(self, fd: int, entry: Entry) -> None:
         """Owner, then attributes, then mode: a chown clears setuid bits and capabilities."""
         if entry.uid or entry.gid:
-            os.fchown(fd, entry.uid, entry.gid)
+            set_owner(fd, entry.uid, entry.gid)
         for name, value in entry.xattrs:
             os.setxattr(fd, name, value)
         os.fchmod(fd, entry.mode)
         os.utime(fd, ns=(entry.mtime, entry.mtime))
 
     def _set_metadata(self, entry: Entry) -> None:
-        os.chown(entry.path, entry.uid, entry.gid, dir_fd=self._root, follow_symlinks=False)
+        set_owner(entry.path, entry.uid, entry.gid, dir_fd=self._root)
         if entry.kind != SYMLINK:
             os.chmod(entry.path, entry.mode, dir_fd=self._root)
         os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)

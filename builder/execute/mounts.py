@@ -23,6 +23,7 @@ from builder.execute.ssh import agent_socket
 from builder.execute.workshop import Workshop
 from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
 from builder.runtime.spec import MountSpec
+from cache.kernel import set_owner
 from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
 from cache.store import Store
@@ -185,7 +186,7 @@ def _imitate(lower: Tree, path: str, made: str) -> None:
     if node is None:
         os.utime(made, ns=(MADE_TIME, MADE_TIME))
         return
-    os.chown(made, node.found.st_uid, node.found.st_gid)
+    set_owner(made, node.found.st_uid, node.found.st_gid)
     os.chmod(made, stat.S_IMODE(node.found.st_mode))
     os.utime(made, ns=(node.found.st_mtime_ns, node.found.st_mtime_ns))
 
@@ -255,6 +256,6 @@ def _ensure(store: Store, relative: str, mount: CacheMount, layers: tuple[str, .
         os.mkdir(made, 0o700)
         if layers:
             copy_tree(tree_of(store, layers), made)
-        os.chown(made, mount.uid, mount.gid)
+        set_owner(made, mount.uid, mount.gid)
         os.chmod(made, mount.mode)
         os.rename(made, final)

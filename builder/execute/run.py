@@ -13,8 +13,9 @@ from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
 from builder.request import Limits, Sandbox
-from builder.runtime import cgroups
+from builder.runtime import cgroups, nameservers
 from builder.runtime.host import Outcome
+from builder.runtime.rootless import entered
 from builder.runtime.spec import (
     ALL_CAPABILITIES,
     CAPABILITIES,
@@ -22,11 +23,11 @@ from builder.runtime.spec import (
     SHM_SIZE,
     ContainerSpec,
 )
+from builder.runtime.uplink import FORWARDER
 from cache.snapshots import Draft, commit
 
-_RESOLVED = "/run/systemd/resolve/resolv.conf"
 # Where a host has no name server that a container can reach, as Docker does.
-_PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
+_PUBLIC_SERVERS = ["8.8.8.8", "8.8.4.4"]
 
 
 def run_command(
@@ -146,14 +147,12 @@ def resolv_conf(host_network: bool, servers: tuple[str, ...] = ()) -> bytes:
     """The name servers for a step: *servers*, else the host's, less those on a loopback it cannot reach."""
     if servers:
         return "".join(f"nameserver {server}\n" for server in servers).encode()
-    text = _read("/etc/resolv.conf")
     if host_network:
-        return text.encode()
-    if _servers(text) == ["127.0.0.53"] and os.path.exists(_RESOLVED):
-        text = _read(_RESOLVED)
+        return _read("/etc/resolv.conf").encode()
+    text = nameservers.resolv_conf()
     lines = [line for line in text.splitlines() if not line.strip().startswith("nameserver")]
-    reachable = [s for s in _servers(text) if not s.startswith("127.") and s != "::1"]
-    lines += [f"nameserver {server}" for server in reachable or _PUBLIC_SERVERS]
+    fallback = [FORWARDER] if entered() else _PUBLIC_SERVERS
+    lines += [f"nameserver {server}" for server in nameservers.reachable(text) or fallback]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -163,11 +162,6 @@ def _read(path: str) -> str:
             return file.read(1 << 16)
     except OSError:
         return ""
-
-
-def _servers(text: str) -> list[str]:
-    rows = (line.split() for line in text.splitlines())
-    return [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
 
 
 def hosts(hostname: str, more: tuple[tuple[str, str], ...] = ()) -> bytes:

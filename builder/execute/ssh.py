@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from builder.errors import BuildError
 from builder.plan.ops import SshMount
 from builder.request import Ssh
+from cache.kernel import set_owner
 
 # Of draft-miller-ssh-agent: what is passed on, and the answer to everything else.
 _REQUEST_IDENTITIES, _SIGN_REQUEST = 11, 13
@@ -44,7 +45,7 @@ def agent_socket(given: Ssh, mount: SshMount, folder: str, name: str) -> Iterato
         finally:
             os.close(top)
         path = os.path.join(folder, name)
-        os.chown(path, mount.uid, mount.gid)
+        set_owner(path, mount.uid, mount.gid)
         os.chmod(path, mount.mode)
         listener.listen()
         thread = threading.Thread(target=_serve, args=(listener, agent), daemon=True)

@@ -70,7 +70,7 @@ class Usage:
     def __init__(self, peak: int, cpu_seconds: float, oom_kills: int) -> None:
         self.peak = peak  # bytes of memory; 0 where it is not known
         self.cpu_seconds = cpu_seconds  # -1.0 where it is not known
-        self.oom_kills = oom_kills  # processes killed because memory ran out; 0 where it is not known
+        self.oom_kills = oom_kills  # of processes, v2 may count one twice; 0 where it is not known
 
 
 # -- groups --------------------------------------------------------------------------------
@@ -180,15 +180,14 @@ def _is_removed(path: bytes) -> bool:
 
 
 class _Hierarchy:
-    """One mounted hierarchy and our own group in it, None where the mount does not show it."""
+    """One mounted hierarchy and our own group in it, empty where the mount does not show it."""
 
-    def __init__(self, top: bytes, own: bytes | None, is_whole: bool, controllers: list[str]) -> None:
+    def __init__(self, top: bytes, own: bytes, controllers: list[str]) -> None:
         self.top = top
         self.controllers = controllers  # of v1; those of v2 differ from group to group
         self.unified = not controllers
         self.files = _FILES_V2 if self.unified else _FILES_V1
         self._own = own
-        self._is_whole = is_whole  # the mount shows nothing above our cgroup namespace
         self._places: dict[bool, bytes] = {}
 
     def __str__(self) -> str:
@@ -198,9 +197,7 @@ class _Hierarchy:
         """Where groups are to be made, *limited* or not; empty if nowhere."""
         if parent:
             return os.path.normpath(self.top + b"/" + parent)
-        if self._own is None:
-            return self.top if self._is_whole else b""
-        if limited and self.unified and self._own != self.top:
+        if limited and self.unified and self._own not in (b"", self.top):
             return os.path.dirname(self._own)
         return self._own
 
@@ -406,13 +403,13 @@ def find(parent: bytes = b"", root: bytes = b"/sys/fs/cgroup", proc: bytes = b"/
         controllers = [name.decode() for name in names.split(b",") if name and not name.startswith(b"name=")]
         if names and not (controllers if parent else set(controllers) & set(_CONTROLLERS)):
             continue  # nothing is ever made there
+        wanted = set(names.split(b","))
         seen = [
-            (_locate(top, shown, own), top, b".." not in shown.split(b"/"))
-            for top, (shown, options) in mounts.items()
-            if set(names.split(b",")) <= options
+            (_locate(top, shown, own), top) for top, (shown, options) in mounts.items() if wanted <= options
         ]
-        seen.sort(key=lambda mount: mount[0] is None)
-        mounted += [_Hierarchy(top, place, is_whole, controllers) for place, top, is_whole in seen[:1]]
+        if seen:
+            place, top = max(seen)  # a mount that shows our own group, if one does
+            mounted.append(_Hierarchy(top, place, controllers))
     return Hierarchies(parent, root, proc, mounted)
 
 
@@ -436,13 +433,13 @@ def _unescape(path: bytes) -> bytes:
     return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
-def _locate(top: bytes, shown: bytes, own: bytes) -> bytes | None:
-    """The directory of the group *own* in a mount of the group *shown*, None if it is outside."""
-    shown = shown.rstrip(b"/")
+def _locate(top: bytes, shown: bytes, own: bytes) -> bytes:
+    """The directory of the group *own* in a mount of the group *shown*; empty if it is not in it."""
+    shown, own = shown.rstrip(b"/"), own.rstrip(b"/")
     if own != shown and not own.startswith(shown + b"/"):
-        return None
-    below = own[len(shown) :].rstrip(b"/")
-    return None if b".." in below.split(b"/") else top + below
+        return b""
+    below = own[len(shown) :]
+    return b"" if b".." in below.split(b"/") else top + below
 
 
 # -- limits --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import struct
 from builder.runtime import syscalls as sc
 from builder.runtime.seccomp import program
 from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, MountSpec
-from cache.kernel import open_in_root
+from cache.kernel import keeps_owners, open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
 # a user namespace can be set up, and the host's is not needed again.
@@ -205,13 +205,19 @@ def _open_volume(mount: MountSpec) -> int:
         sc.move_mount(top, sc.AT_FDCWD, _STAGING)
         fd = os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=top)
         os.write(fd, mount["content"])
-        os.fchown(fd, mount["uid"], mount["gid"])
+        _give(fd, mount["uid"], mount["gid"])
         os.fchmod(fd, mount["mode"])
         os.close(fd)
         tree = _clone(top, b"file", True)
     os.close(top)
     sc.umount2(_STAGING, sc.MNT_DETACH)
     return tree
+
+
+def _give(path: int | bytes, uid: int, gid: int) -> None:
+    """chown, which means nothing where there is one id only."""
+    if keeps_owners():
+        os.chown(path, uid, gid)
 
 
 def _clone(top: int, source: bytes, read_only: bool) -> int:
@@ -378,7 +384,8 @@ def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes],
         _write_script(dev, name, script)
     plain: dict[bytes, bytes | None] = {}
     pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}
-    pts[b"gid"] = b"5"
+    if keeps_owners():
+        pts[b"gid"] = b"5"
     shm: dict[bytes, bytes | None] = {b"mode": b"1777", b"size": b"%d" % shm_size}
     for name, kind, attributes, mount_options in (
         (b"pts", b"devpts", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, pts),
@@ -549,7 +556,7 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
                 os.mkdir(built, 0o755)
             except FileExistsError:
                 continue
-            os.chown(built, uid, gid)
+            _give(built, uid, gid)
         os.chdir(path)
     except OSError as error:
         raise StepError(f"WORKDIR {os.fsdecode(path)}: {error.strerror}") from None

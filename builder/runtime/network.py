@@ -24,6 +24,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from builder.runtime import syscalls as sc
+from builder.runtime.uplink import leave_host_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,8 @@ _DROP, _ACCEPT = 0, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE, _DESTINATION = 12, 16  # offsets in an IPv4 header
 _META_IIFNAME, _META_OIFNAME = 6, 7
-_CT_STATE, _CT_ESTABLISHED, _CT_RELATED = 0, 2, 4
+_CT_STATE, _CT_INVALID, _CT_ESTABLISHED, _CT_RELATED = 0, 1, 2, 4
+_EQUAL, _NOT_EQUAL = 0, 1
 _SRCNAT = 100  # priority of source NAT in postrouting
 
 
@@ -47,8 +49,11 @@ class NetworkError(Exception):
     """The network could not be made; the message says which part and why."""
 
 
-def start() -> socket.socket:
+def start(scratch: str = "") -> socket.socket:
     """Fork the wiring process; returns the socket on which it takes net namespaces.
+
+    With *scratch*, an empty folder to mount things on, it wires them to a net namespace of its own
+    instead of the host's, as one must without root.
 
     A message ``W`` with the descriptor of a net namespace is answered in order, ``A`` and
     the address it now has, or ``E`` and why not. Nothing on the host changes before the
@@ -63,7 +68,7 @@ def start() -> socket.socket:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             _detach_output()
-            _serve(socket.socket(fileno=fd))
+            _serve(socket.socket(fileno=fd), scratch)
         finally:
             os._exit(1)
     theirs.close()
@@ -78,9 +83,10 @@ def _detach_output() -> None:
     os.close(null)
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(requests: socket.socket, scratch: str) -> None:
     """Answer wiring requests until the builder hangs up. Ends the process."""
     bridge: _Bridge | None = None
+    carrier = 0
     _import_pyroute2()  # while the builder is still planning
     with contextlib.suppress(OSError):  # the build was ended while an answer was on its way
         while True:
@@ -89,14 +95,18 @@ def _serve(requests: socket.socket) -> None:
                 break
             try:
                 if bridge is None:
-                    bridge = _Bridge()
+                    if scratch and not carrier:
+                        carrier = leave_host_network(scratch)
+                    bridge = _Bridge(scratch or _LOCKS, bool(scratch))
                 answer = b"A" + bridge.connect(fds[0]).encode()
             except Exception as error:  # whatever pyroute2 raises must reach the user as words
                 answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
             for fd in fds:
                 os.close(fd)
             requests.send(answer)
-    if bridge is not None:
+    if carrier:  # all of it goes with us
+        os.kill(carrier, signal.SIGKILL)
+    elif bridge is not None:
         bridge.remove()
     os._exit(0)
 
@@ -123,13 +133,16 @@ def _import_pyroute2() -> None:
 class _Bridge:
     """One numbered bridge with its subnet and NAT table."""
 
-    def __init__(self) -> None:
+    def __init__(self, locks: str, alone: bool) -> None:
+        """*alone*: the net namespace is ours, no other build and nothing of the host is in it."""
         from pyroute2.iproute import IPRoute
 
+        self._locks = locks
+        self._alone = alone
         self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._route: Any = IPRoute()
         self._next = 0
-        with _alone():
+        with _alone(self._locks):
             self._sweep()
             self._slot, self._lock = self._take_slot()
             self.name = f"pybuild{self._slot}"
@@ -154,7 +167,7 @@ class _Bridge:
             base = _POOL + slot * _ADDRESSES
             if any(low < base + _ADDRESSES and base <= high for low, high in used):
                 continue
-            lock = _lock_slot(slot)
+            lock = _lock_slot(self._locks, slot)
             if lock is not None:
                 return slot, lock
         raise NetworkError(f"all {_SLOTS} build networks of this host are taken")
@@ -177,7 +190,7 @@ class _Bridge:
         """Remove bridges whose builds were killed: those whose lock can be had."""
         for name in self._bridges():
             slot = _slot_of(name)
-            lock = _lock_slot(slot) if slot is not None else None
+            lock = _lock_slot(self._locks, slot) if slot is not None else None
             if lock is not None:
                 self._clear(name)
                 os.close(lock)
@@ -221,6 +234,9 @@ class _Bridge:
         )
         rule("forward", _leaves_to(self.name), _is_new(), verdict(_DROP))
         chain("input", "filter", 0)
+        if self._alone:
+            # pasta sends segments without ACK, which NAT does not take back: we would reset the connection.
+            rule("input", _is_invalid(), verdict(_DROP))
         port = (53).to_bytes(2, "big")
         rule("input", _arrives_from(self.name), _bytes_are(_TRANSPORT_HEADER, 2, port), verdict(_ACCEPT))
         rule("input", _arrives_from(self.name), verdict(_DROP))
@@ -252,7 +268,7 @@ class _Bridge:
         return address
 
     def remove(self) -> None:
-        with contextlib.suppress(Exception), _alone():  # else the next build clears it
+        with contextlib.suppress(Exception), _alone(self._locks):  # else the next build clears it
             self._clear(self.name)
         self._route.close()
         os.close(self._lock)
@@ -287,18 +303,27 @@ def _meta(key: int, interface: str) -> list[Any]:
 
 def _is_new() -> list[Any]:
     """The packet belongs to no connection that was begun by a step."""
+    return _state(_CT_ESTABLISHED | _CT_RELATED, _EQUAL)
+
+
+def _is_invalid() -> list[Any]:
+    """The packet fits no connection."""
+    return _state(_CT_INVALID, _NOT_EQUAL)
+
+
+def _state(bits: int, how: int) -> list[Any]:
+    """Which of some states of its connection the packet has, compared with none."""
     from pyroute2.nftables.expressions import genex
 
-    known = (_CT_ESTABLISHED | _CT_RELATED).to_bytes(4, sys.byteorder)
-    nothing = bytes(4)
-    bitwise = {"sreg": 1, "dreg": 1, "len": 4, "mask": _data(known), "xor": _data(nothing)}
-    return [genex("ct", {"key": _CT_STATE, "dreg": 1}), genex("bitwise", bitwise), _compare(nothing)]
+    mask, nothing = bits.to_bytes(4, sys.byteorder), bytes(4)
+    bitwise = {"sreg": 1, "dreg": 1, "len": 4, "mask": _data(mask), "xor": _data(nothing)}
+    return [genex("ct", {"key": _CT_STATE, "dreg": 1}), genex("bitwise", bitwise), _compare(nothing, how)]
 
 
-def _compare(value: bytes) -> Any:
+def _compare(value: bytes, how: int = _EQUAL) -> Any:
     from pyroute2.nftables.expressions import genex
 
-    return genex("cmp", {"sreg": 1, "op": 0, "data": _data(value)})
+    return genex("cmp", {"sreg": 1, "op": how, "data": _data(value)})
 
 
 def _data(value: bytes) -> Any:
@@ -322,9 +347,9 @@ def _dump(request: Callable[[], Iterable[Any]]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone(locks: str) -> Iterator[None]:
     """Hold the lock under which networks are made and removed."""
-    fd = _open_lock("networks")
+    fd = _open_lock(locks, "networks")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -332,14 +357,14 @@ def _alone() -> Iterator[None]:
         os.close(fd)
 
 
-def _open_lock(name: str) -> int:
-    os.makedirs(_LOCKS, mode=0o700, exist_ok=True)
-    return os.open(f"{_LOCKS}/{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _open_lock(locks: str, name: str) -> int:
+    os.makedirs(locks, mode=0o700, exist_ok=True)
+    return os.open(f"{locks}/{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
-def _lock_slot(slot: int) -> int | None:
+def _lock_slot(locks: str, slot: int) -> int | None:
     """The exclusive lock of a slot as a descriptor, or None when another process has it."""
-    fd = _open_lock(f"net{slot}")
+    fd = _open_lock(locks, f"net{slot}")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

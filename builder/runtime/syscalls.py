@@ -20,6 +20,7 @@ _libc.mount.argtypes = [
 ]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.unshare.argtypes = [ctypes.c_int]
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.capset.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
 _libc.syscall.restype = ctypes.c_long
@@ -153,6 +154,10 @@ def set_seccomp_filter(program: bytes) -> None:
     number = _SECCOMP[os.uname().machine]
     if _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_SPEC_ALLOW, filter_) < 0:
         _check(_libc.syscall(number, _SECCOMP_SET_MODE_FILTER, 0, filter_), "seccomp")
+
+
+def unshare(flags: int) -> None:
+    _check(_libc.unshare(flags), "unshare")
 
 
 def prctl(option: int, argument: int) -> None:

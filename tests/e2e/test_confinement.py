@@ -1,0 +1,789 @@
+"""What a step can do to what is outside of it: the probes of security.md 5.3, its RT rows by name, S23 to S25.
+
+The probe (tests/support/probe.c) tries some 370 things inside a step; tests/support/confinement.py
+says which of them work. Every mode has the same table: root, an ordinary user with subordinate
+ids, and one without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from confinement import (
+    SINGLE_ID,
+    TABLE,
+    UNPRIVILEGED,
+    X86,
+    Report,
+    compile_c,
+    compile_probe,
+    differences,
+    is_hostile,
+    mounts,
+    probe_context,
+    put_probe,
+    read_report,
+    summary,
+)
+from harness import PYBUILD, Pybuild, Tree
+from oci import Image
+from rootless import Installation, Rootless, User, command, installed, nothing_runs
+
+import builder
+
+pytestmark = pytest.mark.e2e
+
+NONE = "--network=none"
+CANARY = "pybuild-canary-" + hashlib.sha256(str(os.getpid()).encode()).hexdigest()[:16]
+MODES = ("root", "rootless-ranges", "rootless-single")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run pybuild, on a store with busybox in it."""
+
+    name: str
+    pybuild: Pybuild
+    user: User | None = None
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    with installed() as made:
+        yield made
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mode]:
+    """Each mode in turn; of a user nothing may be left running."""
+    name: str = request.param
+    if name == "root":
+        yield Mode(name, Pybuild(request.getfixturevalue("shared_store"), tmp_path))
+        return
+    place: Installation = request.getfixturevalue("installation")
+    user = place.ranges if name.endswith("ranges") else place.single
+    pybuild = place.pybuild(user, "work")
+    if not pybuild.store.exists():
+        (pybuild.work / "busybox.tar").write_bytes(request.getfixturevalue("busybox").read_bytes())
+        pybuild("load", pybuild.work / "busybox.tar").ok()
+    yield Mode(name, pybuild, user)
+    left = nothing_runs(user)
+    assert not left, f"{user.name} still runs {left}"
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_probe(tmp_path_factory.mktemp("probe"))
+
+
+class Reporter(Protocol):
+    def __call__(self, mode: Mode, network: str = "none", user: str = "") -> Report: ...
+
+
+@pytest.fixture(scope="session")
+def report(probe: Path) -> Reporter:
+    """What the probe reports from a default step; asked once of each kind of step."""
+    known: dict[tuple[str, str, str], Report] = {}
+
+    def ask(mode: Mode, network: str = "none", user: str = "") -> Report:
+        what = (mode.name, network, user)
+        if what not in known:
+            lines = [f"USER {user}"] if user else []
+            context = probe_context(mode.pybuild, probe, lines)
+            image = mode.pybuild.export(context, f"--network={network}", "--no-cache")
+            known[what] = read_report(image.read("p/report"))
+        return known[what]
+
+    return ask
+
+
+def overrides(mode: Mode) -> dict[str, set[int]]:
+    """What the table says otherwise in this mode."""
+    out: dict[str, set[int]] = {}
+    if mode.name == "rootless-single":
+        out |= SINGLE_ID
+    if mode.name == "root" and _own_capabilities() >> 24 & 1:
+        # What root with CAP_SYS_RESOURCE has set is the least there can be; what anybody else has set, is not.
+        out["oom_less"] = {errno.EACCES}
+    return out
+
+
+def _own_capabilities() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("CapEff:")[1].split()[0], 16)
+
+
+def look(mode: Mode, script: str, *options: str, lines: str = "", files: Tree | None = None) -> str:
+    """What *script* prints in a step of busybox, after *lines*."""
+    text = f"FROM busybox\n{lines}\nCOPY look /look\nRUN sh /look > /out 2>&1\n"
+    image = mode.pybuild.build(text, {"look": script, **(files or {})}, NONE, "--no-cache", *options)
+    return image.read("out").decode("utf-8", "replace")
+
+
+def printed(progress: str) -> list[str]:
+    """The lines that steps printed, as plain progress has them."""
+    return re.findall(r"^#\d+ \d+\.\d+ (.*)$", progress, re.MULTILINE)
+
+
+def host_values() -> dict[str, str]:
+    """What an escape would change: settings of this machine, and some of its files."""
+    paths = [
+        *(f"/proc/sys/kernel/{name}" for name in ("core_pattern", "modprobe", "hotplug", "panic", "hostname")),
+        *(f"/proc/sys/{name}" for name in ("vm/overcommit_memory", "fs/file-max", "net/core/somaxconn")),
+        "/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/sys/fs/cgroup/memory/release_agent", "/etc/passwd", "/etc/hosts", "/etc/resolv.conf",
+    ]  # fmt: skip
+    return {path: Path(path).read_text() for path in paths if os.path.exists(path)}
+
+
+def with_probe(mode: Mode, probe: Path, text: str, files: Tree | None = None) -> Path:
+    """A context of *text* that has the probe."""
+    context = mode.pybuild.context(text, files)
+    put_probe(context, probe)
+    return context
+
+
+# -- the table -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["none", "default"])
+def test_probes(mode: Mode, network: str, report: Reporter) -> None:
+    """S3: each probe gets the answer that the table has for it."""
+    answers = report(mode, network).answers
+    assert sum(map(is_hostile, answers)) >= 120
+    assert differences(answers, overrides(mode)) == {}
+
+
+@pytest.mark.parametrize("mode", ["root"], indirect=True)
+def test_probes_of_a_user(mode: Mode, report: Reporter) -> None:
+    """USER: the same, and no privileges."""
+    answers = report(mode, user="1000:1000").answers
+    assert differences(answers, overrides(mode) | UNPRIVILEGED) == {}
+
+
+@pytest.mark.parametrize("network", ["none", "default"])
+def test_report(mode: Mode, network: str, report: Reporter) -> None:
+    """S4: who a step is, what it sees, what it has been given."""
+    seen = report(mode, network)
+    assert seen.summary() == summary()
+
+
+@pytest.mark.parametrize("network", ["none", "default"])
+def test_mount_table(mode: Mode, network: str, report: Reporter) -> None:
+    """Nothing but what is meant to be there, and no path of this machine."""
+    seen = report(mode, network)
+    assert seen.mounts() == mounts()
+    text = json.dumps(seen.data["mounts"])
+    places = {mode.pybuild.store, mode.pybuild.work, Path.cwd(), Path.home(), Path(builder.__file__).parent}
+    assert not [str(place) for place in places if str(place) in text]
+
+
+def test_namespaces_of_its_own(mode: Mode, report: Reporter) -> None:
+    """All but the one of time, which has nothing in it that is not everybody's."""
+    seen = report(mode).data["namespaces"]
+    outside = {name: os.readlink(f"/proc/self/ns/{name}") for name in seen}
+    shared = {name for name in seen if seen[name] == outside[name]}
+    assert shared == {"time", "time_for_children"}
+
+
+def test_limits_of_a_step(mode: Mode, report: Reporter) -> None:
+    """No limit is above that of who builds; a step goes before its builder when memory runs out."""
+    import resource
+
+    seen = report(mode).data
+    for name, (_soft, hard) in seen["rlimits"].items():
+        if number := getattr(resource, f"RLIMIT_{name}", None):
+            own = resource.getrlimit(number)[1]
+            assert own == resource.RLIM_INFINITY or 0 <= hard <= own, name
+    own_score = int(Path("/proc/self/oom_score_adj").read_text())
+    assert own_score >= 0, "else oom_minus of the table means nothing"
+    assert seen["oom_score_adj"] >= own_score + 500
+
+
+def test_ids_of_a_step(mode: Mode, report: Reporter) -> None:
+    """Root's steps have ids that nobody has; a user's have hers, and never another's."""
+    seen = report(mode).data
+    for kind in ("uid_map", "gid_map"):
+        rows = [tuple(map(int, row.split())) for row in seen[kind]]
+        if mode.name == "root":
+            ((_, outside, count),) = rows
+            assert outside >= 1 << 16 and outside + count < 1 << 32
+        else:
+            assert sum(count for _, _, count in rows) == (65537 if mode.name.endswith("ranges") else 1)
+
+
+def test_standard_streams_by_name(mode: Mode) -> None:
+    """A step may open /dev/stdout and /dev/stderr, as those of docker do, also as a user."""
+    script = "echo one > /dev/stdout && echo two > /dev/stderr && echo three | tee /dev/stderr > /dev/null"
+    other = "" if mode.name == "rootless-single" else f"USER 1\nRUN {script}\n"
+    context = mode.pybuild.context(f"FROM busybox\nRUN {script}\n{other}")
+    said = mode.pybuild(NONE, "--no-cache", context).ok().err
+    times = 2 if other else 1
+    assert [said.count(f" {word}\n") for word in ("one", "two", "three")] == [times] * 3
+
+
+# -- positive controls ---------------------------------------------------------------------
+
+# What real root can do in namespaces that are not user namespaces; the filter's answer is never among these.
+ROOT_ONLY: dict[str, set[int]] = {
+    **dict.fromkeys(
+        "mount_devtmpfs mount_debugfs mount_securityfs mount_bpf mount_shared map_files process_madvise nice_up "
+        "sched_fifo sched_deadline io_realtime bpf_map bpf_program accounting set_time adjust_time adjust_clock "
+        "kernel_log hang_up open_by_handle set_trusted".split(),
+        {0},
+    ),
+    **dict.fromkeys(["node null", "node kmsg", "read /proc/kmsg", "open /dev/kmsg"], {0}),
+    "swap_on": {errno.ENOENT},
+    "swap_off": {errno.ENOENT},
+    "quota": {errno.ENOTBLK},
+    "bpf_next_id": {0, errno.ENOENT},
+}
+# What is not to be found from a root that was entered by chroot alone.
+FOUND_BY_CHROOT = ("chroot_escape", "proc_root_up", "proc_cwd_up")
+
+
+def unsandboxed(probe: Path, root: Path, *arguments: str, user: bool, pivot: bool = True) -> Report:
+    """The probe in a root and namespaces of its own, without any of the step's confinement."""
+    put_probe(root, probe)
+    for name in ("etc", "proc", "sys", "dev", "old"):
+        (root / name).mkdir()
+    for name in ("hosts", "resolv.conf"):
+        (root / "etc" / name).write_text("x\n")
+    (root / "busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "busybox").chmod(0o755)
+    enter = "cd $1 && pivot_root . old && /busybox umount -l /old && shift && exec /probe" if pivot else "exec chroot"
+    script = (
+        "mount --bind $1 $1 && mount -t proc proc $1/proc && mount -t sysfs sys $1/sys && mount --rbind /dev $1/dev && "
+        + enter + (' "$@"' if pivot else ' "$1" /probe "$2" "$3" "$4" "$5"')
+    )  # fmt: skip
+    spaces = ["--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--cgroup", "--kill-child"]
+    done = subprocess.run(
+        ["setsid", "--wait", "unshare", *(["--user", "--map-root-user"] if user else []), *spaces,
+         "sh", "-c", script, "sh", root, *arguments],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return read_report(done.stdout)
+
+
+def test_control_in_a_user_namespace(probe: Path, tmp_path: Path) -> None:
+    """Most of what a step is refused works without its confinement, with root of a user namespace alone."""
+    answers = unsandboxed(probe, tmp_path / "root", "report", user=True).answers
+    works = {name for name, answer in answers.items() if is_hostile(name) and answer == 0}
+    must = (
+        "mount_tmpfs mount_proc mount_sysfs mount_bind mount_cgroup fs_open open_tree_clone move_mount mount_setattr "
+        "pivot_root unshare_user unshare_mnt unshare_net clone_user clone_pid clone3_user setns_mnt setns_net "
+        "pidfd_getfd kcmp cap_sys_admin personality_no_randomize keyctl_join add_key perf_event user_fault "
+        "uring_setup set_hostname socket_vsock socket_vsock_upper link_down limit_core unlink_hosts "
+        "truncate_hosts"
+    ).split()
+    if X86:
+        must += "old_unshare old_mount old_keyctl old_socketcall_vsock old_socket_vsock old_uring".split()
+    assert not set(must) - works
+    assert len(works) >= 100
+
+
+def test_control_as_root(probe: Path, tmp_path: Path) -> None:
+    """What needs the machine's own root works for it: devices, programs in the kernel, the clock's right."""
+    answers = unsandboxed(probe, tmp_path / "root", "try", *ROOT_ONLY, user=False).answers
+    wrong = {name: answer for name, answer in answers.items() if answer not in ROOT_ONLY[name]}
+    assert wrong == {} and set(answers) == set(ROOT_ONLY)
+    assert all(is_hostile(name) for name in answers)
+
+
+def test_control_of_searches(probe: Path, tmp_path: Path) -> None:
+    """The searches find what is there to be found: a chroot is left, a neighbour is seen."""
+    found = unsandboxed(probe, tmp_path / "root", "try", *FOUND_BY_CHROOT, user=True, pivot=False).answers
+    assert found == dict.fromkeys(FOUND_BY_CHROOT, 0)
+    neighbours = ("kill_all", "kill_others", "foreign_processes")
+    put_probe(tmp_path / "two", probe)
+    script = f"cd {tmp_path}/two && chroot . /probe try {' '.join(neighbours)}"
+    outside = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c",
+         f"mkdir -p {tmp_path}/two/proc && mount -t proc proc {tmp_path}/two/proc; sleep 100 & {script}; exit"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert read_report(outside.stdout).answers == dict.fromkeys(neighbours, 0)
+
+
+def test_table_and_probe_agree(probe: Path, tmp_path: Path) -> None:
+    """The probe knows every name of the table: none is left unasked by a slip of the pen."""
+    answers = unsandboxed(probe, tmp_path / "root", "report", user=True).answers
+    assert not set(TABLE) - set(answers)
+
+
+# -- RT: starting a step -------------------------------------------------------------------
+
+CLIMB = "cd -P . && pwd -P && for n in 1 2 3 4 5 6 7 8 9; do cd ..; done; test -e /mark && test -e mark && echo inside"
+
+
+def test_RT_01_working_directory(mode: Mode) -> None:
+    """CVE-2024-21626: no WORKDIR leads out by a descriptor that was left open, nor does a link to one."""
+    numbers = [*range(3, 13), 20, 40] if mode.name == "root" else range(3, 8)
+    places = [f"/proc/self/fd/{number}" for number in numbers]
+    places += ["/proc/thread-self/fd/4", "/proc/1/fd/5", "/link", "/proc/self/cwd", "/proc/1/root/.."]
+    for place in places:
+        lines = f"COPY mark /mark\nRUN ln -s /proc/self/fd/4 /link\nWORKDIR {place}\nRUN {CLIMB}\n"
+        done = mode.pybuild(NONE, "--no-cache", mode.pybuild.context("FROM busybox\n" + lines, {"mark": ""}))
+        if done.code:
+            assert done.failed().err.count("error: ") == 1, place
+        else:
+            said = printed(done.err)
+            assert said[0].startswith("/") and said[1:] == ["inside"], f"{place}: {done.err}"
+    twin = f"COPY mark /mark\nRUN mkdir -p /real/in && ln -s real /link\nWORKDIR /link/in\nRUN {CLIMB}\n"
+    done = mode.pybuild(NONE, "--no-cache", mode.pybuild.context("FROM busybox\n" + twin, {"mark": ""})).ok()
+    assert printed(done.err) == ["/real/in", "inside"]
+
+
+@pytest.fixture(scope="session")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A program that an image can have in the place of the C library's loader (loader.c)."""
+    options = ["-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fPIE", "-static-pie"]
+    return compile_c("loader.c", tmp_path_factory.mktemp("loader") / "loader", *options).read_bytes()
+
+
+def _interpreter_of(program: str) -> str:
+    """What an ELF program names as its loader."""
+    said = subprocess.check_output(["readelf", "--program-headers", program], text=True)
+    return said.split("Requesting program interpreter: ")[1].split("]")[0]
+
+
+def _digest(*places: Path) -> str:
+    """Content, mode and owner of every file below *places*."""
+    out = hashlib.sha256()
+    for place in places:
+        for path in sorted([place, *place.rglob("*")]):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found = path.stat()
+                out.update(repr((str(path), found.st_mode, found.st_uid, found.st_gid)).encode())
+                out.update(path.read_bytes())
+    return out.hexdigest()
+
+
+@pytest.mark.parametrize("owned", [False, True], ids=["system", "owned"])
+def test_RT_02_interpreter_of_the_builder(mode: Mode, owned: bool, loader: bytes) -> None:
+    """CVE-2019-5736: a step that becomes the builder's own interpreter cannot change it.
+
+    Nor that of a user who has an interpreter of her own, as those of pyenv and uv are.
+    """
+    pybuild = mode.pybuild
+    interpreter = Path(os.path.realpath(sys.executable if mode.name == "root" else "/usr/bin/python3"))
+    if owned:
+        copy = pybuild.work / "python3"
+        copy.write_bytes(Path("/usr/bin/python3").read_bytes())
+        copy.chmod(0o755)
+        interpreter = copy
+        if mode.user is not None:
+            os.chown(copy, mode.user.uid, mode.user.gid)
+            pybuild = dataclasses.replace(pybuild, python=str(copy))  # type: ignore[call-arg]
+    files: Tree = {"lib": {"loader": loader}, "run": "#!/proc/self/exe\n"}
+    place = _interpreter_of(str(interpreter))
+    before = _digest(interpreter, Path(builder.__file__).parent)
+    answers = []
+    for line in ('RUN ["/proc/self/exe"]', 'RUN ["/run"]', 'RUN ["/proc/1/exe"]', "USER 1\nRUN [\"/proc/self/exe\"]"):
+        if line.startswith("USER") and mode.name == "rootless-single":
+            continue
+        text = f"FROM busybox\nCOPY --chmod=755 lib/loader {place}\nCOPY --chmod=755 run /run\n{line}\n"
+        context = pybuild.context(text, files)
+        env = {"PYTHONHOME": "/usr"} if owned and mode.user else None
+        done = pybuild(NONE, "--no-cache", context, env=env)
+        assert done.code in (0, 1), done.err
+        answers += re.findall(r"loaded: \S* (.*)", done.err)
+    # The numbers are errnos: of opening for writing, chmod, fchmod and chown.
+    assert not [answer for answer in answers if "0" in answer.split()]
+    assert before == _digest(interpreter, Path(builder.__file__).parent)
+
+
+def test_RT_02_control(loader: bytes, tmp_path: Path) -> None:
+    """The loader does find a program that it may change."""
+    (tmp_path / "loader").write_bytes(loader)
+    (tmp_path / "loader").chmod(0o755)
+    said = subprocess.check_output([tmp_path / "loader"], text=True)
+    assert said in {f"loaded: {tmp_path}/loader {busy} 0 0 0\n" for busy in (0, errno.ETXTBSY)}
+
+
+def test_RT_03_masks_are_ours(mode: Mode, probe: Path) -> None:
+    """CVE-2025-31133: what an image has for /dev/null masks nothing and receives nothing."""
+    targets = {"null": "core_pattern", "zero": "modprobe", "tty": "hotplug", "full": "panic"}
+    links: Tree = {name: f"-> /proc/sys/kernel/{target}" for name, target in targets.items()}
+    before = host_values()
+    text = (
+        "FROM scratch\nCOPY dev /dev\nCOPY probe this-is-for-probes /\nCOPY p /p\n"
+        'RUN ["/probe", "report", "/p/report"]\n'
+    )
+    context = with_probe(mode, probe, text, {"dev": links})
+    seen = read_report(mode.pybuild.export(context, NONE, "--no-cache").read("p/report"))
+    assert seen.mounts() == mounts() and differences(seen.answers, overrides(mode)) == {}
+    assert host_values() == before
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/self", "/proc/sys/kernel", "/proc/../proc/1"])
+def test_RT_05_mounts_over_proc(mode: Mode, target: str) -> None:
+    """CVE-2025-52881: nothing is mounted over what the step's own files of the kernel are."""
+    for kind in ("cache", "tmpfs", "bind"):
+        line = f"RUN --mount=type={kind},target={target} true"
+        mode.pybuild.refuse(f"FROM busybox\n{line}\n", None, NONE)
+    twin = "RUN --mount=type=tmpfs,target=/process touch /process/x"
+    mode.pybuild(NONE, mode.pybuild.context(f"FROM busybox\n{twin}\n")).ok()
+
+
+def test_RT_03_mounts_over_dev_and_sys(mode: Mode, probe: Path) -> None:
+    """A cache over /dev or /sys, filled with links by the step before, unmasks nothing."""
+    text = (
+        "FROM busybox\nRUN --mount=type=cache,id=x,target=/c rm -rf /c/*; for n in null zero kcore pts; do "
+        "ln -s /proc/sys/kernel/core_pattern /c/$n; done\n"
+        "COPY probe this-is-for-probes /\nCOPY p /p\n"
+        "RUN --mount=type=cache,id=x,target=/{} /probe try 'read /proc/keys' 'read /proc/timer_list' "
+        "'read /proc/interrupts' 'write /proc/sys/kernel/core_pattern' 'read /sys/firmware' > /p/report\n"
+    )
+    for place in ("dev", "sys"):
+        context = with_probe(mode, probe, text.replace("{}", place))
+        answers = read_report(mode.pybuild.export(context, NONE, "--no-cache").read("p/report")).answers
+        assert len(answers) == 5 and differences(answers, {}) == dict.fromkeys(TABLE, "not asked")
+
+
+def test_RT_04_console_and_terminals(mode: Mode) -> None:
+    """CVE-2025-52565: there is no console, and no terminal is bound over what an image has there."""
+    files: Tree = {"dev": {"console": "-> /etc/passwd", "pts": {"0": "-> /etc/passwd"}, "ptmx": "-> /etc/passwd"}}
+    said = look(mode, "ls /dev/console; ls /dev/pts; readlink /dev/ptmx", lines="COPY dev /dev", files=files)
+    assert said.splitlines() == ["ls: /dev/console: No such file or directory", "ptmx", "pts/ptmx"]
+
+
+@pytest.mark.parametrize("place", ["proc", "sys", "dev"])
+@pytest.mark.parametrize("kind", ["-> /etc", "-> ../../../../etc", "-> /tmp", "-> self", "a file"])
+def test_RT_05_RT_06_where_the_kernels_files_go(
+    pybuild: Pybuild, place: str, kind: str, tmp_path: Path
+) -> None:
+    """CVE-2026-41579: only an ordinary directory of the image is mounted on; nothing is made elsewhere."""
+    before = sorted(os.listdir("/etc")), sorted(os.listdir("/tmp"))
+    context = pybuild.context(f"FROM busybox AS b\nFROM scratch\nCOPY --from=b /bin /bin\nCOPY {place} /{place}\nRUN true\n")
+    if kind.startswith("-> "):
+        (context / place).symlink_to(kind[3:])
+    else:
+        (context / place).write_text(kind)
+    text = (context / "Dockerfile").read_text()
+    # COPY follows a link that is its source: a folder that holds it is copied instead.
+    (context / "holder").mkdir()
+    (context / place).rename(context / "holder" / place)
+    (context / "Dockerfile").write_text(text.replace(f"COPY {place} /{place}", "COPY holder /"))
+    said = pybuild(NONE, context).failed().err
+    assert f"/{place} in the image" in said
+    assert (sorted(os.listdir("/etc")), sorted(os.listdir("/tmp"))) == before
+
+
+def test_RT_05_RT_06_twin(mode: Mode) -> None:
+    """Folders with something in them are mounted over, and keep it."""
+    files: Tree = {"holder": {name: {"kept": "x"} for name in ("proc", "sys", "dev")}}
+    text = "FROM busybox\nCOPY holder /\nRUN test ! -e /dev/kept && test ! -e /proc/kept && test -e /dev/null\n"
+    tree = mode.pybuild.build(text, files, NONE).tree()
+    assert [tree[f"{name}/kept"] for name in ("proc", "sys", "dev")] == ["x"] * 3
+
+
+@pytest.fixture
+def outside(mode: Mode) -> Iterator[Path]:
+    """A folder of this machine that every step could write to, if it came to see it."""
+    folder = Path(tempfile.mkdtemp(prefix="pybuild-outside.", dir="/tmp"))
+    folder.chmod(0o777)
+    (folder / "OUTSIDE").write_text("x")
+    yield folder
+    subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+
+
+def test_RT_07_SRC_03_swap_races(mode: Mode, probe: Path, outside: Path) -> None:
+    """CVE-2024-45310, CVE-2024-11218: a step swaps what another's mounts lie on and come from.
+
+    A folder of a shared cache is exchanged with a link that leads to a folder of the host, all
+    the time; the same path is in the image and in the cache. No mount fails, and none leads out.
+    """
+    cache = "--mount=type=cache,id=race,from=seed,source=/seed"
+    inside = f"mkdir -p /seed/dir /seed{outside} {outside} && ln -s {outside} /seed/link"
+    victims = "".join(
+        f"RUN {cache},target=/c --mount=type=cache,id=n{n},target=/c/dir/in{n} "
+        f"--mount=type=cache,id=race,from=seed,source=/seed/dir,target=/x touch /c/dir/in{n}/x /x/BREAKOUT && ls /x\n"
+        for n in range(8)
+    )
+    text = (
+        f"FROM busybox AS seed\nRUN {inside} && touch /seed/dir/real /seed{outside}/decoy\n"
+        f"FROM busybox AS swapper\nCOPY probe /probe\n"
+        f"RUN {cache},target=/c rm -f /c/stop; /probe swap /c/dir /c/link 5 /c/stop > /swaps\n"
+        f"FROM busybox AS victim\nRUN mkdir -p {outside}\n{victims}RUN {cache},target=/c touch /c/stop\n"
+        "FROM scratch\nCOPY --from=swapper /swaps /swaps\nCOPY --from=victim /etc/group /group\n"
+    )
+    context = with_probe(mode, probe, text)
+    archive = mode.pybuild.work / "out.tar"
+    done = mode.pybuild(NONE, "--no-cache", "--jobs=4", "-o", f"type=oci,dest={archive}", context).ok()
+    from oci import read_image
+
+    swapped = int(read_image(archive).read("swaps").split()[1].rstrip(b","))
+    assert swapped >= 5000
+    seen = set(printed(done.err))
+    assert {"real", "decoy"} & seen and "OUTSIDE" not in seen
+    assert os.listdir(outside) == ["OUTSIDE"]
+
+
+# -- RT: what a step finds -----------------------------------------------------------------
+
+
+def test_RT_08_RT_10_nothing_to_write_to(mode: Mode, probe: Path) -> None:
+    """CVE-2023-25809: of the kernel's files none opens for writing but those of the step's own processes."""
+    before = host_values()
+    text = (
+        "FROM busybox\nCOPY probe this-is-for-probes /\nCOPY p /p\n"
+        "RUN touch /p/mine && /probe walk /proc /proc/sys /proc/bus /proc/fs /proc/irq /sys /sys/fs/cgroup /p > /out\n"
+    )
+    image = mode.pybuild.export(with_probe(mode, probe, text), NONE, "--no-cache")
+    # Who may open those of /proc/pressure is told when there is some: everybody may.
+    found = [line for line in image.read("out").decode().splitlines() if not line.startswith("/proc/pressure/")]
+    assert found == ["/p/mine"]
+    assert host_values() == before
+
+
+def test_RT_09_release_agent(mode: Mode, report: Reporter) -> None:
+    """CVE-2022-0492: no cgroup hierarchy can be mounted, also not in namespaces of the step's making."""
+    answers = report(mode).answers
+    names = "mount_cgroup mount_cgroup2 unshare_user unshare_cgroup clone_user clone_cgroup clone_all".split()
+    assert {answers[name] for name in names} == {errno.EPERM}
+    script = "unshare -Urm true && echo ESCAPED; mount -t cgroup -o memory x /mnt && echo ESCAPED; cat /proc/self/cgroup"
+    said = look(mode, f"mkdir -p /mnt; {script}")
+    assert "ESCAPED" not in said and said.endswith(":/\n")
+
+
+def test_RT_11_counters_of_others(mode: Mode, report: Reporter) -> None:
+    """Interrupts, powercap and throttling tell nothing; what a step may know, it does."""
+    answers = report(mode).answers
+    for path in (
+        "/proc/interrupts",
+        "/proc/timer_list",
+        "/sys/devices/virtual/powercap",
+        "/sys/devices/system/cpu/cpu0/thermal_throttle",
+    ):
+        assert answers[f"read {path}"] in (errno.ENODATA, errno.ENOENT, errno.EACCES), path
+    assert answers["may read /proc/meminfo"] == answers["may read /sys/devices/system/cpu"] == 0
+
+
+def _waiting_input(terminal: int) -> int:
+    """How many bytes somebody who reads *terminal* would get."""
+    return int(struct.unpack("i", fcntl.ioctl(terminal, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def test_RT_12_terminal_of_the_caller(mode: Mode, probe: Path) -> None:
+    """CVE-2017-5226: a step types nothing into the terminal that pybuild was started from."""
+    text = (
+        "FROM busybox\nCOPY probe this-is-for-probes /\nCOPY p /p\n"
+        "RUN /probe try tiocsti tioclinux tiocsctty tty > /out; readlink /proc/self/fd/0 >> /out\n"
+    )
+    archive = mode.pybuild.work / "out.tar"
+    words, env = command(
+        mode.pybuild, NONE, "--no-cache", "-o", f"type=oci,dest={archive}", with_probe(mode, probe, text)
+    )
+    controller, terminal = pty.openpty()
+    heard = bytearray()
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(controller, 4096):
+                heard.extend(data)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        done = subprocess.run(
+            ["setsid", "--ctty", "--wait", *words],
+            env=env, cwd=mode.pybuild.work, stdin=terminal, stdout=terminal, stderr=terminal, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, heard.decode(errors="replace")
+        assert _waiting_input(terminal) == 0
+        for byte in b"x\n":  # the kernel would let somebody do it
+            fcntl.ioctl(terminal, termios.TIOCSTI, bytes([byte]))
+        assert _waiting_input(terminal) == 2
+    finally:
+        os.close(terminal)
+        listener.join(10)
+        os.close(controller)
+    from oci import read_image
+
+    answers, _, stdin = read_image(archive).read("out").decode().partition("}}")
+    assert stdin.strip() == "/dev/null"
+    assert differences(read_report(answers + "}}").answers, {}).keys() == TABLE.keys() - set(
+        "tiocsti tioclinux tiocsctty tty".split()
+    )
+
+
+def test_RT_13_socket_families(mode: Mode, report: Reporter) -> None:
+    """CVE-2026-31431: no AF_ALG and no AF_VSOCK, whatever is in the upper half, by either ABI."""
+    answers = report(mode).answers
+    refused = "socket_alg socket_alg_upper socket_vsock socket_vsock_upper socket_vsock_top".split()
+    allowed = "socket_unix socket_inet socket_inet6 socket_netlink socket_packet".split()
+    if X86:
+        refused += "old_socket_alg old_socket_vsock old_socketcall_alg old_socketcall_vsock".split()
+        allowed += ["old_socket_unix"]
+    assert {name: answers[name] for name in refused} == dict.fromkeys(refused, errno.EPERM)
+    assert {name: answers[name] for name in allowed} == dict.fromkeys(allowed, 0)
+
+
+def test_RT_14_keys(mode: Mode, report: Reporter) -> None:
+    """No keyring can be asked, joined or filled (the caller's key: test_samples)."""
+    names = "keyctl_id keyctl_join keyctl_read keyctl_search keyctl_persistent add_key request_key".split()
+    assert {report(mode).answers[name] for name in names} == {errno.EPERM}
+
+
+FILE_CAPABILITIES: dict[str, tuple[str, str, str, str]] = {
+    # permitted, inheritable, effective; what CapPrm a user has who executes the file ("" if none may)
+    "inheritable": ("0", "00000000a80425fb", "0", "0" * 16),
+    "inheritable-all": ("0", "000001ffffffffff", "0", "0" * 16),
+    "sys-admin": ("0000000000200000", "0", "1", ""),
+    "twin": ("0000000000000400", "0", "1", "0000000000000400"),
+    "twin-none": ("0", "0", "0", "0" * 16),
+}
+
+
+@pytest.mark.parametrize("case", FILE_CAPABILITIES)
+def test_RT_15_file_capabilities(pybuild: Pybuild, case: str, probe: Path) -> None:
+    """CVE-2022-24769: nothing is inherited; a file gives what the step has, and no more."""
+    permitted, inheritable, effective, wanted = FILE_CAPABILITIES[case]
+    text = (
+        "FROM busybox\nCOPY probe /probe\nRUN cp /probe /file && chmod 755 /file && "
+        f"/probe fcap /file {permitted} {inheritable} {effective}\nUSER 1000\n"
+        "RUN /file caps || echo refused\n"
+    )
+    done = pybuild(NONE, "--no-cache", with_probe(Mode("root", pybuild), probe, text)).ok()
+    said = printed(done.err)[-1]
+    if not wanted:
+        assert said == "refused"
+        return
+    got = dict(pair.split("=") for pair in said.split())
+    assert got["CapInh"] == got["CapAmb"] == "0" * 16 and got["CapPrm"] == wanted
+
+
+def test_RT_16_groups(mode: Mode, probe: Path) -> None:
+    """CVE-2022-2990: the image's groups, the primary one among them; none of the caller's."""
+    if mode.name == "rootless-single":
+        # The kernel lets nobody drop groups who has but one id; those of the caller have no name here.
+        assert set(look(mode, "id -G").split()) <= {"0", "65534"}
+        return
+    lines = (
+        "RUN echo 'bob:x:10:20::/:/bin/sh' >> /etc/passwd && printf 'wheel:x:30:bob\\n' >> /etc/group && "
+        "echo secret > /s && chown 0:20 /s && chmod 604 /s && cp /probe /as-40 && chgrp 40 /as-40 && chmod 2755 /as-40"
+    )
+    text = "FROM busybox\nCOPY probe /probe\n{0}\nUSER {1}\nRUN id -G; /probe read /s; /as-40 read /s\n"
+    # A group that may not read is no group to be left by running a program that has another one.
+    for user, wanted in (("bob", ["20 30", "denied", "denied"]), ("11:21", ["21", "read", "read"])):
+        done = mode.pybuild(NONE, "--no-cache", with_probe(mode, probe, text.format(lines, user))).ok()
+        assert printed(done.err) == wanted
+    assert look(mode, "id -G").split() == ["0"]
+
+
+BAD_USERS = (
+    "2147483647 2147483648 4294967295 4294967296 99999999999 18446744073709551616 -1 +0 0x0 1:4294967296 1:-1"
+)
+
+
+@pytest.mark.parametrize("user", BAD_USERS.split())
+def test_RT_17_numbers_of_users(pybuild: Pybuild, user: str) -> None:
+    """CVE-2024-40635: a number that is none wraps to nothing, and is not looked up as a name."""
+    name, _, group = user.partition(":")
+    passwd = f"RUN echo '{name}:x:0:0::/:/bin/sh' >> /etc/passwd && echo '{group or name}:x:0:' >> /etc/group"
+    if user == "0x0":  # not a number at all
+        assert pybuild.build(f"FROM busybox\n{passwd}\nUSER {user}\nRUN id -u > /o\n", None, NONE).read("o") == b"0\n"
+        pybuild.refuse(f"FROM busybox\nUSER {user}\nRUN true\n", None, NONE)
+        return
+    said = pybuild.refuse(f"FROM busybox\n{passwd}\nUSER {user}\nRUN id -u; echo RAN\n", None, NONE)
+    assert not [line for line in printed(said) if line == "RAN"]
+
+
+def test_RT_17_largest_user(pybuild: Pybuild) -> None:
+    text = "FROM busybox\nRUN touch /o && chmod 666 /o\nUSER 2147483646:2147483646\nRUN id -u > /o; id -g >> /o\n"
+    assert pybuild.build(text, None, NONE).read("o") == b"2147483646\n2147483646\n"
+
+
+def measured(
+    pybuild: Pybuild, *args: str | Path, env: dict[str, str] | None = None
+) -> tuple[int, str, float, int]:
+    """Run pybuild: its exit code, progress, seconds, and the most memory it or a child had, in bytes."""
+    words, environment = command(pybuild, *args, env=env)
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        run = subprocess.Popen(words, env=environment, cwd=pybuild.work, stdout=subprocess.DEVNULL, stderr=said)
+        _pid, status, usage = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read().decode("utf-8", "backslashreplace")
+    return run.returncode, text, time.monotonic() - started, usage.ru_maxrss << 10
+
+
+HUGE_DATABASES = {
+    "sparse": "truncate -s 5G /etc/{}",
+    "just-too-large": "truncate -s 11M /etc/{}",
+    "zeros": "rm /etc/{0}; ln -s /dev/zero /etc/{0}",
+    "of-the-host": "rm /etc/{0}; ln -s ../../../../../etc/shadow /etc/{0}",
+}
+
+
+@pytest.mark.parametrize("case", HUGE_DATABASES)
+@pytest.mark.parametrize("file", ["passwd", "group"])
+def test_RT_18_databases_of_users(pybuild: Pybuild, case: str, file: str) -> None:
+    """CVE-2026-47262: they are read as far as 10 MiB, when they are files of the image."""
+    spoil = HUGE_DATABASES[case].format(file)
+    user = "someone" if file == "passwd" else "1:some"
+    for line in (f"USER {user}\nRUN true", f"COPY --chown={user} a /a"):
+        context = pybuild.context(f"FROM busybox\nRUN {spoil}\n{line}\n", {"a": "1"})
+        code, said, seconds, memory = measured(pybuild, NONE, context)
+        assert code == 1 and said.count("error: ") == 1 and "Traceback" not in said, said
+        assert seconds < 10 and memory < 150 << 20
+
+
+def test_RT_18_twin(pybuild: Pybuild) -> None:
+    """Half a million groups, as large as may be, are read soon."""
+    text = (
+        "FROM busybox\nRUN seq 1 500000 | sed 's/.*/g&:x:&:/' >> /etc/group && tail -1 /etc/group\n"
+        "COPY --chown=1:g499999 a /a\nUSER 1:g499999\nRUN id -g\n"
+    )
+    code, said, seconds, memory = measured(pybuild, NONE, pybuild.context(text, {"a": "1"}))
+    assert code == 0 and printed(said)[-1] == "499999", said
+    assert seconds < 20 and memory < 500 << 20
+
+
+def test_RT_19_environment_of_the_caller(mode: Mode) -> None:
+    """CVE-2021-3602: no process of the step tells what the builder's environment or command line is."""
+    script = (
+        "for p in /proc/[0-9]*; do cat $p/environ $p/cmdline $p/maps $p/mountinfo $p/status $p/comm; ls -l $p $p/fd $p/cwd $p/root $p/exe; done; "
+        "cat /proc/cmdline /proc/mounts /proc/locks; env"
+    )
+    context = mode.pybuild.context(
+        f"FROM busybox\nENV of_the_image=twin-{CANARY[8:]}\nCOPY look /look\nRUN sh /look > /out 2>&1\n", {"look": script}
+    )
+    archive = mode.pybuild.work / "out.tar"
+    environment = {"REGISTRY_PASSWORD": CANARY, "PYBUILD_CANARY": CANARY, "DOCKER_AUTH_CONFIG": CANARY}
+    mode.pybuild(
+        NONE, "--no-cache", "--label", f"x={CANARY}", "-o", f"type=oci,dest={archive}", context, env=environment
+    ).ok()
+    from oci import read_image
+
+    said = read_image(archive).read("out").decode("utf-8", "replace")
+    assert f"twin-{CANARY[8:]}" in said and "VmPeak" in said
+    for word in (CANARY, "REGISTRY_PASSWORD", "PYBUILD_ROOT", "_PYBUILD", "python", str(mode.pybuild.store)):
+        assert word not in said, word
