@@ -1,4 +1,4 @@
-"""The two calls of the kernel that the store needs and the os module lacks: openat2, syncfs.
+"""The calls of the kernel that the store needs and the os module lacks: openat2, syncfs, Landlock.
 
 Every path that an image, an archive or a Dockerfile chose is opened through ``open_in_root``.
 Symlinks, absolute ones too, resolve inside the root as they would after chroot; ``..`` stops
@@ -151,3 +151,47 @@ def sync_file_system(path: str) -> None:
             raise OSError(code, os.strerror(code), path)
     finally:
         os.close(fd)
+
+
+# -- Landlock (landlock(7)) ------------------------------------------------------------------
+
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def landlock_version() -> int:
+    """The version of Landlock that this kernel has on, 0 without."""
+    found: int = _libc.syscall(
+        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    return max(found, 0)
+
+
+def landlock_ruleset(handled: int) -> int:
+    """A descriptor of rules for the file system accesses *handled*, which are refused where no rule
+    allows them. Raises OSError.
+    """
+    return _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", handled), ctypes.c_size_t(8), 0)
+
+
+def landlock_add_folder(ruleset: int, allowed: int, folder: int) -> None:
+    """Allow accesses below the directory (or to the file) that *folder* is a descriptor of."""
+    rule = struct.pack("=Qi", allowed, folder)
+    _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+
+
+def landlock_restrict(ruleset: int) -> None:
+    """Hold this thread, and what it starts, to the rules for good. It gets no new privileges then."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+
+
+def _landlock(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"landlock: {os.strerror(code)}")
+    return result

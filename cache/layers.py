@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from cache import compression as comp
 from cache.archive import Read
+from cache.confine import confined
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, hex_of
 from cache.entries import Entry
@@ -183,7 +184,8 @@ def _unpack(folder: str, read: Read, base: bool = False) -> Digest:
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         space = os.statvfs(root)
-        return unpack_layer(read, root, limit=space.f_bavail * space.f_frsize, base=base)
+        limit = space.f_bavail * space.f_frsize
+        return confined([folder], lambda: unpack_layer(read, root, limit=limit, base=base))
     finally:
         os.close(root)
 

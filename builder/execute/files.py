@@ -21,6 +21,7 @@ from builder.execute.sources import MADE_TIME, Selected, Selection, Source, Tree
 from builder.execute.users import UnknownName, owner, owner_or_root
 from builder.plan.modes import Mode
 from builder.plan.ops import CopyFiles, MakeDir, Picked
+from cache.confine import confined
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
 from cache.errors import CacheError
@@ -49,13 +50,19 @@ def copy_files(
     ids = _owner(op, lower) if op.chown else None
     mode = Mode(op.chmod) if op.chmod else None
     writer = Writer(draft.upper, lower, ids, mode, previous, packer, op.epoch)
-    try:
+
+    def fill() -> list[Entry]:
         for picked in selection:
             for selected in picked.chosen:
                 unpack = isinstance(picked.item, Picked) and picked.item.unpack
                 if not (unpack and add_archive(writer, picked.source, selected, op.dest)):
                     _copy_one(writer, picked.source, selected, op.dest)
-        return writer.commit(draft)
+        return writer.finish()
+
+    try:
+        # To link files of the last layer, it has to be as writable as the new one.
+        folders = [draft.upper, *([previous[0]] if previous is not None else [])]
+        return writer.commit(draft, confined(folders, fill))
     finally:
         writer.close()
 
@@ -76,9 +83,13 @@ def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
 def copy_tree(tree: Tree, folder: str) -> None:
     """Copy all of *tree* into the empty *folder*."""
     writer = Writer(folder, Tree(()), None, None, None, None)
-    try:
+
+    def fill() -> None:
         _copy_one(writer, TreeSource(tree), Selected("", ""), "/")
         writer.finish()
+
+    try:
+        confined([folder], fill)
     finally:
         writer.close()
 
@@ -94,7 +105,7 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
             writer.make_parents(path)
         elif not node.is_dir:
             raise BuildError(f"WORKDIR {op.path}: the image has a file there")
-        return writer.commit(draft)
+        return writer.commit(draft, writer.finish())
     finally:
         writer.close()
 
@@ -441,9 +452,9 @@ class Writer:
             os.chmod(entry.path, entry.mode, dir_fd=self._root)
         os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)
 
-    def commit(self, draft: Draft) -> str:
-        """Make a snapshot of *draft*, which this has written; its id."""
-        snapshot = commit(draft, self.finish())
+    def commit(self, draft: Draft, entries: list[Entry]) -> str:
+        """Make a snapshot of *draft*, which this has written and finished; its id."""
+        snapshot = commit(draft, entries)
         if packed := self._stream.finish():
             record_packed(draft.store, snapshot, *packed)
         return snapshot

@@ -25,6 +25,7 @@ from builder.execute.workshop import Workshop
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
 from builder.request import Secret, Ssh
+from cache.confine import confined
 from cache.keys import CacheKey, derive
 from cache.snapshots import Draft, commit, draft
 from cache.trees import remove_tree
@@ -63,7 +64,8 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         raise BuildError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
     with draft(workshop.store, ()) as made:
         git = _Git(op, workshop, made.folder)
-        where, hashes = git.resolve()
+        # Nothing that git runs, on whatever a server sends, can write anywhere else.
+        where, hashes = confined([made.folder, "/dev"], git.resolve)
         if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
             raise BuildError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
         wanted = hashes[-1]
@@ -78,7 +80,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         memo = f"git:{key}"
         if not fresh and (last := workshop.store.index.remembered(memo)):
             return key, last
-        git.check_out(made, where, wanted)
+        confined([made.folder, "/dev"], lambda: git.check_out(made, where, wanted))
         snapshot = commit(made)
         workshop.store.index.set_memo(memo, snapshot.encode())
     return key, snapshot

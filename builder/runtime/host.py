@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from builder.runtime.cgroups import find
 from builder.runtime.launcher import EXITED, serve
 from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
@@ -148,7 +149,9 @@ class Launcher:
     def close(self) -> None:
         """Kill every container and wait for the launcher to be gone."""
         self._control.close()
-        os.waitpid(self.pid, 0)
+        _pid, status = os.waitpid(self.pid, 0)
+        if status:  # it was killed, and could not clean up
+            find().sweep()
 
     def __enter__(self) -> Launcher:
         return self

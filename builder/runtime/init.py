@@ -75,6 +75,7 @@ def wait_and_run(feed: socket.socket) -> None:
     wanted. With the spec come a detached mount of the store, the status channel and stdio.
     """
     try:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, programs count on it
         # The pipes of steps that run now must not stay open here until this one starts.
         feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
         head, fds, _flags, _address = socket.recv_fds(feed, 4, 6)

@@ -31,6 +31,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.seccomp import program
 from builder.runtime.spec import CAPABILITIES, ID_COUNT, ID_SHIFT, ContainerSpec
+from cache.kernel import keeps_owners
 
 _NAMESPACES = (
     sc.CLONE_NEWUSER
@@ -89,7 +90,7 @@ def serve(control: socket.socket, store: str, network: socket.socket | None, shi
     namespace that this process is in (builder.runtime.rootless).
     """
     os.setsid()  # Ctrl-C at the terminal is the builder's to handle
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     _Launcher(control, store, network, shift).loop()
 
@@ -105,7 +106,7 @@ class _Launcher:
         self._store = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._maps = _SHIFTED if shift else _own_maps()
         self._userns = self._map_namespace() if shift else -1
-        self._single = not shift and self._maps[0].split()[2:] == [b"1"]
+        self._single = not keeps_owners()  # children remember the answer: /proc is out of their reach
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         self._made = 0
         # What the last step was given, so that the next container can be made before it is asked for.

@@ -787,3 +787,653 @@ def test_RT_19_environment_of_the_caller(mode: Mode) -> None:
     assert f"twin-{CANARY[8:]}" in said and "VmPeak" in said
     for word in (CANARY, "REGISTRY_PASSWORD", "PYBUILD_ROOT", "_PYBUILD", "python", str(mode.pybuild.store)):
         assert word not in said, word
+
+
+# -- RT: what a Dockerfile or an image asks for --------------------------------------------
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server of this machine on an abstract socket, which has no file whose mode could protect it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind("\0pybuild-probe-canary")
+        server.listen(8)
+        server.settimeout(0.2)
+        yield server
+
+
+def test_RT_20_abstract_sockets(mode: Mode, probe: Path, listener: socket.socket) -> None:
+    """CVE-2020-15257: only a step on the host's network, which the command line gave it, hears them."""
+    text = "FROM busybox\nCOPY probe this-is-for-probes /\nCOPY p /p\nRUN {}/probe try abstract_socket > /out\n"
+    for option, line, wanted in (
+        (NONE, "", errno.ECONNREFUSED),
+        ("--network=default", "", errno.ECONNREFUSED),
+        ("--allow=network.host", "--network=host ", 0),
+    ):
+        context = with_probe(mode, probe, text.format(line))
+        image = mode.pybuild.export(context, option, "--no-cache")
+        assert read_report(image.read("out")).answers == {"abstract_socket": wanted}
+        if wanted:
+            with pytest.raises(TimeoutError):
+                listener.accept()
+        else:
+            listener.accept()[0].close()
+
+
+def test_RT_20_pybuild_has_none(pybuild: Pybuild) -> None:
+    """No process of a build listens or waits on an abstract socket."""
+    context = pybuild.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN echo here; sleep 1000\n")
+    words, env = command(pybuild, "--no-cache", "--network=default", context)
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        while not build.stderr.readline().endswith(" here\n"):
+            assert build.poll() is None
+        ours = {link for pid in _family(build.pid) for link in _sockets(pid)}
+        rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        abstract = {row[6] for row in rows if len(row) > 7 and row[7].startswith("@")}
+        build.terminate()
+        build.stderr.read()
+    assert ours and not ours & abstract
+
+
+def _family(first: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [first]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def _sockets(pid: int) -> set[str]:
+    """The inode numbers of a process's sockets."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            if match := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{name}")):
+                found.add(match[1])
+    return found
+
+
+@pytest.mark.parametrize(
+    "flag", ["--security=insecure", "--security=foo", "--security=", "--network=host", "--network=foo", "--network=", "--device=/dev/fuse"]
+)  # fmt: skip
+def test_RT_21_privileges(mode: Mode, flag: str) -> None:
+    """CVE-2024-23653: what is not allowed or not known is an error, and never less confinement."""
+    text = f"FROM busybox\nRUN {flag} echo RAN; touch /ran\n"
+    said = mode.pybuild.refuse(text, None, NONE, "--no-cache")
+    assert "RAN" not in printed(said)
+    twin = "FROM busybox\nRUN --security=sandbox --network=none grep -E 'CapEff|^Seccomp:' /proc/self/status\n"
+    done = mode.pybuild(NONE, "--no-cache", mode.pybuild.context(twin)).ok()
+    assert [line.split("\t")[-1] for line in printed(done.err)] == ["00000000a80425fb", "2"]
+
+
+def test_RT_21_insecure_is_still_confined(mode: Mode, probe: Path) -> None:
+    """--security=insecure is no way to the machine: not its devices, its settings, its time, its memory."""
+    text = (
+        "FROM busybox\nCOPY probe this-is-for-probes /\nCOPY p /p\n"
+        'RUN --security=insecure ["/probe", "report", "/p/report"]\n'
+    )
+    context = with_probe(mode, probe, text)
+    before = host_values()
+    seen = read_report(
+        mode.pybuild.export(context, NONE, "--no-cache", "--allow=security.insecure").read("p/report")
+    )
+    assert host_values() == before
+    assert int(seen.data["status"]["CapEff"], 16).bit_count() > 35 and seen.answers["mount_tmpfs"] == 0
+    held = [name for name in seen.answers if name.startswith(("node ", "open "))]
+    held += (
+        "bpf_map bpf_program bpf_next_id kernel_log set_time set_clock adjust_time adjust_clock swap_on swap_off "
+        "accounting hang_up map_files mount_devtmpfs mount_debugfs mount_securityfs open_by_handle_root oom_never "
+        "ns_parent_user ns_parent_pid sched_deadline set_trusted limit_core"
+    ).split()
+    answers = {name: seen.answers[name] for name in held}
+    assert not [name for name, answer in answers.items() if answer not in (errno.EPERM, errno.EACCES, errno.ENOENT)]
+    for name in ("kill_all", "kill_others", "foreign_processes", "proc_root", "proc_root_up", "proc_cwd_up"):
+        assert seen.answers[name] in (errno.ESRCH, errno.ENOENT), name
+
+
+def test_RT_22_config_of_the_image_is_the_steps_alone(pybuild: Pybuild, tmp_path: Path) -> None:
+    """CVE-2026-53488: variables and labels of a base image do not reach the programs that pybuild starts."""
+    evil = {
+        "LD_PRELOAD": "/evil/x.so", "PYTHONPATH": "/evil", "PYTHONSTARTUP": "/evil/s", "BASH_ENV": "/evil/b",
+        "GIT_SSH_COMMAND": "/evil/git", "PYBUILD_ROOT": "/evil/root", "SSH_ASKPASS": "/evil/ask",
+        "PATH": "/evil/bin:/bin", "HOME": "/evil/home", "TMPDIR": "/evil/tmp", "HTTPS_PROXY": "http://evil.invalid",
+    }  # fmt: skip
+    lines = "".join(f"ENV {name}={value}\nLABEL {name}={value}\n" for name, value in evil.items())
+    labels = "LABEL pybuild.network=host io.pybuild.security=insecure pybuild.mounts=/:/host\n"
+    base = pybuild.context(f"FROM busybox\n{lines}{labels}", name="base")
+    pybuild(NONE, "-t", "evil-base", base).ok()
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    context = pybuild.context(
+        'FROM evil-base\nRUN --mount=type=ssh ["/bin/sh", "-c", "env > /out; ls /evil /host; true"]\n'
+    )
+    words, env = command(pybuild, NONE, "--no-cache", "--ssh", f"default={key}", "-t", "evil-child", context)
+    log = tmp_path / "log"
+    trace = ["strace", "-f", "-qq", "-v", "-s", "4096", "-e", "trace=execve", "-o", str(log)]
+    subprocess.run([*trace, *words], env=env, check=True, capture_output=True, timeout=60)
+    calls = [line for line in log.read_text().splitlines() if "execve(" in line and "ENOENT" not in line]
+    step = [line for line in calls if 'execve("/bin/sh"' in line]
+    others = [line for line in calls if line not in step]
+    assert len(step) == 1 and all(f"{name}={value}" in step[0] for name, value in evil.items())
+    assert any("ssh-agent" in line for line in others)
+    assert not [line for line in others if "/evil" in line or "evil.invalid" in line]
+
+
+@pytest.mark.parametrize("trigger", ["FROM busybox", "ONBUILD RUN true", "MAINTAINER me", "RUN --security=insecure true"])
+def test_RT_22_triggers(pybuild: Pybuild, trigger: str, busybox: Path) -> None:
+    """A base image's ONBUILD is no way to what a Dockerfile cannot have."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["OnBuild"] = [trigger]
+
+    (pybuild.work / "base.tar").write_bytes(forged(busybox.read_bytes(), change, "triggers:latest"))
+    pybuild("load", pybuild.work / "base.tar").ok()
+    pybuild.refuse("FROM triggers\nRUN true\n", None, NONE)
+
+
+def forged(archive: bytes, change: Callable[[dict[str, Any]], None], name: str) -> bytes:
+    """An OCI archive with another config; its digests are right again. *name* is the image's new one."""
+    files: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for member in tar:
+            if member.isreg():
+                file = tar.extractfile(member)
+                assert file is not None
+                files[member.name] = file.read()
+    index = json.loads(files["index.json"])
+    manifest = json.loads(files.pop(_blob(index["manifests"][0])))
+    config = json.loads(files.pop(_blob(manifest["config"])))
+    change(config)
+    _describe(files, manifest["config"], config)
+    manifest.pop("annotations", None)
+    _describe(files, index["manifests"][0], manifest)
+    index["manifests"][0]["annotations"] = {
+        "org.opencontainers.image.ref.name": name,
+        "io.containerd.image.name": f"docker.io/library/{name}",
+    }
+    files["index.json"] = json.dumps(index).encode()
+    files.pop("manifest.json", None)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _blob(descriptor: dict[str, Any]) -> str:
+    return "blobs/" + str(descriptor["digest"]).replace(":", "/")
+
+
+def _describe(files: dict[str, bytes], descriptor: dict[str, Any], document: dict[str, Any]) -> None:
+    data = json.dumps(document).encode()
+    descriptor["digest"] = "sha256:" + hashlib.sha256(data).hexdigest()
+    descriptor["size"] = len(data)
+    files[_blob(descriptor)] = data
+
+
+def test_RT_23_metadata_of_an_image(mode: Mode, probe: Path) -> None:
+    """CVE-2026-53492: what an image says of mounts, devices, hooks and privileges is not listened to."""
+    archive = mode.pybuild.work / "plain.tar"
+    context = mode.pybuild.context("FROM scratch\nCOPY . /\n")
+    put_probe(context, probe)
+    mode.pybuild("-o", f"type=oci,dest={archive}", context).ok()
+
+    def change(config: dict[str, Any]) -> None:
+        root = {"source": "/", "destination": "/host", "type": "bind", "options": ["rbind", "rw"]}
+        more = {
+            "mounts": [root], "Mounts": [root], "Privileged": True, "hooks": {"prestart": [{"path": "/bin/true"}]},
+            "HostConfig": {"Binds": ["/:/host"], "Privileged": True, "CapAdd": ["ALL"], "NetworkMode": "host"},
+            "linux": {"namespaces": [], "devices": [{"path": "/dev/vda", "type": "b", "major": 254, "minor": 0}]},
+            "container_config": {"Privileged": True, "Cmd": ["/evil"]}, "rootfsPath": "../../..",
+        }  # fmt: skip
+        config.update(more)
+        config["config"] = {**config.get("config", {}), **more, "SecurityOpt": ["seccomp=unconfined"]}
+
+    evil = mode.pybuild.work / "evil.tar"
+    evil.write_bytes(forged(archive.read_bytes(), change, "metadata:latest"))
+    mode.pybuild("load", evil).ok()
+    text = mode.pybuild.context('FROM metadata\nRUN ["/probe", "report", "/p/report"]\n')
+    seen = read_report(mode.pybuild.export(text, NONE, "--no-cache").read("p/report"))
+    assert (seen.summary(), seen.mounts()) == (summary(), mounts())
+    assert differences(seen.answers, overrides(mode)) == {}
+
+
+def test_RT_24_sockets_of_the_host(pybuild: Pybuild, probe: Path, tmp_path: Path) -> None:
+    """No bind mount reaches one, and an ssh mount speaks the agent's language only (test_ssh has the twin)."""
+    heard: list[bytes] = []
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        server.settimeout(0.1)
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    with server.accept()[0] as peer:
+                        peer.settimeout(1)
+                        with contextlib.suppress(OSError):
+                            while data := peer.recv(4096):
+                                heard.append(data)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            text = (
+                "FROM busybox\nCOPY probe /probe\n"
+                'RUN --mount=type=ssh /probe raw "$SSH_AUTH_SOCK" "GET /info HTTP/1.0\r\n\r\n"\n'
+            ).replace("\r\n\r\n", "%0d%0a")
+            context = with_probe(Mode("root", pybuild), probe, text)
+            done = pybuild(NONE, "--no-cache", "--ssh", f"default={path}", context)
+            assert done.code in (0, 1) and not heard
+            for source in (path, "/var/run/docker.sock", "/../../var/run/docker.sock", "/proc/self/root/run"):
+                pybuild.refuse(
+                    f"FROM busybox\nRUN --mount=type=bind,source={source},target=/s ls /s\n", {"a": "1"}, NONE
+                )
+            (context / "link").symlink_to(path)
+            (context / "Dockerfile").write_text("FROM busybox\nRUN --mount=source=link,target=/s ls /s\n")
+            pybuild(NONE, context).failed()
+            with socket.socket(socket.AF_UNIX) as client:  # somebody does hear what is said
+                client.connect(str(path))
+                client.sendall(b"twin")
+        finally:
+            time.sleep(0.2)
+            over.set()
+            thread.join(10)
+    assert heard == [b"twin"]
+
+
+def test_RT_25_devices_in_a_layer(mode: Mode, tmp_path: Path, report: Reporter) -> None:
+    """Nodes that an image brings do not open, as those that a step makes do not."""
+    disk = os.stat("/").st_dev
+    nodes = {
+        "kmsg": (tarfile.CHRTYPE, 1, 11), "zero": (tarfile.CHRTYPE, 1, 5), "mem": (tarfile.CHRTYPE, 1, 1),
+        "tty": (tarfile.CHRTYPE, 5, 0), "fuse": (tarfile.CHRTYPE, 10, 229), "loop": (tarfile.BLKTYPE, 7, 0),
+        "disk": (tarfile.BLKTYPE, os.major(disk), os.minor(disk)),
+    }  # fmt: skip
+    base = io.BytesIO()
+    with tarfile.open(fileobj=base, mode="w") as tar:
+        for name, (kind, major, minor) in nodes.items():
+            entry = tarfile.TarInfo(f"nodes/{name}")
+            entry.type, entry.devmajor, entry.devminor, entry.mode = kind, major, minor, 0o666
+            tar.addfile(entry)
+        tar.add("/bin/busybox", "bin/busybox")
+        twin = tarfile.TarInfo("nodes/twin")
+        twin.size, twin.mode = 5, 0o666
+        tar.addfile(twin, io.BytesIO(b"twin\n"))
+    (mode.pybuild.work / "nodes.tar").write_bytes(base.getvalue())
+    mode.pybuild("import", mode.pybuild.work / "nodes.tar", "nodes").ok()
+    script = "for n in nodes/*; do /bin/busybox head -c 4 $n > /dev/null 2>&1 && echo $n; done; true"
+    context = mode.pybuild.context(f'FROM nodes\nRUN ["/bin/busybox", "sh", "-c", "{script}"]\n')
+    done = mode.pybuild(NONE, "--no-cache", context).ok()
+    assert printed(done.err) == ["nodes/twin"]
+    made = {name: answer for name, answer in report(mode).answers.items() if name.startswith("node ")}
+    assert len(made) > 10 and set(made.values()) <= {errno.EPERM, errno.EACCES}
+
+
+def test_RT_26_shocker(mode: Mode, report: Reporter) -> None:
+    """A file handle can be asked for, and not be opened."""
+    answers = report(mode).answers
+    assert answers["name_to_handle"] == 0
+    assert {answers["open_by_handle"], answers["open_by_handle_root"]} == {errno.EPERM}
+
+
+def test_RT_27_both_abis(mode: Mode, report: Reporter) -> None:
+    """What is refused by one entry to the kernel is refused by all of them; libraries can fall back."""
+    answers = report(mode).answers
+    assert {answer for name, answer in answers.items() if name.startswith("clone3")} == {errno.ENOSYS}
+    assert {answer for name, answer in answers.items() if name.startswith("number_")} == {errno.ENOSYS}
+    assert not [name for name, answer in answers.items() if answer >= 200], "a probe was killed"
+    if X86:
+        assert {answer for name, answer in answers.items() if name.startswith("x32_")} == {errno.ENOSYS}
+        for name, answer in answers.items():
+            native = name.replace("old_", "")
+            if name.startswith("old_") and native in answers:
+                assert answer == answers[native], name
+        assert answers["old_getpid"] == 0
+
+
+def test_RT_28_setuid_in_the_store(mode: Mode) -> None:
+    """Nobody else gets to a file of the store, whatever its bits say."""
+    mode.pybuild(
+        NONE, mode.pybuild.context("FROM busybox\nCOPY --chmod=4755 id /id\nRUN test -u /id\n", {"id": Path("/usr/bin/id").read_bytes()})
+    ).ok()
+    copies = [path for path in mode.pybuild.store.rglob("id") if path.is_file() and path.stat().st_mode & 0o4000]
+    assert copies
+    # By way of a shell: setpriv itself still has root's capabilities when it looks for a program.
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", 'exec "$0" "$@"']
+    for path in copies:
+        done = subprocess.run([*other, path, "-u"], capture_output=True, text=True, check=False)
+        assert done.returncode and "ermission denied" in done.stderr
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        os.chmod(place, 0o755)
+        twin = Path(place) / "id"
+        twin.write_bytes(copies[0].read_bytes())
+        twin.chmod(0o755)
+        assert subprocess.check_output([*other, twin, "-u"], text=True) == "65534\n"
+
+
+# -- RT: what a step does to who builds ----------------------------------------------------
+
+
+def test_RT_29_many_processes(mode: Mode) -> None:
+    """A step ends with its first process, however many there are and however they cling to life."""
+    script = (
+        "trap '' TERM HUP INT; n=0; while [ $n -lt 300 ]; do (trap '' TERM; exec setsid sleep 1000) & n=$((n+1)); done; "
+        "(setsid sh -c 'while :; do echo still; sleep 0.01; done' &); echo last"
+    )
+    context = mode.pybuild.context("FROM busybox\nENV PYBUILD_TEST=1\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    started = time.monotonic()
+    done = mode.pybuild(NONE, "--no-cache", context).ok()
+    assert "last" in printed(done.err) and time.monotonic() - started < 20
+
+
+def test_RT_29_fork_bomb(pybuild: Pybuild) -> None:
+    """With --pids-limit it fails in the step, and nowhere else."""
+    bomb = "b() { b | b & }; b; sleep 2; echo over"
+    context = pybuild.context("FROM busybox\nENV PYBUILD_TEST=1\nCOPY s /s\nRUN sh /s\n", {"s": bomb})
+    started = time.monotonic()
+    done = pybuild(NONE, "--no-cache", "--pids-limit=64", context)
+    assert done.code in (0, 1) and "Traceback" not in done.err and time.monotonic() - started < 30
+    assert "can't fork" in done.err
+    twin = pybuild.context("FROM busybox\nRUN sleep 0 & sleep 0 & wait; echo over\n")
+    assert printed(pybuild(NONE, "--no-cache", "--pids-limit=64", twin).ok().err) == ["over"]
+
+
+CONTROLS = (
+    b"\x1b]0;title\x07", b"\x1b]52;c;cGF3bmVk\x07", b"\x1bP$q\x1b\\", b"\x1b[2J\x1b[H", b"fake\rline", b"\x9b2J",
+    "\x9b2J".encode(), b"\x1b[6n", b"\x08\x08\x7f", b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", b"\0nul", b"\x1bc", b"\x0e",
+)  # fmt: skip
+
+
+def test_RT_30_output_that_drives_the_terminal(pybuild: Pybuild) -> None:
+    """Bytes that a terminal would act upon are spelled out; those of text are as they were."""
+    payload = b"".join(b"<" + control + b">\n" for control in CONTROLS) + "twin: grün ✓\n".encode()
+    context = pybuild.context("FROM busybox\nCOPY bytes /bytes\nRUN cat /bytes; cat /bytes >&2\n", {"bytes": payload})
+    words, env = command(pybuild, NONE, "--no-cache", "--progress=plain", context)
+    done = subprocess.run(words, env=env, capture_output=True, timeout=60, check=True)
+    text = done.stderr.decode("utf-8")  # strictly
+    assert text.count("twin: grün ✓") == 2 and text.count(">\n") >= 2 * len(CONTROLS) - 2
+    acting = "".join(map(chr, [*range(9), *range(11, 32), *range(127, 160)]))
+    assert sorted(set(acting) & set(text)) == []
+    failing = pybuild.context("FROM busybox\nCOPY bytes /bytes\nRUN cat /bytes; exit 3\n", {"bytes": payload})
+    said = pybuild(NONE, "--no-cache", failing).failed().err
+    assert sorted(set(acting) & set(said)) == []
+
+
+def test_RT_30_on_a_terminal(pybuild: Pybuild) -> None:
+    """The same where pybuild itself moves the cursor."""
+    payload = b"".join(b"<" + control + b">\n" for control in CONTROLS)
+    context = pybuild.context("FROM busybox\nCOPY bytes /bytes\nRUN cat /bytes; echo END\n", {"bytes": payload})
+    words, env = command(pybuild, NONE, "--no-cache", "--progress=tty", context)
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(words, env={**env, "TERM": "xterm"}, stderr=terminal) as build:
+        os.close(terminal)
+        heard = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(controller, 65536):
+                heard += data
+        assert build.wait(60) == 0
+    os.close(controller)
+    assert b"END" in heard
+    assert not [control for control in (b"\x1b]", b"\x1bP", b"\x1b[2J", b"\x1b[6n", b"\x1bc", b"\x9b2J", "\x9b".encode(), b"\x0e", b"\0") if control in heard]
+
+
+def test_RT_30_one_long_line(pybuild: Pybuild) -> None:
+    """64 MiB without an end of line pass through a bounded memory."""
+    context = pybuild.context("FROM busybox\nRUN head -c 67108864 /dev/zero | tr '\\0' x; echo; echo END\n")
+    code, said, seconds, memory = measured(pybuild, NONE, "--no-cache", "--progress=plain", context)
+    assert code == 0 and said.count("x") >= 1 << 26 and printed(said)[-1] == "END"
+    assert memory < 256 << 20 and seconds < 30
+
+
+def test_RT_31_signals_stay_inside(mode: Mode) -> None:
+    """A step can kill and stop its own processes, and nobody else's, of the same user's either."""
+    sleeper = ["sleep", "100"]
+    if mode.user is not None:
+        sleeper = ["setpriv", f"--reuid={mode.user.uid}", f"--regid={mode.user.gid}", "--clear-groups", *sleeper]
+    with subprocess.Popen(sleeper) as canary:
+        script = (
+            "sleep 100 & kill -STOP 1; kill -KILL 1; kill -TERM 0; kill -KILL -1; "
+            "for p in $(seq 2 400); do kill -KILL $p 2>/dev/null; done; wait; echo alive"
+        )
+        text = f"FROM busybox\nENV PYBUILD_TEST=1\nRUN trap '' TERM; {script}\nRUN echo next\n"
+        done = mode.pybuild(NONE, "--no-cache", mode.pybuild.context(text)).ok()
+        assert printed(done.err) == ["alive", "next"]
+        assert canary.poll() is None
+        canary.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_RT_31_step_that_does_not_want_to_end(mode: Mode, number: signal.Signals) -> None:
+    """A step that ignores every signal is ended with the build, soon."""
+    script = "trap '' INT TERM HUP QUIT PIPE ALRM USR1; setsid sleep 1000 & echo here; while :; do sleep 1000; done"
+    context = mode.pybuild.context("FROM busybox\nENV PYBUILD_TEST=1\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    words, env = command(mode.pybuild, NONE, "--no-cache", context)
+    with subprocess.Popen(words, env=env, cwd=mode.pybuild.work, stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        while not (line := build.stderr.readline()).endswith(" here\n"):
+            assert line, "it ended"
+        started = time.monotonic()
+        build.send_signal(number)
+        said = build.stderr.read()
+        assert build.wait(20) == 130 and "Traceback" not in said
+    assert time.monotonic() - started < 5
+
+
+def test_RT_32_image_without_layers(mode: Mode) -> None:
+    """CVE-2026-24054: nothing to run in is an error, nothing of the store is run in; files can be added."""
+    mode.pybuild(NONE, "-t", "empty", mode.pybuild.context("FROM scratch\nLABEL a=b\n")).ok()
+    said = mode.pybuild.refuse('FROM empty\nRUN ["/bin/true"]\n', None, NONE)
+    assert "/bin/true" in said and "o such file" in said
+    tree = mode.pybuild.build("FROM empty\nCOPY a /a\n", {"a": "1"}, NONE).tree()
+    assert tree == {"a": "1"}
+
+
+@pytest.mark.parametrize("case", ["more", "fewer", "other", "none", "twin"])
+def test_RT_32_layers_that_do_not_add_up(fresh: Pybuild, case: str, busybox: Path) -> None:
+    """An image whose config and layers disagree is not taken in."""
+
+    def change(config: dict[str, Any]) -> None:
+        known: list[str] = config["rootfs"]["diff_ids"]
+        config["rootfs"]["diff_ids"] = {
+            "more": [*known, *known], "fewer": known[:-1], "other": ["sha256:" + "0" * 64], "twin": known, "none": None,
+        }[case]  # fmt: skip
+
+    (fresh.work / "odd.tar").write_bytes(forged(busybox.read_bytes(), change, "odd:latest"))
+    done = fresh("load", fresh.work / "odd.tar")
+    if case == "twin":
+        done.ok()
+        fresh(NONE, fresh.context("FROM odd\nRUN true\n")).ok()
+    else:
+        done.failed()
+        assert "odd" not in fresh("images").out
+
+
+def test_RT_32_other_platform(pybuild: Pybuild, busybox: Path) -> None:
+    """Programs for another machine are not run, which is said."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["architecture"] = "s390x"
+
+    (pybuild.work / "other.tar").write_bytes(forged(busybox.read_bytes(), change, "other:latest"))
+    loaded = pybuild("load", pybuild.work / "other.tar")
+    assert loaded.code in (0, 1)
+    done = pybuild(NONE, pybuild.context("FROM other\nRUN true\n"))
+    assert done.code == 1 or "s390x" in done.err, done.err
+
+
+# -- S23 to S25 ----------------------------------------------------------------------------
+
+TRAP = """\
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void trap(void)
+{
+    FILE *file = fopen(getenv("PWNED") ? getenv("PWNED") : "/PWNED", "w");
+    if (file) fclose(file);
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def trap(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A shared library that leaves a file when it is loaded."""
+    folder = tmp_path_factory.mktemp("trap")
+    (folder / "trap.c").write_text(TRAP)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "trap.so", folder / "trap.c"], check=True)
+    marker = folder / "PWNED"
+    subprocess.run(["/bin/true"], env={"LD_PRELOAD": f"{folder}/trap.so", "PWNED": str(marker)}, check=True)
+    assert marker.exists(), "the trap is none"
+    return (folder / "trap.so").read_bytes()
+
+
+def trapped_files(trap: bytes) -> Tree:
+    """Everywhere an interpreter or a library might look: what would leave a mark."""
+    python = "open('/PWNED', 'w').close()\n"
+    modules = ("encodings", "site.py", "sitecustomize.py", "usercustomize.py", "os.py", "codecs.py", "warnings.py", "linecache.py", "traceback.py", "pwd.py", "struct.py")
+    stdlib: Tree = {name: {"__init__.py": python} if "." not in name else python for name in modules}
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    nss = {f"libnss_{name}.so.2": trap for name in ("files", "dns", "compat", "systemd", "myhostname")}
+    return {
+        "usr": {"lib": {version: stdlib, "python3": stdlib, "x86_64-linux-gnu": {**nss, "gconv": {"UTF-16.so": trap}}},
+                "local": {"lib": {version: stdlib}}},
+        "lib": {"x86_64-linux-gnu": {**nss, "libc.so.6": trap}},
+        "lib64": {"libc.so.6": trap},
+        "etc": {
+            "ld.so.preload": "/lib/x86_64-linux-gnu/libnss_files.so.2\n",
+            "nsswitch.conf": "passwd: systemd files\nhosts: myhostname dns\n",
+            "passwd": "root:x:0:0:root:/root:/bin/sh\nbob:x:10:20::/home/bob:/bin/sh\n",
+            "group": "root:x:0:\nstaff:x:20:\n",
+        },
+        "root": {".local": {"lib": {version: {"site-packages": stdlib}}}},
+        str(Path(builder.__file__).parent).lstrip("/"): {"runtime": {"syscalls.tbl": "deny everything\n", "init.py": python}},
+    }  # fmt: skip
+
+
+def test_S23_import_purity(mode: Mode, trap: bytes, tmp_path: Path) -> None:
+    """Between entering the image's root and the command nothing is opened, loaded or executed."""
+    user = "" if mode.name == "rootless-single" else "USER bob:staff\n"
+    text = f"FROM busybox\nCOPY holder /\nENV LANG=tr_TR.UTF-16 LC_ALL=tr_TR.UTF-16 PYTHONPATH=/usr/lib/python3\n{user}WORKDIR /w/x\nRUN id\n"
+    context = mode.pybuild.context(text, {"holder": trapped_files(trap)})
+    archive = mode.pybuild.work / "out.tar"
+    words, env = command(mode.pybuild, NONE, "--no-cache", "-o", f"type=oci,dest={archive}", context)
+    trace = ["strace", "-ff", "-qq", "-e", "trace=%file,openat2,pivot_root", "-o", str(tmp_path / "log")]
+    done = subprocess.run(
+        [*trace, *words], env=env, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    steps = []
+    for log in tmp_path.glob("log.*"):
+        _before, entered, after = log.read_text().partition("pivot_root(")
+        if entered:
+            steps.append(after.splitlines()[1:])
+    (calls,) = steps
+    last = next(n for n, line in enumerate(calls) if line.startswith("execve(") and line.endswith(" = 0"))
+    names = [line.partition("(")[0] for line in calls[:last]]
+    assert set(names) <= {"umount2", "chdir", "getcwd"}, calls[:last]
+    assert len(calls) > last + 1, "what the command does is traced"
+    from oci import read_image
+
+    assert "PWNED" not in read_image(archive).tree() and not Path("/PWNED").exists()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody gets to, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="pybuild-open.", dir="/dev/shm"))
+    folder.chmod(0o755)
+    yield folder
+    subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+
+
+@pytest.mark.parametrize("umask", ["000", "022", "077"])
+def test_S24_permissions_of_the_store(mode: Mode, umask: str, open_folder: Path, busybox: Path) -> None:
+    """CVE-2021-41091: nobody else reads, writes or enters the store; what is built is the same."""
+    store = open_folder / "store"
+    if mode.user is not None:
+        os.chown(open_folder, mode.user.uid, mode.user.gid)
+    if umask == "000":  # as somebody who was there before may have left it
+        store.mkdir()
+        store.chmod(0o777)
+        if mode.user is not None:
+            os.chown(store, mode.user.uid, mode.user.gid)
+    pybuild = dataclasses.replace(mode.pybuild, store=store)
+    (pybuild.work / "busybox.tar").write_bytes(busybox.read_bytes())
+    context = pybuild.context(
+        "FROM busybox\nWORKDIR /made/here\nCOPY d /d\nRUN --mount=type=cache,target=/c touch /c/x /y; mkdir /z\nADD e.tar /e\n",
+        {"d": {"f": "1"}, "e.tar": _small_tar()},
+    )
+
+    def run(*args: str | Path) -> str:
+        words, env = command(pybuild, *args)
+        done = subprocess.run(
+            ["sh", "-c", f'umask {umask}; exec "$@"', "sh", *words],
+            env=env, cwd=pybuild.work, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("load", pybuild.work / "busybox.tar")
+    archive = pybuild.work / "out.tar"
+    run(NONE, "-t", "x", "-o", f"type=oci,dest={archive}", context)
+    from oci import read_image
+
+    modes = {path: oct(entry.mode) for path, (entry, _) in read_image(archive).root().items() if path in
+             ("made", "made/here", "d", "d/f", "y", "z", "e", "e/g")}  # fmt: skip
+    assert modes == {
+        "made": "0o755", "made/here": "0o755", "d": "0o755", "d/f": "0o644", "y": "0o644", "z": "0o755", "e": "0o755",
+        "e/g": "0o644",
+    }  # fmt: skip
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    look = ["find", store, "-readable", "-print", "-o", "-writable", "-print", "-o", "-executable", "-print"]
+    found = subprocess.run([*nobody, *look], capture_output=True, text=True, check=False)
+    assert found.stdout == "" and "ermission denied" in found.stderr
+    (open_folder / "twin").write_text("x")
+    look[1] = open_folder / "twin"
+    assert subprocess.run([*nobody, *look], capture_output=True, text=True, check=False).stdout
+
+
+def _small_tar() -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        entry = tarfile.TarInfo("g")
+        entry.mode = 0o644
+        tar.addfile(entry)
+    return data.getvalue()
+
+
+def test_S25_environment_of_the_caller(mode: Mode) -> None:
+    """Not in the image, its history, the export, the store or what is said: nothing of what nobody asked for."""
+    pybuild = dataclasses.replace(mode.pybuild, store=mode.pybuild.work / "store")
+    busybox = pybuild.work / "busybox.tar"
+    mode.pybuild("save", "busybox", "-o", busybox).ok()
+    pybuild("load", busybox).ok()
+    text = "FROM busybox\nARG asked\nENV a=$PYBUILD_CANARY b=${PYBUILD_CANARY:-none}\nCOPY f /f\nRUN env; echo $PYBUILD_CANARY > /e\n"
+    context = pybuild.context(text, {"f": "1"})
+    archive = pybuild.work / "out.tar"
+    environment = {"PYBUILD_CANARY": CANARY, "REGISTRY_PASSWORD": CANARY, "asked": "twin-" + CANARY[::-1]}
+    done = pybuild(
+        NONE, "--build-arg", "asked", "-t", "x", "-o", f"type=oci,dest={archive}", context, env=environment
+    ).ok()
+    from oci import read_image
+
+    image = read_image(archive)
+    assert CANARY not in done.err + done.out + json.dumps(image.config) + json.dumps(image.manifest)
+    assert CANARY[::-1] in json.dumps(image.history)
+    held = b"".join(layer.data for layer in image.layers)
+    for folder, _, names in os.walk(pybuild.store):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file() and not path.is_symlink():
+                held += path.read_bytes()
+    assert CANARY.encode() not in held and CANARY[::-1].encode() in held
