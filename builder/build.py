@@ -27,6 +27,7 @@ from builder.resolve import StoreResolver
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
+from cache.kernel import keeps_owners
 from cache.layers import clamped, diff_id
 from cache.scan import StatIndex
 from cache.store import Store
@@ -50,6 +51,10 @@ def build(
     made = plan_file(request, inputs, workshop, findings)
     if any(isinstance(step.op, RunCommand) and step.op.network == "default" for step in made.steps):
         workshop.launcher = session.add_network()
+        if session.shares_network:
+            sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
+    if not keeps_owners() and any(isinstance(step.op, RunCommand) for step in made.steps):
+        sink(Notice("this user has one id, so what steps chown stays root's (see pybuild doctor)", True))
     workshop.contexts = _contexts(request, inputs, workshop, look)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:

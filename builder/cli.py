@@ -20,7 +20,7 @@ from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
-_COMMANDS = ("build", "images", "save", "load", "import", "run")
+_COMMANDS = ("build", "images", "save", "load", "import", "run", "doctor")
 _DOCKERFILE_PEEK = 16 << 20
 
 
@@ -38,6 +38,7 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
             "load": _load,
             "import": _import,
             "run": _run,
+            "doctor": _doctor,
         }
         return commands[name](rest)
     except (KeyboardInterrupt, Cancelled):
@@ -110,7 +111,15 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
 
         sink = _sink(options)
         recorder = Recorder(sink)
-        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, recorder)
+        workshop = Workshop(
+            store,
+            session.launcher,
+            session.packer,
+            request.secrets,
+            request.ssh,
+            recorder,
+            shares_network=session.shares_network,
+        )
         try:
             inputs = read_inputs(request, workshop)
             result, plan, solver = build(request, inputs, workshop, session, look)
@@ -203,7 +212,9 @@ def _store_for_containers(options: argparse.Namespace) -> Store:
             memo = f"idmap:{file.read().strip()}:{os.stat(store.root).st_dev}"
         known = store.index.memo(memo)
         if known is None:
-            known = b"1" if rootless.can_map_mounts(store.root) else b"0"
+            from builder.runtime.probe import can_map_mounts
+
+            known = b"1" if can_map_mounts(store.root) else b"0"
             store.index.set_memo(memo, known)
         if known != b"1":
             store.close()
@@ -356,12 +367,30 @@ def _run(args: Sequence[str]) -> int:
     ):
         from builder.container import run_image
 
+        network = "host" if options.network == "default" and session.shares_network else options.network
         return run_image(
             store,
             session.launcher,
             options.name,
             tuple(options.command),
-            options.network,
+            network,
             sys.stdin.fileno() if options.interactive else -1,
             sandbox(options),
         )
+
+
+# -- doctor --------------------------------------------------------------------------------
+
+
+def _doctor(args: Sequence[str]) -> int:
+    parser = Parser(
+        prog="pybuild doctor",
+        description="Say what this machine can do for builds, by trying, and what to change for the rest.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    options = parser.parse_args(args)
+    from builder.doctor import as_json, examine, table
+
+    checks = examine(options.root or default_root())
+    _print(as_json(checks) if options.json else table(checks))
+    return 0 if all(check.works != "no" for check in checks) else 1

@@ -2,10 +2,13 @@
 
 from builder.runtime.host import Launcher
 from builder.runtime.rootless import entered
+from builder.runtime.uplink import programs
 from cache.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from builder.execute.packer import Packer
 
 
@@ -18,16 +21,13 @@ class Session:
 
     def __init__(self, store: Store, network: bool, copies: bool = False) -> None:
         """*network* is whether containers need one, *copies* whether files are copied."""
-        wiring = None
-        if network:
-            from builder.runtime.network import start
-
-            wiring = start(store.empty if entered() else "")
         self._root = store.root
-        self._network = network
         self._shift = not entered()
-        self._scratch = store.empty if entered() else ""
-        self.launcher = Launcher(store.root, wiring, self._shift)
+        self._scratch = "" if self._shift else store.empty
+        # Without root somebody has to carry a network; else steps share this machine's.
+        self.shares_network = not self._shift and not programs()
+        self._network = network or self.shares_network
+        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
@@ -35,14 +35,19 @@ class Session:
 
         To be called before any thread exists, and any container.
         """
-        if self._network:
-            return self.launcher
+        if not self._network:
+            self.launcher.close()
+            self.launcher = Launcher(self._root, self._wiring(), self._shift)
+            self._network = True
+        return self.launcher
+
+    def _wiring(self) -> "socket.socket | None":
+        """The way to a new process that wires networks."""
+        if self.shares_network:
+            return None
         from builder.runtime.network import start
 
-        self.launcher.close()
-        self.launcher = Launcher(self._root, start(self._scratch), self._shift)
-        self._network = True
-        return self.launcher
+        return start(self._scratch)
 
     def __enter__(self) -> "Session":
         return self

@@ -46,8 +46,9 @@ def run_command(
     env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
     with mounted(op.mounts, sources, draft, workshop) as extra:
+        network = "host" if op.network == "default" and workshop.shares_network else op.network
         spec = container_spec(
-            draft, op.argv, env | extra.env, op.cwd, op.user, op.network, op.hostname, op.sandbox
+            draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
         )
         spec["mounts"] = extra.specs
         spec["any_socketcall"] = op.foreign == "386"

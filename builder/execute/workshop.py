@@ -28,6 +28,7 @@ class Workshop:
     ssh: Mapping[str, Ssh]
     sink: Sink
     contexts: dict[str, ContextSource] = field(default_factory=dict)
+    shares_network: bool = False  # steps have this machine's network where they want the usual one
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False

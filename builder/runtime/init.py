@@ -7,6 +7,7 @@ or executed between entering the image's root and execve (security.md D2): every
 here was loaded by the launcher, paths and texts are bytes, and passwd is parsed by hand.
 """
 
+import contextlib
 import errno
 import fcntl
 import marshal
@@ -56,6 +57,10 @@ _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-tr
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _PASSWD_LIMIT = 10 << 20
 _MACHINE = os.uname().machine
+_PROC_ADVICE = (
+    "this container hides parts of its /proc, so that no new one can be mounted for a step: allow it with "
+    "docker run --security-opt systempaths=unconfined, or podman run --security-opt unmask=ALL"
+)
 _ID_LIMIT = (1 << 31) - 1
 
 # The descriptor that errors are reported on; it moves when descriptors are renumbered.
@@ -116,7 +121,8 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: 
         if spec["network"] == "none":
             _raise_loopback()
         uid, gid, groups, home = _find_user(root, spec["user"])
-        socket.sethostname(spec["hostname"].decode("ascii"))
+        with contextlib.suppress(PermissionError):  # the filter of a container we are in may say no
+            socket.sethostname(spec["hostname"].decode("ascii"))
         _enter(root)
         _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
@@ -298,15 +304,21 @@ def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
     devices = {name: _host_device(name) for name in _DEVICES}
     devices |= _given_devices(spec["devices"], nodes)
     masked: tuple[bytes, ...] = _MASKED
-    if spec["network"] == "host":
+    sysfs = -1
+    if spec["network"] != "host":
+        with contextlib.suppress(PermissionError):  # in a container that hides parts of its own
+            sysfs = sc.new_mount(b"sysfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {})
+    if sysfs < 0:
         # A sysfs of one's own needs a net namespace of one's own; take the host's, read-only.
         sysfs = sc.open_tree(sc.AT_FDCWD, b"/sys", recursive=True)
         sc.mount_setattr(sysfs, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, recursive=True)
         masked = (*_MASKED, b"sys/fs/cgroup")
-    else:
-        sysfs = sc.new_mount(b"sysfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {})
+    try:
+        proc = sc.new_mount(b"proc", _NO_EXEC, {})
+    except PermissionError:
+        raise StepError(_PROC_ADVICE) from None
     _bind_files(root, spec["files"])
-    os.close(_mount_at(root, b"proc", sc.new_mount(b"proc", _NO_EXEC, {})))
+    os.close(_mount_at(root, b"proc", proc))
     os.close(_mount_at(root, b"sys", sysfs))
     _fill_dev(root, devices, spec["scripts"], spec["shm_size"])
     null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)

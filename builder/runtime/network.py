@@ -274,6 +274,23 @@ class _Bridge:
         os.close(self._lock)
 
 
+def try_bridge() -> None:
+    """Make a bridge, a pair of interfaces and a rule in the net namespace we are in. Raises what fails."""
+    from pyroute2.iproute import IPRoute
+    from pyroute2.nftables.expressions import masq
+    from pyroute2.nftables.main import NFTables
+
+    with IPRoute() as route:
+        route.link("add", ifname="pybuild", kind="bridge")
+        route.link("add", ifname="pyb0", kind="veth", peer={"ifname": "pyb1"})
+    nft: Any = NFTables(nfgen_family=_IPV4)
+    nft.table("add", name="pybuild")
+    hook = {"hook": "postrouting", "type": "nat", "policy": _ACCEPT, "priority": _SRCNAT}
+    nft.chain("add", table="pybuild", name="postrouting", **hook)
+    nft.rule("add", table="pybuild", chain="postrouting", expressions=[masq()])
+    nft.close()
+
+
 # -- nftables expressions (linux/netfilter/nf_tables.h) ---------------------------------------
 #
 # pyroute2 has one for addresses, but its masks are right for whole bytes only.

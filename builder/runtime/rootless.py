@@ -13,10 +13,8 @@ To be called while there is one thread and little memory: unshare(2) wants the f
 import errno
 import os
 import shutil
-import signal
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import ID_COUNT, ID_SHIFT
 
 _CAP_SYS_ADMIN = 21
 _FIRST_SUBID = 1  # id 0 is the user itself
@@ -48,11 +46,11 @@ def entered() -> bool:
     return _ENTERED in os.environ
 
 
-def enter() -> None:
+def enter(protect: bool = True) -> None:
     """Become root of a new user and mount namespace. Raises RootlessError.
 
-    A Python that the user could write to is executed anew from a read-only mount: steps could
-    reach it as /proc/self/exe (CVE-2019-5736).
+    With *protect* a Python that the user could write to is executed anew from a read-only mount:
+    steps could reach it as /proc/self/exe (CVE-2019-5736).
     """
     outside = os.geteuid(), os.getegid()
     helper, ready = _map_from_outside()
@@ -73,7 +71,8 @@ def enter() -> None:
     os.setresuid(0, 0, 0)
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
     os.environ[_ENTERED] = "1"
-    _protect_interpreter()
+    if protect:
+        _protect_interpreter()
 
 
 def _hint_for(code: int | None) -> str:
@@ -173,6 +172,13 @@ def _map_own_id(outside: tuple[int, int]) -> None:
         ) from None
 
 
+def ranges() -> int:
+    """How many ids besides their own the files give this user."""
+    names = (_user_name(os.geteuid()), str(os.geteuid()))
+    counts = [sum(count for _, count in _subids(path, names)) for path in ("/etc/subuid", "/etc/subgid")]
+    return min(counts)
+
+
 def _user_name(uid: int) -> str:
     import pwd
 
@@ -200,41 +206,6 @@ def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
 def _succeeds(arguments: list[str]) -> bool:
     pid = os.posix_spawn(arguments[0], arguments, os.environ)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def single_id() -> bool:
-    """Whether this process has but one id, so that nothing can belong to anybody else."""
-    with open("/proc/self/uid_map", encoding="ascii") as file:
-        rows = [line.split() for line in file]
-    return len(rows) == 1 and rows[0][2] == "1"
-
-
-def can_map_mounts(path: str) -> bool:
-    """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
-    pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
-    if pid == 0:
-        signal.pause()
-        os._exit(0)
-    try:
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write(f"0 {ID_SHIFT} {ID_COUNT}")
-        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))
-            try:
-                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, namespace)
-            finally:
-                os.close(tree)
-        finally:
-            os.close(namespace)
-        return True
-    except OSError:
-        return False
-    finally:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(pidfd)
 
 
 # -- the interpreter -----------------------------------------------------------------------

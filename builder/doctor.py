@@ -1,0 +1,221 @@
+"""``pybuild doctor``: what this machine can do for builds, by trying, and what to change for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from builder.runtime import cgroups, probe, rootless, seccomp, uplink
+from builder.runtime import syscalls as sc
+from builder.runtime.spec import CAPABILITIES
+from cache.kernel import landlock_version
+
+_NO_NETWORK = "build with --network=none, or with --network=host if you trust the Dockerfile"
+_GOOD, _LESS, _MISSING = "yes", "limited", "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row: whether a thing works ("yes", "limited", "no"), what was found, what to do about it."""
+
+    name: str
+    works: str
+    found: str
+    advice: str = ""
+
+
+def examine(root: str) -> list[Check]:
+    """Try everything. *root* is the store; only what can be tried below it is."""
+    real = rootless.is_real_root()
+    checks = [_identity(real)]
+    if not real:
+        # All else is tried as it will be: inside the namespace that a build enters.
+        able, said = probe.attempt(_enter)
+        checks.append(
+            Check("user namespaces", _GOOD, "a user may make them")
+            if able
+            else Check("user namespaces", _MISSING, said.partition("\0")[0], said.partition("\0")[2])
+        )
+        if not able:
+            return checks
+    inside = [asdict(check) for check in _inside(root, real)] if real else _run_inside(root)
+    return checks + [Check(**row) for row in inside]
+
+
+def _identity(real: bool) -> Check:
+    if real:
+        return Check("who builds", _GOOD, "root: steps have ids of their own, nobody else's")
+    if os.geteuid() == 0:
+        return Check("who builds", _GOOD, "root of a container: steps have its ids")
+    ranges = rootless.ranges()
+    if ranges and shutil.which("newuidmap") and shutil.which("newgidmap"):
+        return Check("who builds", _GOOD, f"a user with {ranges} more ids")
+    what = "newuidmap and newgidmap are missing" if ranges else "no more ids in /etc/subuid and /etc/subgid"
+    user = os.environ.get("USER") or str(os.geteuid())
+    return Check(
+        "who builds",
+        _LESS,
+        f"a user with one id ({what}): what steps chown keeps its owner",
+        "install uidmap, and as root: usermod --add-subuids 100000-165535 "
+        f"--add-subgids 100000-165535 {user}",
+    )
+
+
+def _enter() -> str:
+    try:
+        rootless.enter(protect=False)
+    except rootless.RootlessError as error:
+        raise OSError(f"{error.message}\0{error.hint}") from None
+    return ""
+
+
+def _run_inside(root: str) -> list[dict[str, str]]:
+    """The checks, made by a process that has entered a namespace of its own."""
+
+    def work() -> str:
+        rootless.enter(protect=False)
+        return json.dumps([asdict(check) for check in _inside(root, False)])
+
+    able, said = probe.attempt(work)
+    if not able:
+        return [asdict(Check("user namespaces", _MISSING, said))]
+    rows: list[dict[str, str]] = json.loads(said)
+    return rows
+
+
+def _inside(root: str, real: bool) -> Iterator[Check]:
+    place = root
+    while not os.path.isdir(place):
+        place = os.path.dirname(place) or "/"
+    with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
+        os.chmod(folder, 0o755)
+        shifted = real and probe.can_map_mounts(folder)
+        if real:
+            yield Check(
+                "mounts with mapped ids",
+                _GOOD if shifted else _LESS,
+                f"on the file system of {place}" if shifted else f"not on the file system of {place}",
+                "" if shifted else "use a --root on ext4, xfs, btrfs or tmpfs; else steps share root's ids",
+            )
+        yield _tried(
+            "overlayfs",
+            lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
+            f"on the file system of {place}",
+            "use a --root on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), in a "
+            "container a volume; the kernel has to be 5.11 or newer",
+        )
+    yield _tried(
+        "a /proc for steps",
+        lambda: probe.in_container(probe.mount_proc, not real),
+        "a new one can be mounted",
+        "the container that this runs in hides parts of its own: docker run --security-opt "
+        "systempaths=unconfined, podman run --security-opt unmask=ALL",
+    )
+    yield _tried(
+        "a /sys for steps",
+        lambda: probe.in_container(probe.mount_sysfs, not real),
+        "a new one can be mounted",
+        "as for /proc; without it steps get this one, read-only",
+        _LESS,
+    )
+    yield from _network(real)
+    yield _limits()
+    code = seccomp.program(os.uname().machine, CAPABILITIES)
+    yield _tried(
+        "seccomp", lambda: sc.set_seccomp_filter(code), f"a filter of {len(code) // 8} instructions",
+        "build a kernel with CONFIG_SECCOMP_FILTER",
+    ) if code else Check("seccomp", _MISSING, f"there is no filter for {os.uname().machine}")  # fmt: skip
+    version = landlock_version()
+    yield Check(
+        "Landlock",
+        _GOOD if version else _LESS,
+        f"version {version}" if version else "not on: unpacking is guarded by path resolution alone",
+        "" if version else "boot with landlock among the lsm= modules, on a kernel of 5.13 or newer",
+    )
+    yield _tried(
+        "FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), "/dev/fuse can be opened",
+        "only a step with --device /dev/fuse would need it", _LESS,
+    )  # fmt: skip
+    for name, why in (("git", "for ADD and contexts of repositories"), ("ssh", "for git over ssh")):
+        path = shutil.which(name)
+        advice = "" if path else f"install {name}"
+        yield Check(name, _GOOD if path else _LESS, path or f"not installed: {why}", advice)
+
+
+def _network(real: bool) -> Iterator[Check]:
+    if real:
+        yield _tried("network", _bridge, "bridge, veth and nftables", _NO_NETWORK, _LESS)
+        return
+    found = uplink.programs()
+    names = ", ".join(map(os.path.basename, found))
+    if found:
+        with tempfile.TemporaryDirectory(prefix="pybuild-doctor.") as scratch:
+
+            def connect() -> None:
+                os.kill(uplink.leave_host_network(scratch), 9)
+                _bridge(new=False)
+
+            yield _tried("network", connect, f"behind {names}", _NO_NETWORK, _LESS)
+        return
+    yield Check(
+        "network",
+        _LESS,
+        "neither pasta nor slirp4netns, or no /dev/net/tun: steps share this machine's network",
+        "install passt, and see that /dev/net/tun can be opened",
+    )
+
+
+def _bridge(new: bool = True) -> None:
+    """Make what a build's network is made of, in a net namespace of our own."""
+    from builder.runtime.network import try_bridge
+
+    if new:
+        sc.unshare(sc.CLONE_NEWNET)
+    try_bridge()
+
+
+def _limits() -> Check:
+    try:
+        can = cgroups.find().can
+    except cgroups.CgroupError as error:
+        return Check("limits", _LESS, str(error))
+    wanted = ("memory", "cpu", "cpuset", "pids")
+    found = ", ".join(name for name in wanted if name in can) or "none"
+    if len(can) == len(wanted):
+        return Check("limits", _GOOD, found)
+    return Check(
+        "limits",
+        _LESS,
+        f"can be set: {found}",
+        "run it in a cgroup that is delegated to this user, as by systemd-run --user --scope -p Delegate=yes",
+    )
+
+
+def _tried(
+    name: str, work: Callable[[], object], found: str, advice: str, otherwise: str = _MISSING
+) -> Check:
+    def run() -> str:
+        work()
+        return ""
+
+    able, said = probe.attempt(run)
+    return Check(name, _GOOD, found) if able else Check(name, otherwise, said, advice)
+
+
+def table(checks: list[Check]) -> str:
+    """The checks for people: a line each, advice below."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.name.ljust(width)}  {check.works.ljust(7)}  {check.found}")
+        if check.advice:
+            lines.append(f"{'':{width}}           -> {check.advice}")
+    return "\n".join(lines)
+
+
+def as_json(checks: list[Check]) -> str:
+    return json.dumps([asdict(check) for check in checks], indent=2)

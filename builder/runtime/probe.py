@@ -1,0 +1,145 @@
+"""What this machine can do, found by trying it: by a process of its own that leaves nothing behind."""
+
+import contextlib
+import os
+import signal
+import socket
+
+from builder.runtime import syscalls as sc
+from builder.runtime.spec import ID_COUNT, ID_SHIFT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CONTAINER = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWNET
+_WORDS = 4000  # bytes of an answer
+
+
+def attempt(work: "Callable[[], str]") -> tuple[bool, str]:
+    """Call *work* in a child process; whether it came to an end, and its answer or what went wrong."""
+    answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            answers.close()
+            _silence()
+            try:
+                said = work()
+                code = 0
+            except OSError as error:
+                said = error.strerror or str(error)
+            except Exception as error:  # whatever it is, it does not work
+                said = str(error)
+            theirs.send(said.encode("utf-8", "replace")[:_WORDS])
+        finally:
+            os._exit(code)
+    theirs.close()
+    with answers:
+        said = answers.recv(_WORDS).decode("utf-8", "replace")
+    _pid, status = os.waitpid(pid, 0)
+    return status == 0, said
+
+
+def _silence() -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
+
+
+def in_container(work: "Callable[[], None]", identity: bool) -> None:
+    """Call *work* as root of namespaces such as a step has, but for the network's rules.
+
+    With *identity* ids are what they are here, else shifted as those of root's steps. Raises OSError
+    with what it could not do.
+    """
+    ready, go = os.pipe2(os.O_CLOEXEC)
+    answers, answer = os.pipe2(os.O_CLOEXEC)
+    pid, pidfd = sc.clone3(_CONTAINER)
+    if pid == 0:
+        try:
+            os.close(go)
+            if os.read(ready, 1):
+                os.setresgid(0, 0, 0)
+                os.setresuid(0, 0, 0)
+                sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+                work()
+                os.write(answer, b"+")
+        except OSError as error:
+            os.write(answer, str(error.strerror or error).encode("utf-8", "replace"))
+        finally:
+            os._exit(0)
+    os.close(answer)
+    os.close(ready)
+    try:
+        write_maps(pid, identity)
+        os.write(go, b"1")
+    finally:
+        os.close(go)
+        said = os.read(answers, _WORDS)
+        os.close(answers)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+    if said != b"+":
+        raise OSError(said.decode("utf-8", "replace") or "it could not be tried")
+
+
+def write_maps(pid: int, identity: bool) -> None:
+    for name in ("uid_map", "gid_map"):
+        text = f"0 {ID_SHIFT} {ID_COUNT}"
+        if identity:
+            with open(f"/proc/self/{name}", encoding="ascii") as file:
+                rows = [line.split() for line in file]
+            text = "\n".join(f"{first} {first} {count}" for first, _, count in rows)
+        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def mount_overlay(folder: str) -> None:
+    """Mount an overlay of directories in *folder*, which has to be empty, and write to it. Raises OSError."""
+    for name in ("lower", "upper", "work", "merged"):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(folder, name))
+    os.chdir(folder)
+    options = b"userxattr,xino=off,volatile,lowerdir=lower,upperdir=upper,workdir=work"
+    sc.mount(b"overlay", b"merged", b"overlay", sc.MS_NODEV, options)
+    os.close(os.open("merged/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+    sc.umount2(b"merged", sc.MNT_DETACH)
+
+
+def mount_proc() -> None:
+    os.close(sc.new_mount(b"proc", 0, {}))
+
+
+def mount_sysfs() -> None:
+    os.close(sc.new_mount(b"sysfs", 0, {}))
+
+
+def can_map_mounts(path: str) -> bool:
+    """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
+    pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
+                file.write(f"0 {ID_SHIFT} {ID_COUNT}")
+        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))
+            try:
+                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, namespace)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(namespace)
+        return True
+    except OSError:
+        return False
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
