@@ -205,22 +205,28 @@ def _enter(options: argparse.Namespace) -> None:
 def _store_for_containers(options: argparse.Namespace) -> Store:
     """The store, whose file system must be mountable with mapped ids; else root, too, is one of its own."""
     from builder.runtime import rootless
+    from builder.runtime.probe import can_map_mounts, can_overlay
 
     store = _open_store(options)
-    if not rootless.entered():
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            memo = f"idmap:{file.read().strip()}:{os.stat(store.root).st_dev}"
-        known = store.index.memo(memo)
-        if known is None:
-            from builder.runtime.probe import can_map_mounts
-
-            known = b"1" if can_map_mounts(store.root) else b"0"
-            store.index.set_memo(memo, known)
-        if known != b"1":
-            store.close()
-            rootless.enter()
-            store = _open_store(options)
+    if not rootless.entered() and not _remembered(store, "mapped mounts", can_map_mounts):
+        store.close()
+        rootless.enter()
+        store = _open_store(options)
+    store.overlays = _remembered(store, "overlays", can_overlay)
     return store
+
+
+def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
+    """What a probe says of the store's file system, asked once in each boot and for each kind of user."""
+    from builder.runtime.rootless import entered
+
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        memo = f"{what}: {file.read().strip()} {os.stat(store.root).st_dev} {entered()}"
+    known = store.index.memo(memo)
+    if known is None:
+        known = b"yes" if probe(store.temporary()) else b"no"
+        store.index.set_memo(memo, known)
+    return known == b"yes"
 
 
 # -- images --------------------------------------------------------------------------------

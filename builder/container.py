@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
+from builder.execute import copies
 from builder.execute.run import container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
@@ -35,6 +36,8 @@ def run_image(
         raise UsageError(f"the image {name} names no command", "give one after the image name")
     env = {"PATH": DEFAULT_PATH, **config.env}
     with draft(store, snapshots(store, config)) as made:
+        if not store.overlays:
+            copies.fill(made)
         cwd, user = settings.get("WorkingDir") or "/", settings.get("User") or ""
         spec = container_spec(made, argv, env, cwd, user, mode, _HOSTNAME, sandbox)
         spec["any_socketcall"] = config.platform.architecture == "386"

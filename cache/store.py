@@ -68,6 +68,7 @@ class Store:
         self._session = ""
         self._session_fd = -1
         self._opening = threading.Lock()
+        self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
         try:
             self._prepare()

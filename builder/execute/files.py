@@ -82,10 +82,15 @@ def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
 
 def copy_tree(tree: Tree, folder: str) -> None:
     """Copy all of *tree* into the empty *folder*."""
+    copy_path(tree, "", folder, "/")
+
+
+def copy_path(tree: Tree, path: str, folder: str, dest: str) -> None:
+    """Copy *path* of *tree* to *dest* in the empty *folder*."""
     writer = Writer(folder, Tree(()), None, None, None, None)
 
     def fill() -> None:
-        _copy_one(writer, TreeSource(tree), Selected("", ""), "/")
+        _copy_one(writer, TreeSource(tree), Selected(os.path.basename(path), path), dest)
         writer.finish()
 
     try:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from builder.errors import BuildError
+from builder.execute.copies import copy_bound
 from builder.execute.files import copy_tree
 from builder.execute.secrets import read_secret
 from builder.execute.sources import MADE_TIME
@@ -89,7 +90,15 @@ def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) 
     lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(layers)]
     spec = MountSpec(kind="bind", lowers=[*lowers, _EMPTY], source=os.fsencode(mount.path or "/"))
     spec["read_only"] = mount.read_only
-    if not mount.read_only or not lowers:
+    if not draft.store.overlays:
+        folder = os.path.join(draft.folder, f"mount{number}")
+        os.mkdir(folder, 0o755)
+        source = b"/"
+        if layers:
+            source = copy_bound(tree_of(draft.store, layers), node.path if node is not None else "", folder)
+        relative = os.fsencode(os.path.relpath(folder, draft.store.root))
+        spec = MountSpec(kind="store", path=relative, source=source, read_only=mount.read_only)
+    elif not mount.read_only or not lowers:
         folder = os.path.join(draft.folder, f"mount{number}")
         for name in ("", "fs", "work"):
             os.mkdir(os.path.join(folder, name), 0o755)

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 
 from builder.errors import BuildError, CommandFailed, StepError
+from builder.execute import copies
 from builder.execute.mounts import mounted
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
@@ -45,6 +46,7 @@ def run_command(
     """
     env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
+    made = [] if draft.store.overlays else copies.fill(draft)
     with mounted(op.mounts, sources, draft, workshop) as extra:
         network = "host" if op.network == "default" and workshop.shares_network else op.network
         spec = container_spec(
@@ -57,8 +59,10 @@ def run_command(
         spec["scripts"] = {
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
-        if extra.points:
+        if extra.points and draft.store.overlays:
             spec["lowers"].insert(0, os.fsencode(extra.points))
+        elif extra.points:
+            made += copies.add_points(draft, draft.store.path(extra.points))
         try:
             outcome = workshop.contain(spec, sink)
         except OSError as error:
@@ -68,6 +72,8 @@ def run_command(
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
         raise _failure(op, step, outcome, outcome.oom_kills > 0 or _oom_kills() > killed_before)
+    if not draft.store.overlays:
+        copies.settle(draft, made)
     return commit(draft, reduce=True), outcome
 
 
@@ -88,7 +94,7 @@ def container_spec(
     overlay = draft.overlay()
     encode = os.fsencode
     return ContainerSpec(
-        lowers=[encode(path) for path in overlay.lowers],
+        lowers=[encode(path) for path in overlay.lowers] if draft.store.overlays else [],
         upper=encode(overlay.upper),
         work=encode(overlay.work),
         argv=[encode(item) for item in argv],

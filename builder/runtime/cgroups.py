@@ -526,11 +526,14 @@ def _pid_namespace(proc: bytes) -> int:
 
 
 def _start_time(proc: bytes, pid: bytes) -> int:
-    """When a process began, in ticks since boot; raises ValueError if there is none."""
-    _name, closed, fields = _read(b"%s/%s/stat" % (proc, pid)).rpartition(b")")
+    """When a process began, in ticks since boot, 0 for one that has ended and is not reaped yet;
+    raises ValueError if there is none.
+    """
+    _name, closed, rest = _read(b"%s/%s/stat" % (proc, pid)).rpartition(b")")
     if not closed:
         raise ValueError("no such process")
-    return int(fields.split()[19])  # field 22 of proc(5); the name, field 2, may hold anything
+    fields = rest.split()  # from field 3 of proc(5) on; the name, field 2, may hold anything
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def _is_stale(name: bytes, proc: bytes) -> bool:

@@ -171,7 +171,13 @@ def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountS
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
     sc.move_mount(store, sc.AT_FDCWD, _STAGING)
     os.fchdir(store)
-    root = _mount_overlay(spec["lowers"], spec["upper"], spec["work"])
+    if spec["lowers"]:
+        root = _mount_overlay(spec["lowers"], spec["upper"], spec["work"])
+    else:
+        top = os.open(spec["upper"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        root = _clone(top, b"/", False)
+        sc.move_mount(root, sc.AT_FDCWD, _STAGING)
+        os.close(top)
     volumes = [(mount, _open_volume(mount)) for mount in spec["mounts"]]
     os.fchdir(root)
     os.close(store)

@@ -117,8 +117,20 @@ def mount_sysfs() -> None:
     os.close(sc.new_mount(b"sysfs", 0, {}))
 
 
+def can_overlay(folder: str) -> bool:
+    """Whether a step can have an overlay of directories in *folder*, which is made for that."""
+    os.mkdir(folder, 0o755)
+
+    def work() -> str:
+        in_container(lambda: mount_overlay(folder), True)
+        return ""
+
+    return attempt(work)[0]
+
+
 def can_map_mounts(path: str) -> bool:
     """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
+    os.makedirs(path, exist_ok=True)
     pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
     if pid == 0:
         signal.pause()

@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     class ContainerSpec(TypedDict):
         """All that the child needs to know; nothing is looked up later.
 
-        Layer paths are relative to the store, which the launcher holds open. ``lowers``
-        run from the top layer down. ``files`` are made on a tmpfs and bound read-only
-        over the paths they name, so they never reach a layer. ``scripts`` are executable
-        files in /dev/pipes. ``capabilities`` is a bit mask, for root in the step's own user
-        namespace. ``filtered``: there is a seccomp filter, with ``any_socketcall`` the one for
-        images of the 32-bit ABI, with ``fake_owners`` one that makes chown a success without effect.
-        ``masked``: what is dangerous in /proc and /sys is hidden.
-        ``devices`` are names in /dev by the host's paths, ``rlimits`` soft and hard limits by
-        number (-1: none), ``limits`` those of the cgroup below ``cgroup_parent``.
+        Layer paths are relative to the store, which the launcher holds open. ``lowers`` run
+        from the top layer down; without any, ``upper`` is all of the root. ``files`` are made
+        on a tmpfs and bound read-only over the paths they name, so they never reach a layer.
+        ``scripts`` are executable files in /dev/pipes. ``capabilities`` is a bit mask, for root
+        in the step's own user namespace. ``filtered``: there is a seccomp filter, with
+        ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
+        makes chown a success without effect. ``masked``: what is dangerous in /proc and /sys is
+        hidden. ``devices`` are names in /dev by the host's paths, ``rlimits`` soft and hard
+        limits by number (-1: none), ``limits`` those of the cgroup below ``cgroup_parent``.
         """
 
         lowers: list[bytes]

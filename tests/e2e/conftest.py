@@ -9,6 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rootless import Installation, installed
+
+
+@pytest.fixture(scope="session")
+def installation() -> Iterator[Installation]:
+    """Ordinary users, and a copy of the program for them."""
+    with installed() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

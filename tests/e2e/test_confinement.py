@@ -17,6 +17,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import world
 from confinement import (
     SINGLE_ID,
     TABLE,
@@ -1277,6 +1279,59 @@ def test_RT_32_other_platform(pybuild: Pybuild, busybox: Path) -> None:
     assert loaded.code in (0, 1)
     done = pybuild(NONE, pybuild.context("FROM other\nRUN true\n"))
     assert done.code == 1 or "s390x" in done.err, done.err
+
+
+# -- the network ---------------------------------------------------------------------------
+
+
+def calls(mode: Mode, carrier: str) -> dict[str, str]:
+    """What a step on the default network hears at each address of the world that world.py makes."""
+    addresses = " ".join((*world.HOST, world.INTERNET, world.METADATA))
+    script = (
+        f"for a in {addresses} $(ip route | awk '/default/ {{print $3}}') 10.0.2.2; do "
+        f'echo "$a=$(nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)"; done'
+    )
+    context = mode.pybuild.context("FROM busybox\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    env = {"PATH": str(_only(carrier, mode.pybuild.work))} if carrier else None
+    words, environment = command(mode.pybuild, "--no-cache", "--network=default", context, env=env)
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, world.__file__, *words],
+        env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(line.split("=") for line in printed(done.stderr))
+
+
+def _only(carrier: str, work: Path) -> Path:
+    """A folder of programs in which *carrier* is the one that can connect a user's namespace."""
+    folder = work / "programs"
+    folder.mkdir()
+    for name in (carrier, "newuidmap", "newgidmap"):
+        path = shutil.which(name, path="/usr/bin:/usr/sbin")
+        assert path is not None, f"{name} is not installed"
+        (folder / name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mode", "carrier"),
+    [("root", ""), *((name, carrier) for name in MODES[1:] for carrier in ("pasta", "slirp4netns"))],
+    indirect=["mode"],
+)
+def test_network_leads_to_the_internet_only(mode: Mode, carrier: str) -> None:
+    """No service of the host hears a step, on whichever of its addresses; one of the internet does."""
+    heard = calls(mode, carrier)
+    assert heard[world.INTERNET] == world.INTERNET
+    assert {address: said for address, said in heard.items() if said and address != world.METADATA} == {
+        world.INTERNET: world.INTERNET
+    }
+
+
+@pytest.mark.parametrize("mode", MODES, indirect=True)
+def test_metadata_service(mode: Mode) -> None:
+    """Security.md 5.3: what a cloud tells its machines, keys among it, is told to no step."""
+    heard = calls(mode, "")
+    assert heard[world.INTERNET] == world.INTERNET and heard[world.METADATA] == ""
 
 
 # -- S23 to S25 ----------------------------------------------------------------------------

@@ -1,0 +1,500 @@
+"""Options of the sandbox, limits, builds without root and in containers, and what says so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daemons import dockerd
+from harness import PYBUILD, Pybuild, Tree, remove_cgroup
+from oci import Image
+from rootless import Installation, Rootless
+
+from cache.confine import confined
+
+pytestmark = pytest.mark.e2e
+
+NONE = "--network=none"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def step(pybuild: Pybuild, command: str, *options: str) -> str:
+    """What a RUN step prints."""
+    done = pybuild(NONE, "--no-cache", *options, pybuild.context(f"FROM busybox\nRUN {command}\n")).ok()
+    return "\n".join(re.findall(r"^#\d+ \d+\.\d+ (.*)$", done.err, re.MULTILINE))
+
+
+# -- options -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "expected"),
+    [
+        ("--add-host=db:10.0.0.7 --add-host=six=::1", "tail -2 /etc/hosts", "10.0.0.7\tdb\n::1\tsix"),
+        ("--dns=10.1.2.3 --dns=10.1.2.4", "cat /etc/resolv.conf", "nameserver 10.1.2.3\nnameserver 10.1.2.4"),
+        ("--shm-size=10m", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "10240"),
+        ("--ulimit=nofile=100:200", "ulimit -Sn; ulimit -Hn", "100\n200"),
+        ("--ulimit=core=-1", "ulimit -c", "unlimited"),
+        ("--cap-drop=ALL", "grep CapEff /proc/self/status", "CapEff:\t0000000000000000"),
+        ("--cap-drop=all --cap-add=CAP_CHOWN", "grep CapBnd /proc/self/status", "CapBnd:\t0000000000000001"),
+        ("--cap-add=net_admin", "ip link set lo mtu 1000 && cat /sys/class/net/lo/mtu", "1000"),
+        ("--security-opt=no-new-privileges", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1"),
+        ("--security-opt=seccomp=unconfined", "grep Seccomp: /proc/self/status", "Seccomp:\t0"),
+        ("--device=/dev/fuse", "ls /dev/fuse && exec 3<>/dev/fuse && echo open", "/dev/fuse\nopen"),
+        ("--device=/dev/null:/dev/other", "echo x > /dev/other && ls -l /dev/other | cut -c1-10", "crw-rw-rw-"),
+    ],
+)  # fmt: skip
+def test_option(pybuild: Pybuild, options: str, command: str, expected: str) -> None:
+    assert step(pybuild, command, *options.split()) == expected
+
+
+def test_system_paths(pybuild: Pybuild) -> None:
+    """What is hidden shows when the command line says so, and is not writable for that."""
+    count = "wc -l < /proc/interrupts"
+    assert step(pybuild, count) == "0"
+    assert int(step(pybuild, count, "--security-opt=systempaths=unconfined")) > 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    """
+    --memory=1m --memory=x --cpus=0 --cpus=-1 --cpuset-cpus=a --pids-limit=0 --pids-limit=1.5 --shm-size=1q
+    --cap-add=nothing --cap-drop=sys --security-opt=seccomp=/p.json --security-opt=x --device=/etc/passwd
+    --device=/dev/nothing --device=/dev/null:/etc/x --device=/dev/null:/dev/x:r --add-host=x --add-host=x:y
+    --add-host=../x:1.1.1.1 --dns=x --ulimit=x=1 --ulimit=nofile --ulimit=nofile=9:1 --ulimit=nofile=x
+    --cgroup-parent=../x --cgroup-parent=a/../b
+    """.split(),
+)
+def test_option_that_makes_no_sense(pybuild: Pybuild, option: str) -> None:
+    pybuild(option, pybuild.context("FROM busybox\nRUN true\n")).failed(2)
+
+
+def test_options_and_the_cache(pybuild: Pybuild) -> None:
+    """T98: what a command can see of them is part of its key; addresses and limits are not."""
+    context = pybuild.context("FROM busybox\nRUN echo keys\n")
+    pybuild(NONE, "--add-host=a:1.1.1.1", "--no-cache", context).ok()
+    same = ("--add-host=a:2.2.2.2", "--dns=1.1.1.1", "--memory=1g", "--cpus=1", "--pids-limit=100")
+    assert pybuild(NONE, *same, context).ok().executed == 0
+    for other in ("--add-host=b:1.1.1.1", "--ulimit=nofile=100", "--cap-drop=ALL", "--shm-size=1m"):
+        assert pybuild(NONE, "--add-host=a:1.1.1.1", other, context).ok().executed == 1
+
+
+def test_run_takes_them_too(pybuild: Pybuild) -> None:
+    done = pybuild(
+        "run", NONE, "--cap-drop=ALL", "--memory=100m", "busybox", "grep", "CapEff", "/proc/self/status"
+    )
+    assert done.ok().out == "CapEff:\t0000000000000000\n"
+
+
+FILL = """awk 'BEGIN {{ s = "x"; while (length(s) < {}000000) s = s s; print length(s) }}'"""
+MANY = "sh -c 'for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait; echo all'; true"
+
+
+# -- limits --------------------------------------------------------------------------------
+
+
+def test_memory(pybuild: Pybuild) -> None:
+    """The kernel ends what takes too much, and the error says which limit it was; less is fine."""
+    text = f"FROM busybox\nRUN {FILL.format(60)}\n"
+    said = pybuild(NONE, "--no-cache", "--memory=20m", pybuild.context(text)).failed().err
+    assert "memory limit of 20 MiB (--memory) was used up" in said and "raise the limit" in said
+    done = pybuild(NONE, "--no-cache", "--memory=200m", pybuild.context(text)).ok()
+    assert re.search(r"DONE .* \(CPU \d+\.\ds, memory \d{2,3} MB\)", done.err)
+
+
+def test_processes(pybuild: Pybuild) -> None:
+    assert "can't fork" in step(pybuild, MANY, "--pids-limit=5")
+    assert step(pybuild, MANY, "--pids-limit=50") == "all"
+
+
+def test_processors(pybuild: Pybuild) -> None:
+    loop = "i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done; times | head -1"
+    started = time.monotonic()
+    step(pybuild, loop)
+    free = time.monotonic() - started
+    started = time.monotonic()
+    step(pybuild, loop, "--cpus=0.1")
+    assert time.monotonic() - started > 3 * free
+    assert step(pybuild, "grep Cpus_allowed_list /proc/self/status", "--cpuset-cpus=0").endswith("\t0")
+
+
+def test_limit_that_cannot_be_set(pybuild: Pybuild) -> None:
+    """It is refused where it was asked for, and says on what."""
+    said = (
+        pybuild(NONE, "--no-cache", "--cpuset-cpus=900", pybuild.context("FROM busybox\nRUN true\n"))
+        .failed()
+        .err
+    )
+    assert "cpuset" in said and "900" in said
+
+
+def test_cgroup_parent(pybuild: Pybuild) -> None:
+    """A group that somebody has limited limits what is put below it."""
+    parent = next(
+        place / f"pybt-{os.getpid()}"
+        for place in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
+        if (place / "cgroup.procs").exists()
+    )
+    parent.mkdir()
+    try:
+        (parent / "pids.max").write_text("5")
+        assert "can't fork" in step(pybuild, MANY, f"--cgroup-parent={parent.name}")
+    finally:
+        remove_cgroup(parent)
+        for place in Path("/sys/fs/cgroup").glob(f"*/{parent.name}"):
+            remove_cgroup(place)
+
+
+def test_metadata_file(pybuild: Pybuild) -> None:
+    """What came out, and what each step took; written again by a build that was cached."""
+    context = pybuild.context(f"FROM busybox\nRUN {FILL.format(20)}\n")
+    path = pybuild.work / "metadata.json"
+    for cached in (False, True):
+        image = pybuild(NONE, "-q", "-t", "meta", "--metadata-file", path, context).ok().out.strip()
+        value = json.loads(path.read_text())
+        assert value["containerimage.config.digest"] == image
+        assert value["image.name"] == "docker.io/library/meta:latest"
+        last = value["pybuild.steps"][-1]
+        assert last["name"].startswith("[2/2] RUN awk") and last["cached"] is cached
+        if not cached:
+            assert last["peak_memory_bytes"] > 10e6 and last["cpu_seconds"] >= 0 and last["seconds"] > 0
+
+
+def test_killed_build_is_swept(fresh: Pybuild) -> None:
+    """What the kill of builder and launcher left of cgroups and networks, the next build removes: the
+    census after each test sees that.
+    """
+    context = fresh.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN echo here; sleep 1000\n")
+    build = subprocess.Popen(
+        [PYBUILD, context], env=fresh.environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert build.stderr is not None
+    while not build.stderr.readline().endswith(" here\n"):
+        pass
+    store = f"PYBUILD_ROOT={fresh.store}\0".encode()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it ended, or is the kernel's
+            if entry.name.isdigit() and store in (entry / "environ").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+    build.communicate(timeout=20)
+    fresh("--network=default", fresh.context("FROM busybox\nRUN echo fine > /f\n")).ok()
+
+
+# -- Landlock ------------------------------------------------------------------------------
+
+
+def test_landlock(tmp_path: Path) -> None:
+    """A write outside of the folder is refused by the kernel; inside, and outside of it all, it is not."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+    (outside / "old").write_text("old")
+
+    def tries() -> list[str]:
+        said = []
+        for name, attempt in ATTEMPTS.items():
+            try:
+                attempt(outside)
+                said.append(name)
+            except PermissionError:
+                pass
+            except OSError as error:
+                assert error.errno == 18, error  # EXDEV: a link would get more rights
+        (inside / "new").write_text((outside / "old").read_text())
+        return said
+
+    assert confined([str(inside)], tries) == []
+    assert (outside / "old").read_text() == "old" and os.listdir(outside) == ["old"]
+    assert (inside / "new").read_text() == "old"
+    (outside / "new").write_text("this thread may")
+    with pytest.raises(ZeroDivisionError):
+        confined([str(inside)], lambda: 1 // 0)
+
+
+def _touch(folder: Path) -> None:
+    if subprocess.run(["touch", folder / "t"], check=False, stderr=subprocess.DEVNULL).returncode:
+        raise PermissionError
+
+
+ATTEMPTS: dict[str, Callable[[Path], object]] = {
+    "create": lambda folder: (folder / "x").write_text("x"),
+    "open to write": lambda folder: (folder / "old").write_text("x"),
+    "append": lambda folder: (folder / "old").open("a"),
+    "truncate": lambda folder: os.truncate(folder / "old", 0),
+    "unlink": lambda folder: (folder / "old").unlink(),
+    "mkdir": lambda folder: (folder / "d").mkdir(),
+    "symlink": lambda folder: (folder / "l").symlink_to("x"),
+    "link": lambda folder: (folder / "h").hardlink_to(folder.parent / "in"),
+    "rename": lambda folder: (folder / "old").rename(folder / "other"),
+    "mkfifo": lambda folder: os.mkfifo(folder / "p"),
+    "mknod": lambda folder: os.mknod(folder / "n", 0o600 | 0o020000, 0),
+    "a program": _touch,
+}
+
+
+# -- without root --------------------------------------------------------------------------
+
+APPLICATION = """FROM busybox AS build
+COPY --chown=1000:1000 src /src
+RUN --mount=type=cache,target=/cache mkdir /out && cp -a /src/a /out/ && chmod 4755 /out/a && echo x > /cache/x \
+    && ln /out/a /out/b && ln -s a /out/l && touch -d @1000000000 /out/a /out /src && rm /bin/ls
+USER 1000:50
+RUN --mount=type=secret,id=s,uid=1000 --mount=type=tmpfs,target=/t test "$(cat /run/secrets/s)" = 1 && touch /t/x
+USER 0
+RUN chown -h 7:8 /out/l && touch -h -d @1000000000 /out/l /out
+FROM scratch
+COPY --from=build /out /app/
+COPY --from=build --chown=5:6 /src/d /d
+ENV a=1
+WORKDIR /w
+"""
+FILES: Tree = {"src": {"a": "#!/bin/sh\n", "d": {"f": "1"}}}
+
+
+@pytest.fixture
+def users(installation: Installation, busybox: Path) -> Iterator[tuple[Rootless, Rootless]]:
+    """The command for a user with ranges of ids, and for one without."""
+    made = []
+    for user in (installation.ranges, installation.single):
+        pybuild = installation.pybuild(user, "sandbox", "sandbox-store")
+        if not pybuild.store.exists():
+            (pybuild.work / "busybox.tar").write_bytes(busybox.read_bytes())
+            pybuild("load", pybuild.work / "busybox.tar").ok()
+        made.append(pybuild)
+    yield made[0], made[1]
+
+
+def application(pybuild: Pybuild, *options: str) -> Image:
+    """Build the application; equal contexts have equal times."""
+    context = pybuild.context(APPLICATION, FILES)
+    subprocess.run(["find", context, "-exec", "touch", "-hd", "@1500000000", "{}", "+"], check=True)
+    (pybuild.work / "s").write_text("1")
+    epoch = ("--build-arg", "SOURCE_DATE_EPOCH=1600000000")
+    return pybuild.export(
+        context, NONE, "--no-cache", *epoch, f"--secret=id=s,src={pybuild.work}/s", *options
+    )
+
+
+def test_same_image_by_everybody(pybuild: Pybuild, users: tuple[Rootless, Rootless]) -> None:
+    """Root, a user with ranges, and this again with steps that have overlays of nothing, byte for byte."""
+    by_root = application(pybuild)
+    by_user = application(users[0])
+    assert by_user.manifest == by_root.manifest and by_user.config == by_root.config
+    assert (by_root.root()["app/l"][0].uid, by_root.root()["app/l"][0].gid) == (7, 8)
+
+
+def test_single_id(users: tuple[Rootless, Rootless]) -> None:
+    """Owners that a COPY gives reach the image, those of chown do not, and it says so once."""
+    user = users[1]
+    text = "FROM busybox\nRUN chown 5:6 /bin && touch /x && chown 7 /x && id -u\nCOPY --chown=5:6 f /f\n"
+    archive = user.work / "o.tar"
+    done = user(NONE, "--no-cache", "-o", archive, user.context(text, {"f": "1"})).ok()
+    assert done.err.count("this user has one id") == 1
+    from oci import read_image
+
+    root = read_image(archive).root()
+    assert (root["f"][0].uid, root["f"][0].gid) == (5, 6) and root["x"][0].uid == 0
+    said = user(NONE, user.context("FROM busybox\nUSER 1000\nRUN id\n")).failed().err
+    assert "USER 1000:0: this build has no such id" in said
+
+
+def test_owner_out_of_range(users: tuple[Rootless, Rootless]) -> None:
+    said = (
+        users[0](NONE, users[0].context("FROM busybox\nCOPY --chown=70000 f /f\n", {"f": "1"})).failed().err
+    )
+    assert "owner 70000:70000 is not among the ids that this user has" in said and "/etc/subuid" in said
+
+
+def test_store_of_a_user(users: tuple[Rootless, Rootless]) -> None:
+    """It is the user's own, and nobody else gets in."""
+    for user in users:
+        assert user.store.stat().st_uid == user.user.uid and user.store.stat().st_mode & 0o777 == 0o700
+
+
+def test_cached_without_a_namespace(users: tuple[Rootless, Rootless]) -> None:
+    """A build in which nothing changed is answered as it is for root."""
+    user = users[0]
+    context = user.context("FROM busybox\nRUN echo cached\n")
+    user(NONE, context).ok()
+    log = user.work / "strace"
+    log.touch()
+    os.chown(log, user.user.uid, user.user.gid)
+    traced = user.command(NONE, context)
+    at = traced.index("setpriv")
+    subprocess.run(
+        [*traced[:at], "strace", "-f", "-o", log, "-e", "trace=unshare,clone3,execve", *traced[at:]],
+        check=True, capture_output=True, cwd=user.work,
+    )  # fmt: skip
+    assert "unshare(" not in log.read_text() and "CACHED" in user(NONE, context).ok().err
+
+
+IN_A_NAMESPACE = """
+import os, sys
+from builder.runtime import probe, syscalls
+ready, go = os.pipe()
+pid, _pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER)
+if pid:
+    probe.write_maps(pid, True)
+    os.write(go, b"1")
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+os.read(ready, 1)
+with open("/proc/sys/user/max_user_namespaces", "w") as file:  # of this namespace alone
+    file.write("0")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_no_user_namespaces(users: tuple[Rootless, Rootless]) -> None:
+    """One message says what is missing and how to get it."""
+    user = users[0]
+    command = user.command(NONE, user.context("FROM busybox\nRUN true\n"))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_NAMESPACE, *command],
+        capture_output=True, text=True, check=False, cwd=user.work, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "user.max_user_namespaces" in done.stderr
+
+
+# -- copies --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd_store(tmp_path: Path, busybox: Path) -> Iterator[Pybuild]:
+    """A store on a file system that can be neither mounted with mapped ids nor the upper of an overlay."""
+    behind, before = tmp_path / "behind", tmp_path / "before"
+    behind.mkdir()
+    before.mkdir()
+    subprocess.run(["bindfs", "-o", "dev,suid,allow_other", behind, before], check=True)
+    made = Pybuild(before / "store", tmp_path)
+    try:
+        made("load", busybox).ok()
+        yield made
+    finally:
+        subprocess.run(["umount", before], check=True)
+
+
+def test_without_overlayfs(odd_store: Pybuild, pybuild: Pybuild) -> None:
+    """Steps have copies then, and the image is the same."""
+    text = (
+        "FROM busybox\nRUN echo 1 > /a && rm /bin/ls && mkdir /q && chmod 700 /var\n"
+        "RUN --mount=target=/m/n --mount=type=cache,target=/c --mount=type=bind,from=busybox,source=/etc,target=/e,rw "
+        "cat /m/n/f > /b && touch /c/x /e/x && rm -r /q && echo x > /bin/ls && touch -d @1 /b /bin/ls\n"
+    )
+    files: Tree = {"f": "1"}
+    images = [made.export(made.context(text, files), NONE, "--no-cache") for made in (odd_store, pybuild)]
+    assert images[0].tree() == images[1].tree()
+    assert [layer.names for layer in images[0].layers] == [layer.names for layer in images[1].layers]
+    rows = json.loads(odd_store("doctor", "--json").out)
+    assert {row["name"]: row["works"] for row in rows}["overlayfs"] == "no"
+
+
+# -- doctor --------------------------------------------------------------------------------
+
+
+def test_doctor(pybuild: Pybuild, users: tuple[Rootless, Rootless]) -> None:
+    """On this machine all works for root and nearly all for users; each row says what to do else."""
+    rows = {row["name"]: row for row in json.loads(pybuild("doctor", "--json").ok().out)}
+    for name in ("overlayfs", "mounts with mapped ids", "network", "seccomp", "Landlock", "limits"):
+        assert rows[name]["works"] == "yes", rows[name]
+    shown = pybuild("doctor").ok().out
+    assert all(name in shown for name in rows)
+    rows = {row["name"]: row for row in json.loads(users[0]("doctor", "--json").ok().out)}
+    assert rows["overlayfs"]["works"] == "yes" and rows["network"]["found"].startswith("behind pasta")
+    rows = {row["name"]: row for row in json.loads(users[1]("doctor", "--json").ok().out)}
+    assert (
+        rows["who builds"]["works"] == "limited" and "usermod --add-subuids" in rows["who builds"]["advice"]
+    )
+
+
+# -- in containers -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image_of_pybuild(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of pybuild's own image, built by pybuild from the sample."""
+    work = tmp_path_factory.mktemp("self")
+    made = Pybuild(work / "store", work)
+    path = f"{Path(PYBUILD).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        [ROOT / "samples/make-bases"], env=made.environment({"PATH": path}), check=True, capture_output=True
+    )
+    made("-f", ROOT / "samples/pybuild/Dockerfile", "-t", "pybuild", ROOT, timeout=600).ok()
+    archive = work / "pybuild.tar"
+    made("save", "pybuild", "-o", archive).ok()
+    return archive
+
+
+INSIDE = """
+pybuild load /work/busybox.tar
+pybuild -t inner --build-arg SOURCE_DATE_EPOCH=1600000000 -o /work/inner.tar /work/context
+"""
+
+
+@pytest.mark.interop
+def test_in_podman(
+    tools: dict[str, str], image_of_pybuild: Path, busybox: Path, pybuild: Pybuild, tmp_path: Path
+) -> None:
+    """The image builds another in a container that is not privileged, to the same digest; where the
+    container hides too much, one message says what to allow.
+    """
+    place = tempfile.mkdtemp(prefix="p", dir="/dev/shm")  # it takes no long paths
+    podman = [tools["podman"], f"--root={place}/root", f"--runroot={place}/run"]
+    podman += ["--cgroup-manager=cgroupfs", "--runtime=runc"]
+    text = "FROM busybox\nRUN id -u > /id && chown 5:6 /id && touch -d @1 /id /\nCOPY f /f\n"
+    outer = pybuild.context(text, {"f": "1"})
+    subprocess.run(["touch", "-d", "@1", outer / "f"], check=True)
+    work = tmp_path / "inside"
+    work.mkdir()
+    subprocess.run(["cp", "-a", outer, work / "context"], check=True)
+    (work / "busybox.tar").write_bytes(busybox.read_bytes())
+    limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")  # raising them may be forbidden
+    run = [*podman, "run", "--rm", "--network=none", *limits, "-v", f"{work}:/work", "--entrypoint=sh"]
+    try:
+        subprocess.run([*podman, "load", "-q", "-i", image_of_pybuild], check=True, capture_output=True)
+        plain = subprocess.run(
+            [*run, "pybuild", "-ec", INSIDE], capture_output=True, text=True, check=False, timeout=300
+        )
+        assert plain.returncode == 1 and "podman run --security-opt unmask=ALL" in plain.stderr, plain.stderr
+        able = subprocess.run(
+            [*run, "--security-opt=unmask=ALL", "pybuild", "-ec", INSIDE],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert able.returncode == 0, able.stderr
+    finally:
+        subprocess.run([*podman, "volume", "prune", "-f"], capture_output=True, check=False)
+        subprocess.run([*podman, "unmount", "-a"], capture_output=True, check=False)
+        subprocess.run(["umount", f"{place}/root/overlay"], capture_output=True, check=False)
+        subprocess.run(["rm", "-rf", "--one-file-system", place], check=True)
+        for folder, *_ in os.walk("/sys/fs/cgroup", topdown=False):
+            if "libpod_parent" in folder:
+                remove_cgroup(Path(folder))
+    from oci import read_image
+
+    expected = pybuild.export(outer, NONE, "--no-cache", "--build-arg", "SOURCE_DATE_EPOCH=1600000000")
+    assert read_image(work / "inner.tar").config["rootfs"] == expected.config["rootfs"]
+
+
+@pytest.mark.interop
+def test_in_docker(tools: dict[str, str], image_of_pybuild: Path, tmp_path: Path) -> None:
+    """Docker's default profile forbids what a build needs; the message names the options that allow it."""
+    (tmp_path / "docker").mkdir()
+    with dockerd(tools, tmp_path / "docker") as client:
+        subprocess.run([*client, "load", "-q", "-i", image_of_pybuild], check=True, capture_output=True)
+        script = 'printf "FROM scratch\\nCOPY . /\\n" > D; pybuild doctor; pybuild -f D .'
+        done = subprocess.run(
+            [*client, "run", "--rm", "--network=none", "--entrypoint=sh", "pybuild", "-c", script],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert "--security-opt seccomp=unconfined" in done.stderr and "Traceback" not in done.stderr
+    assert "user namespaces" in done.stdout and done.returncode == 1

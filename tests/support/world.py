@@ -1,0 +1,81 @@
+"""Run a command in a small world of its own: a machine with two addresses, and an internet behind it.
+
+    unshare --net python3 world.py COMMAND...
+
+Both are net namespaces, connected by a pair of interfaces, and nothing else is there. Everywhere
+a server listens on port 8080, and says the address that it was called by.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+HOST = ("203.0.113.2", "198.51.100.7", "127.0.0.1")
+INTERNET = "203.0.113.1"
+METADATA = "169.254.169.254"  # of a cloud: the internet's side answers it here
+PORT = 8080
+
+
+def serve() -> None:
+    """Tell every caller which address it has called."""
+    server = socket.create_server(("0.0.0.0", PORT), backlog=64)
+    while True:
+        caller, _ = server.accept()
+        with caller:
+            caller.sendall(caller.getsockname()[0].encode() + b"\n")
+
+
+def main(command: list[str]) -> int:
+    """Make the world, run *command* in it; its exit code."""
+    if command == ["serve"]:
+        serve()
+    internet = subprocess.Popen(
+        ["unshare", "--net", "setpriv", "--pdeathsig", "KILL", sys.executable, __file__, "serve"]
+    )
+    try:
+        own = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{internet.pid}/ns/net").readlink() == own:
+            time.sleep(0.005)
+        inside = f"nsenter --net=/proc/{internet.pid}/ns/net"
+        _say("ip link set lo up")
+        _say(f"ip link add up0 type veth peer name down0 netns {internet.pid}")
+        _say(f"ip addr add {HOST[0]}/24 dev up0")
+        _say("ip link set up0 up")
+        _say(f"ip addr add {HOST[1]}/32 dev lo")
+        _say(f"{inside} ip link set lo up")
+        _say(f"{inside} ip addr add {METADATA}/32 dev lo")
+        _say(f"{inside} ip addr add {INTERNET}/24 dev down0")
+        _say(f"{inside} ip link set down0 up")
+        _say(f"ip route add default via {INTERNET}")
+        threading.Thread(target=serve, daemon=True).start()
+        for address in (*HOST, INTERNET, METADATA):
+            assert called(address) == address, f"{address} does not answer"
+        return subprocess.run(command, check=False).returncode
+    finally:
+        internet.kill()
+        internet.wait()
+
+
+def called(address: str, patience: float = 5.0) -> str:
+    """What is said at *address*, from the machine itself."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((address, PORT), timeout=1) as server:
+                return server.makefile().read().strip()
+        except OSError:
+            time.sleep(0.05)
+    return ""
+
+
+def _say(command: str) -> None:
+    subprocess.run(command.split(), check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
