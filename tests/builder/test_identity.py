@@ -27,6 +27,7 @@ from builder.plan.ops import (
     SshMount,
     TmpfsMount,
 )
+from builder.request import Limits, Sandbox
 from cache.digest import digest_of
 from cache.keys import derive
 
@@ -43,6 +44,8 @@ SAMPLES: list[Op] = [
         (Inline("s", "#!/x"),),
         (TmpfsMount("/t", 0),),
         "insecure",
+        Sandbox(),
+        "s390x",
     ),
     CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True, 1),
     MakeDir("/w", "5", 1),
@@ -69,6 +72,8 @@ def other(value: object) -> object:
             return value + "x"
         case tuple():
             return (*value, *value)
+        case Sandbox():
+            return dataclasses.replace(value, no_new_privileges=not value.no_new_privileges)
         case _:
             raise AssertionError(f"how does a {type(value).__name__} differ?")
 
@@ -82,6 +87,32 @@ def test_field(op: Op, field: str) -> None:
     changed = dataclasses.replace(op, **{field: other(getattr(op, field))})  # type: ignore[arg-type]
     same = derive(*identity(op)) == derive(*identity(changed))
     assert same is ((type(op).__name__, field) in WITHOUT_EFFECT)
+
+
+# Where a name leads, and what a step may use, are no part of what it does (T98).
+SANDBOX: list[tuple[Sandbox, bool]] = [
+    (Sandbox(hosts=(("b", "1.1.1.1"),)), True),
+    (Sandbox(hosts=(("a", "2.2.2.2"),)), False),
+    (Sandbox(dns=("1.1.1.1",)), True),
+    (Sandbox(shm_size=1), True),
+    (Sandbox(ulimits=(("nofile", (1, 2)),)), True),
+    (Sandbox(cap_add=("chown",)), True),
+    (Sandbox(cap_drop=("chown",)), True),
+    (Sandbox(devices=(("/dev/null", "/dev/x"),)), True),
+    (Sandbox(no_new_privileges=True), True),
+    (Sandbox(any_syscall=True), True),
+    (Sandbox(system_paths=True), True),
+    (Sandbox(limits=Limits(parent="x")), True),
+    (Sandbox(hosts=(("a", "1.1.1.1"),), limits=Limits(1, 1, "1", 1)), False),
+]
+
+
+@pytest.mark.parametrize(("sandbox", "changes"), SANDBOX)
+def test_sandbox(sandbox: Sandbox, changes: bool) -> None:
+    """*changes*: its key is another than that of a step with the host "a"."""
+    plain = RunCommand(("a",), (), "/", "", "none", "h", sandbox=Sandbox(hosts=(("a", "1.1.1.1"),)))
+    other_one = dataclasses.replace(plain, sandbox=sandbox)
+    assert (derive(*identity(plain)) != derive(*identity(other_one))) is changes
 
 
 ITEMS: list[tuple[Picked | Inline, str]] = [

@@ -1289,7 +1289,7 @@ def calls(mode: Mode, carrier: str) -> dict[str, str]:
     addresses = " ".join((*world.HOST, world.INTERNET, world.METADATA))
     script = (
         f"for a in {addresses} $(ip route | awk '/default/ {{print $3}}') 10.0.2.2; do "
-        f'echo "$a=$(nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)"; done'
+        f'echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)"; done'
     )
     context = mode.pybuild.context("FROM busybox\nCOPY s /s\nRUN sh /s\n", {"s": script})
     env = {"PATH": str(_only(carrier, mode.pybuild.work))} if carrier else None

@@ -29,6 +29,7 @@ _OTHERS = ("lark", "zstandard", "pyroute2", "tqdm", "urllib3")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Names of users are this, the number of the process that made them, and a letter.
 _PREFIX = "pybt"
+_PLACE, _FOLDER = "/dev/shm", "pybuild-rootless."
 _RANGE = 65536
 _TUN = "/dev/net/tun"
 _PUT_TUN = f'mount --bind "$0" {_TUN} && exec "$@"'
@@ -142,7 +143,7 @@ class Installation:
 def installed() -> Iterator[Installation]:
     """Make the users and the copy; both are gone at the end, and so is what the users still run."""
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix="pybuild-rootless.", dir="/dev/shm"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}.", dir=_PLACE))
     folder.chmod(0o711)
     users: list[User] = []
     try:
@@ -215,11 +216,15 @@ def _remove_user(user: User) -> None:
 
 
 def _sweep() -> None:
-    """Remove the users of a run that was killed."""
+    """Remove what a run that was killed has left."""
     for entry in pwd.getpwall():
         number = entry.pw_name.removeprefix(_PREFIX)[:-1]
         if entry.pw_name.startswith(_PREFIX) and number.isdigit() and not Path("/proc", number).exists():
-            _patiently("userdel", entry.pw_name)
+            first = 100_000_000 + entry.pw_uid * _RANGE
+            _remove_user(User(entry.pw_name, entry.pw_uid, entry.pw_gid, first, Path("/nonexistent")))
+    for folder in Path(_PLACE).glob(_FOLDER + "*"):
+        if not Path("/proc", folder.name.removeprefix(_FOLDER).partition(".")[0]).exists():
+            subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
 def _patiently(*words: str) -> None:
