@@ -49,7 +49,7 @@ def main() -> None:
             for name, more in MODES.items():
                 times = []
                 for count in (1, STEPS):
-                    command = [pybuild, "-q", "--no-cache", "--jobs=1", *more, work / str(count)]
+                    command = [str(pybuild), "-q", "--no-cache", "--jobs=1", *more, str(work / str(count))]
                     started = time.perf_counter()
                     subprocess.run(command, env=environment, check=True, capture_output=True)
                     times.append(time.perf_counter() - started)

@@ -20,7 +20,8 @@ from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
-_COMMANDS = ("build", "images", "save", "load", "import", "run", "doctor")
+_IMAGE_COMMANDS = ("pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
+_COMMANDS = ("build", "images", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
 _DOCKERFILE_PEEK = 16 << 20
 
 
@@ -40,6 +41,8 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
             "run": _run,
             "doctor": _doctor,
         }
+        if name in _IMAGE_COMMANDS:
+            return _image_command(name, rest)
         return commands[name](rest)
     except (KeyboardInterrupt, Cancelled):
         kept = "; nothing was tagged, finished steps stay cached" if name == "build" else ""
@@ -49,6 +52,13 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
         return _explain(error, error.exit_code, error.excerpt)
     except CacheError as error:
         return _explain(error, BuildError.exit_code, "")
+
+
+def _image_command(name: str, args: Sequence[str]) -> int:
+    from builder import images
+
+    command: Callable[[Sequence[str], images.Tools], int] = getattr(images, name)
+    return command(args, images.Tools(Parser, _print, _sink, _enter))
 
 
 def _cancel(number: int, frame: object) -> NoReturn:

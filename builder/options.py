@@ -31,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="pybuild",
         description="Build a container image from a Dockerfile.",
-        epilog="Other commands: pybuild images | save | load | import | run (each with --help)",
+        epilog="Other commands: pybuild images | pull | push | login | logout | tag | rmi | inspect | "
+        "history | save | load | import | run | doctor (each with --help)",
     )
     add = parser.add_argument
     add("context", metavar="CONTEXT", help="what COPY reads from: a folder, a URL, - for standard input")

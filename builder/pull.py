@@ -10,6 +10,7 @@ from typing import Any
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
+from builder.push import remember_source
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
 from builder.strict_json import loads
@@ -42,9 +43,7 @@ def pull(
         unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             jobs = [
-                pool.submit(
-                    _layer, store, registry, reference.repository, layer, expected, pulling, unpacking
-                )
+                pool.submit(_layer, store, registry, reference, layer, expected, pulling, unpacking)
                 for layer, expected in zip(layers, config.diff_ids, strict=True)
             ]
             for job in jobs:
@@ -148,13 +147,14 @@ def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor]) 
 def _layer(
     store: Store,
     registry: Registry,
-    repository: str,
+    reference: Reference,
     layer: Descriptor,
     expected: Digest,
     pulling: Meter,
     unpacking: Meter,
 ) -> None:
     """One layer: downloaded unless its blob is here, unpacked unless its tree is."""
+    remember_source(store, reference, layer.digest)
     if store.index.unpacked(expected):
         pulling.add(layer.size)
         unpacking.add(layer.size)
@@ -165,7 +165,7 @@ def _layer(
         temporary = store.temporary()
         try:
             with open(temporary, "x+b") as file:
-                registry.blob(repository, layer, file, pulling.add)
+                registry.blob(reference.repository, layer, file, pulling.add)
                 file.flush()
                 os.fsync(file.fileno())
             store.publish(temporary, store.blob_path(layer.digest))

@@ -227,6 +227,14 @@ class Store:
         if self.resolve(name) != image:
             self.write_file(self._ref_path(name), f"{image}\n{name}\n".encode())
 
+    def untag(self, name: str) -> None:
+        """Take a name away; what it meant stays. Raises MissingError."""
+        try:
+            os.unlink(self._ref_path(name))
+        except FileNotFoundError:
+            raise MissingError(f"there is no image named {name} in the store") from None
+        _sync_folder(self.path("refs"))
+
     def resolve(self, name: str) -> Digest | None:
         """The image ID that *name* means here, or None."""
         try:

@@ -1,10 +1,12 @@
-"""Anonymous bearer tokens: from a 401's challenge to the token request, without I/O."""
+"""From a 401's challenge to what answers it: Basic, or a bearer token from a token server; without I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from urllib.parse import quote, urlsplit
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode, urlsplit
 
+from builder.registry.credentials import Credentials
 from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.transport import leads_inside
 from builder.strict_json import loads
@@ -35,18 +37,32 @@ def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     return scheme.lower(), parameters
 
 
-def anonymous_token(header: str, registry: str, repository: str) -> Generator[str, bytes, str]:
-    """Yield the URL to get a token from, receive the body, return the Authorization value.
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What to ask of a token server: GET, or POST where there is a body."""
 
-    The realm must be https (or the registry's own origin's scheme on the same host) and not
-    a private address other than the registry's (REG-06). Raises Unauthorized and Untrusted.
+    url: str
+    headers: dict[str, str]
+    body: bytes | None = None
+
+
+def authorization(
+    header: str, registry: str, scopes: tuple[str, ...], credentials: Credentials
+) -> Generator[TokenRequest, bytes, str]:
+    """Yield the request for a token, if one has to be made, receive its body, return the value of
+    an Authorization header that answers the challenge *header*.
+
+    The realm must be https (or http on the registry's own host) and not a private address other
+    than the registry's (REG-06). Raises Unauthorized and Untrusted.
     """
     scheme, parameters = parse_challenge(header)
+    if scheme == "basic" and credentials.user:
+        return credentials.basic()
+    if credentials.registry_token:
+        return f"Bearer {credentials.registry_token}"
     realm = parameters.get("realm", "")
     if scheme != "bearer" or not realm:
-        raise Unauthorized(
-            f"{registry}/{repository} needs credentials", "private images are not supported in this version"
-        )
+        raise Unauthorized(f"{registry} needs credentials", f"pybuild login {registry}")
     try:
         parts = urlsplit(realm)
         host, _port = parts.hostname or "", parts.port
@@ -57,12 +73,23 @@ def anonymous_token(header: str, registry: str, repository: str) -> Generator[st
         raise Untrusted(f"{registry} sends token requests to {parts.scheme}://{host}, which is not safe")
     if leads_inside(registry, host):
         raise Untrusted(f"{registry} sends token requests to {host}, which is not on the internet")
-    query = f"scope={quote(f'repository:{repository}:pull', safe='')}"
-    if service := parameters.get("service"):
-        query += f"&service={quote(service, safe='')}"
-    body = yield f"{realm}{'&' if parts.query else '?'}{query}"
+    body = yield _token_request(realm, parameters.get("service", ""), scopes, credentials)
     answer = loads(body, f"the token from {host}", TOKEN_LIMIT)
     token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
     if not isinstance(token, str) or not token.isprintable():
         raise Untrusted(f"{host} answered a token request without a token")
     return f"Bearer {token}"
+
+
+def _token_request(
+    realm: str, service: str, scopes: tuple[str, ...], credentials: Credentials
+) -> TokenRequest:
+    given = [("service", service)] if service else []
+    if credentials.identity_token:
+        form = [("grant_type", "refresh_token"), ("client_id", "pybuild"), *given]
+        form += [("scope", " ".join(scopes)), ("refresh_token", credentials.identity_token)]
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return TokenRequest(realm, headers, urlencode(form).encode())
+    query = urlencode([("scope", scope) for scope in scopes] + given, quote_via=quote, safe="")
+    url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+    return TokenRequest(url, {"Authorization": credentials.basic()} if credentials.user else {})

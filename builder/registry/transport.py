@@ -8,6 +8,7 @@ decompressed in transit (D11).
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import random
 import socket
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -33,6 +34,10 @@ _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_TIMEOUT = 15.0
 _READ_TIMEOUT = 60.0
 _CHUNK = 1 << 18
+
+
+# What is sent: bytes, or a file that is opened anew for each try; its size is in a header.
+Body = bytes | Callable[[], BinaryIO]
 
 
 class _NotConnected(OSError):
@@ -54,6 +59,12 @@ class Response:
         if len(data) > limit:
             raise Untrusted(f"{what} is longer than {limit} bytes")
         return data
+
+    def discard(self) -> None:
+        """Let go of the answer, whatever more there is of it."""
+        with contextlib.suppress(OSError):
+            for _ in self.chunks(_CHUNK):
+                pass
 
     def chunks(self, limit: int) -> Iterator[bytes]:
         """The body in pieces, at most about *limit* bytes. Raises OSError when it breaks off."""
@@ -83,25 +94,32 @@ class Transport:
         timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT)
         proxy = _proxy_for(self.registry, self.scheme)
         if proxy:
-            self._pool = urllib3.ProxyManager(proxy, timeout=timeout, retries=False)
+            self._pool = urllib3.ProxyManager(proxy, timeout=timeout, retries=False, blocksize=_CHUNK)
         else:
-            self._pool = urllib3.PoolManager(timeout=timeout, retries=False)
+            self._pool = urllib3.PoolManager(timeout=timeout, retries=False, blocksize=_CHUNK, maxsize=8)
 
     def close(self) -> None:
         self._pool.clear()
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
-        """GET with retries and safe redirects. Any final status is returned, not raised.
+        """GET; see ``request``."""
+        return self.request("GET", url, headers)
 
-        Raises Unavailable after the last try and Untrusted for an unsafe redirect.
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, tries: int = _TRIES
+    ) -> Response:
+        """A request with retries and safe redirects. Any final status is returned, not raised.
+
+        *body* is sent anew in each of the *tries*. Raises Unavailable after the last and Untrusted
+        for an unsafe redirect.
         """
-        failure, tries, attempt = "", _TRIES, 0
+        failure, attempt = "", 0
         while attempt < tries:
             response = None
             try:
-                response = self._follow(url, dict(headers))
+                response = self._follow(method, url, dict(headers), body)
             except _NotConnected as error:
-                failure, tries = str(error), _CONNECT_TRIES
+                failure, tries = str(error), min(tries, _CONNECT_TRIES)
             except OSError as error:
                 failure = str(error)
             if response is not None and response.status not in _TRANSIENT:
@@ -119,12 +137,15 @@ class Transport:
             "check the name, the network and any proxy",
         )
 
-    def _follow(self, url: str, headers: dict[str, str]) -> Response:
+    def _follow(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
         origin = _origin(url)
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._once(url, headers)
+            response = self._once(method, url, headers, body)
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
+            if method not in ("GET", "HEAD"):
+                response._raw.close()
+                raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
             response._raw.close()
             target = self._redirect(url, response.headers["location"])
             url = target
@@ -132,11 +153,12 @@ class Transport:
                 headers = {k: v for k, v in headers.items() if k.lower() not in ("authorization", "cookie")}
         raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
 
-    def _once(self, url: str, headers: dict[str, str]) -> Response:
+    def _once(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
         try:
             raw = self._pool.request(
-                "GET",
+                method,
                 url,
+                body=body() if callable(body) else body,
                 headers={"Accept-Encoding": "identity", "User-Agent": "pybuild", **headers},
                 redirect=False,
                 preload_content=False,
@@ -158,6 +180,14 @@ class Transport:
             raw.close()
             raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
         return Response(raw.status, found, url, raw)
+
+    def resolve(self, source: str, location: str) -> tuple[str, bool]:
+        """Where a Location that came from *source* leads, and whether that is the same origin.
+
+        Raises Untrusted where nothing is to be sent.
+        """
+        target = self._redirect(source, location)
+        return target, _origin(target) == _origin(source)
 
     def _redirect(self, source: str, location: str) -> str:
         """Where *source* redirects to. Raises Untrusted where that is not to be followed."""

@@ -436,8 +436,8 @@ def image_of_pybuild(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 INSIDE = """
-pybuild load /work/busybox.tar
-pybuild -t inner --build-arg SOURCE_DATE_EPOCH=1600000000 -o /work/inner.tar /work/context
+pybuild load /mnt/busybox.tar
+pybuild -t inner --build-arg SOURCE_DATE_EPOCH=1600000000 -o /mnt/inner.tar /mnt/context
 """
 
 
@@ -459,7 +459,7 @@ def test_in_podman(
     subprocess.run(["cp", "-a", outer, work / "context"], check=True)
     (work / "busybox.tar").write_bytes(busybox.read_bytes())
     limits = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000")  # raising them may be forbidden
-    run = [*podman, "run", "--rm", "--network=none", *limits, "-v", f"{work}:/work", "--entrypoint=sh"]
+    run = [*podman, "run", "--rm", "--network=none", *limits, "-v", f"{work}:/mnt", "--entrypoint=sh"]
     try:
         subprocess.run([*podman, "load", "-q", "-i", image_of_pybuild], check=True, capture_output=True)
         plain = subprocess.run(

@@ -45,7 +45,7 @@ _ANSWERS: list[tuple[set[int], str]] = [
         quota quota_fd set_time set_clock adjust_time adjust_clock set_hostname set_domainname kernel_log hang_up
         dcookie set_mempolicy move_pages migrate_pages open_by_handle open_by_handle_root freeze
         socket_alg socket_alg_upper socket_vsock socket_vsock_upper socket_vsock_top socket_unknown socket_dead
-        link_down mknod_whiteout set_trusted
+        link_down mknod_whiteout set_trusted chmod_null touch_null
      """),
     ({E.ENOSYS}, "open_tree_attr clone3_plain clone3_user clone3_time clone3_nothing number_400 number_471 number_5000 number_high"),
     ({HELD}, "chroot_escape proc_root proc_root_up proc_cwd_up proc_task_root foreign_processes"),
@@ -265,7 +265,17 @@ def summary(uid: int = 0) -> dict[str, Any]:
 
 def compile_c(source: str, target: Path, *options: str) -> Path:
     """Compile a C program of tests/support."""
-    command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", *options, "-o", target, _SUPPORT / source]
+    command = [
+        "gcc",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *options,
+        "-o",
+        str(target),
+        str(_SUPPORT / source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return target

@@ -863,6 +863,13 @@ PROBE(unlink_resolver) { return remove_file("/etc/resolv.conf"); }
 PROBE(unlink_hosts) { return remove_file("/etc/hosts"); }
 PROBE(chmod_resolver) { return ANSWER(chmod("/etc/resolv.conf", 0777)); }
 PROBE(truncate_hosts) { return ANSWER(truncate("/etc/hosts", 0)); }
+PROBE(chmod_null) { return ANSWER(chmod("/dev/null", 0666)); } /* as it is */
+PROBE(touch_null)
+{
+    struct stat found;
+    stat("/dev/null", &found);
+    return ANSWER(utimensat(AT_FDCWD, "/dev/null", (struct timespec[]){found.st_atim, found.st_mtim}, 0));
+}
 PROBE(rename_proc) { return rename_back("/proc"); }
 PROBE(mknod_whiteout) { return ANSWER(mknod(P "/whiteout", S_IFCHR, 0)); }
 PROBE(fifo) { return ANSWER(mkfifo(P "/fifo", 0644)); }
@@ -1053,7 +1060,7 @@ static const struct { const char *name; int (*run)(void); } probes[] = {
 
     ENTRY(rename_resolver), ENTRY(rename_hosts), ENTRY(replace_resolver), ENTRY(replace_hosts),
     ENTRY(unlink_resolver), ENTRY(unlink_hosts), ENTRY(chmod_resolver), ENTRY(truncate_hosts),
-    ENTRY(rename_proc), ENTRY(mknod_whiteout), ENTRY(fifo), ENTRY(set_owner), ENTRY(set_mode),
+    ENTRY(chmod_null), ENTRY(touch_null), ENTRY(rename_proc), ENTRY(mknod_whiteout), ENTRY(fifo), ENTRY(set_owner), ENTRY(set_mode),
     ENTRY(set_capability), ENTRY(set_attribute), ENTRY(set_trusted), ENTRY(be_another), ENTRY(be_in_groups),
     ENTRY(change_root), ENTRY(landlock), ENTRY(filter), ENTRY(openat2), ENTRY(faccess), ENTRY(close_range),
     ENTRY(memory_file), ENTRY(shared_memory),

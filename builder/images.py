@@ -1,0 +1,228 @@
+"""Commands on images and registries: pull, push, login, logout, tag, rmi, inspect, history."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from builder.errors import BuildError, UsageError
+from builder.image.local import config_of, find, named, reference
+from builder.image.model import host
+from cache.store import Store, default_root
+
+
+class Tools:
+    """What the command line lends: a parser, a way to print, progress."""
+
+    def __init__(
+        self,
+        parser: Callable[..., argparse.ArgumentParser],
+        show: Callable[[str], None],
+        sink: Callable[[argparse.Namespace], Any],
+        enter: Callable[[argparse.Namespace], None],
+    ) -> None:
+        self.parser = parser
+        self.show = show
+        self.sink = sink
+        self.enter = enter
+
+
+def pull(args: Sequence[str], tools: Tools) -> int:
+    options = _options(tools, "pull", "Pull images from a registry.", args, many=True)
+    tools.enter(options)
+    from builder.pull import pull as fetch
+
+    sink = tools.sink(options)
+    try:
+        with _store(options) as store:
+            for name in options.name:
+                wanted = reference(name)
+                image = fetch(store, wanted, host(), sink, frozenset(options.insecure_registry))
+                tools.show(f"{wanted.familiar} {image}")
+    finally:
+        sink.close()
+    return 0
+
+
+def push(args: Sequence[str], tools: Tools) -> int:
+    options = _options(tools, "push", "Push images to the registries in their names.", args, many=True)
+    tools.enter(options)
+    from builder.push import push as send
+
+    sink = tools.sink(options)
+    try:
+        with _store(options) as store:
+            for name in options.name:
+                image, config = find(store, name)
+                wanted = reference(name)
+                digest = send(store, image, config, wanted, sink, frozenset(options.insecure_registry))
+                tools.show(f"{wanted.name}@{digest}")
+            store.sync()
+    finally:
+        sink.close()
+    return 0
+
+
+def login(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(
+        prog="pybuild login",
+        description="Keep credentials for a registry where docker keeps them, after trying them.",
+    )
+    parser.add_argument("registry", nargs="?", default="docker.io", metavar="REGISTRY")
+    parser.add_argument("-u", "--username", default="", metavar="NAME")
+    parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    _add_insecure(parser)
+    options = parser.parse_args(args)
+    from builder.registry.client import Registry
+    from builder.registry.credentials import Credentials, CredentialStore
+
+    registry = _registry(options.registry)
+    if options.password_stdin:
+        if not options.username:
+            raise UsageError("--password-stdin needs --username")
+        user, password = options.username, sys.stdin.readline().rstrip("\r\n")
+    elif sys.stdin.isatty():
+        user = options.username or input("Username: ")
+        password = getpass.getpass("Password: ")
+    else:
+        raise UsageError("there is no terminal to ask for the password", "give it with --password-stdin")
+    if not user or not password:
+        raise UsageError("the name and the password have to be something")
+    with Registry(
+        registry, frozenset(options.insecure_registry), credentials=Credentials(user, password)
+    ) as client:
+        client.check_login()
+    place = CredentialStore().store(registry, user, password)
+    tools.show(f"logged in to {registry}; the credentials are in {place}")
+    return 0
+
+
+def logout(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild logout", description="Forget the credentials for a registry.")
+    parser.add_argument("registry", nargs="?", default="docker.io", metavar="REGISTRY")
+    options = parser.parse_args(args)
+    from builder.registry.credentials import CredentialStore
+
+    registry = _registry(options.registry)
+    found = CredentialStore().erase(registry)
+    tools.show(f"logged out of {registry}" if found else f"there were no credentials for {registry}")
+    return 0
+
+
+def tag(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild tag", description="Give an image another name.")
+    parser.add_argument("name", metavar="NAME", help="a name, or the start of an image ID")
+    parser.add_argument("new", metavar="NEW")
+    options = parser.parse_args(args)
+    new = reference(options.new)
+    if new.digest:
+        raise UsageError(f"{options.new}: a name with a digest cannot be given")
+    with _store(options) as store:
+        image, _config = find(store, options.name)
+        store.tag(str(new), image)
+    return 0
+
+
+def rmi(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild rmi", description="Take names from images. What is cached stays.")
+    parser.add_argument(
+        "name", nargs="+", metavar="NAME", help="a name; or the start of an image ID, for all"
+    )
+    options = parser.parse_args(args)
+    with _store(options) as store:
+        for name in options.name:
+            for found in _names(store, name):
+                store.untag(found)
+                tools.show(f"untagged {reference(found).familiar}")
+    return 0
+
+
+def _names(store: Store, name: str) -> list[str]:
+    """The canonical name, or every name of the image with that ID."""
+    image, _config = find(store, name)
+    canonical = ""
+    try:
+        canonical = str(reference(name))
+    except BuildError:
+        pass
+    if canonical and store.resolve(canonical) == image:
+        return [canonical]
+    return [other for other, its in named(store, []) if its == image]
+
+
+def inspect(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild inspect", description="Show an image's config and names as JSON.")
+    parser.add_argument("name", nargs="+", metavar="NAME")
+    options = parser.parse_args(args)
+    out = []
+    with _store(options) as store:
+        for name in options.name:
+            image, _config = find(store, name)
+            config = json.loads(store.read_blob(image))
+            names = [reference(other).familiar for other, its in named(store, []) if its == image]
+            out.append({"Id": image, "RepoTags": names, **config})
+    tools.show(json.dumps(out, indent=2))
+    return 0
+
+
+def history(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild history", description="Show how an image was made, newest first.")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    options = parser.parse_args(args)
+    with _store(options) as store:
+        image, _config = find(store, options.name)
+        config = config_of(store, image)
+        sizes = [store.index.diff_id(store.index.unpacked(layer))[1] for layer in config.diff_ids]
+    rows: list[dict[str, Any]] = []
+    for line in config.history:
+        size = 0 if line.empty_layer or not sizes else sizes.pop(0)
+        rows.append({"created": line.created, "created_by": line.created_by, "size": size})
+    if options.json:
+        tools.show(json.dumps(rows[::-1], indent=2))
+        return 0
+    from builder.progress.lines import printable
+
+    for row in rows[::-1]:
+        created = row["created"][:19].replace("T", " ") or "-"
+        length = f"{row['size'] / 1e6:.1f} MB"
+        tools.show(f"{created:19}  {length:>12}  {printable(row['created_by'])}")
+    return 0
+
+
+# -- options -------------------------------------------------------------------------------
+
+
+def _options(tools: Tools, name: str, about: str, args: Sequence[str], many: bool) -> argparse.Namespace:
+    parser = tools.parser(prog=f"pybuild {name}", description=about)
+    parser.add_argument("name", nargs="+" if many else None, metavar="NAME")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"))
+    _add_insecure(parser)
+    return parser.parse_args(args)
+
+
+def _add_insecure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--insecure-registry", action="append", default=[], metavar="HOST", help="speak HTTP with HOST"
+    )
+
+
+def _store(options: argparse.Namespace) -> Store:
+    return Store(options.root or default_root())
+
+
+def _registry(text: str) -> str:
+    """``host[:port]``, as users and docker write it."""
+    name = text.removeprefix("https://").removeprefix("http://").rstrip("/")
+    if name in ("index.docker.io/v1", "index.docker.io", "registry-1.docker.io", "hub.docker.com"):
+        return "docker.io"
+    probe = reference(f"{name}/x")
+    if probe.registry != name or os.sep in name:
+        raise UsageError(f"{text!r} is not the name of a registry", "for example: registry.example.com:5000")
+    return name
