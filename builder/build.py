@@ -22,7 +22,7 @@ from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import BuildRequest, BuildResult
+from builder.request import BuildRequest, BuildResult, Output
 from builder.resolve import StoreResolver
 from builder.session import Session
 from builder.solve import Solver
@@ -216,14 +216,7 @@ def _deliver(
 ) -> None:
     """Outputs first, names last: a name never means an image whose export failed."""
     for output in request.outputs:
-        from builder.export.archive import write_archive
-
-        marks: dict[Digest, dict[str, str]] = {}
-        shown, shown_config = image, config
-        if output.rewrite_timestamp and made.epoch is not None:
-            shown, shown_config, marks = _rewritten(made, store, config, made.epoch)
-        docker = output.kind == "docker"
-        write_archive(store, shown, shown_config, request.tags, output.dest, sink, docker, marks)
+        _export(output, request, made, store, image, config, sink)
     for tag in request.tags:
         store.tag(tag, image)
     if request.iidfile:
@@ -232,6 +225,52 @@ def _deliver(
                 file.write(image)
         except OSError as error:
             raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
+
+
+def _export(
+    output: Output,
+    request: BuildRequest,
+    made: Plan,
+    store: Store,
+    image: Digest,
+    config: ImageConfig,
+    sink: Sink,
+) -> None:
+    epoch = made.epoch if output.rewrite_timestamp else None
+    if output.kind in ("tar", "local"):
+        from builder.export.root import write_folder, write_root
+
+        (write_root if output.kind == "tar" else write_folder)(store, config, output.dest, sink, epoch)
+        return
+    from builder.export.archive import write_archive
+    from builder.export.image import Form, form
+
+    marks: dict[Digest, dict[str, str]] = {}
+    if epoch is not None:
+        image, config, marks = _rewritten(made, store, config, epoch)
+    names = output.names or request.tags
+    wanted = Form(
+        output.compression,
+        output.level,
+        output.force,
+        output.docker_types,
+        dict(output.annotations),
+        dict(output.index_annotations),
+    )
+    base = len(config.diff_ids) - sum(line.step is not None for line in made.lines)
+    formed = form(store, image, config, wanted, sink, base, marks)
+    if output.kind == "registry":
+        from builder.push import push
+        from grammar.reference import parse_reference
+
+        if not names:
+            raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
+        for name in names:
+            push(store, formed, parse_reference(name), sink, request.insecure_registries)
+            sink(Notice(f"pushed {name}@{formed.top.digest}"))
+        return
+    docker = output.kind == "docker"
+    write_archive(store, formed, config, names, output.dest, sink, docker, wanted.index_annotations)
 
 
 def _rewritten(

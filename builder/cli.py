@@ -280,6 +280,7 @@ def _save(args: Sequence[str]) -> int:
     )
     options = parser.parse_args(args)
     from builder.export.archive import write_archive
+    from builder.export.image import Form, form
     from builder.image.local import find, names_for
 
     options.progress, options.quiet = "auto", False
@@ -289,7 +290,15 @@ def _save(args: Sequence[str]) -> int:
         names = names_for(store, options.name, image)
         sink = _sink(options)
         try:
-            write_archive(store, image, config, names, options.output, sink, docker=True)
+            write_archive(
+                store,
+                form(store, image, config, Form(), sink),
+                config,
+                names,
+                options.output,
+                sink,
+                docker=True,
+            )
         finally:
             sink.close()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import stat
 from typing import Any, NoReturn
@@ -48,9 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         action="append",
         default=[],
-        metavar="type=oci,dest=FILE",
-        help="export (repeatable)",
+        metavar="type=TYPE,dest=FILE",
+        help="oci, docker, tar, local or registry (repeatable; docs/outputs.md)",
     )
+    add("--push", action="store_true", help="push the image under its names")
     add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
     add(
         "--no-cache-filter",
@@ -121,7 +123,7 @@ def build_request(options: argparse.Namespace) -> Any:
         target=options.target,
         build_args=arguments,
         labels=dict(_pair(item, "--label") for item in options.label),
-        outputs=tuple(_output(item) for item in options.output),
+        outputs=outputs(options),
         network=options.network,
         no_cache=options.no_cache,
         no_cache_stages=frozenset(
@@ -258,22 +260,98 @@ def _ssh(text: str) -> tuple[str, Any]:
     return name, Ssh("", tuple(map(os.path.abspath, paths)))
 
 
+_ARCHIVES = ("oci", "docker")
+_KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
+
+
+def outputs(options: argparse.Namespace) -> tuple[Any, ...]:
+    """The values of ``-o`` and ``--push``. Raises UsageError."""
+    found = [_output(text) for text in options.output]
+    if options.push and not any(output.kind == "registry" for output in found):
+        found.append(_output("type=registry"))
+    return tuple(found)
+
+
 def _output(text: str) -> Any:
-    """``type=oci,dest=FILE``; a bare FILE means an OCI archive there."""
+    """``type=...,dest=...`` and what else docker's buildx has; a bare name is a folder that is there,
+    or the file of an OCI archive.
+    """
+    from builder.image.local import reference
     from builder.request import Output
 
-    fields = dict(_pair(item, "--output") for item in text.split(",")) if "=" in text else {"dest": text}
+    if "=" not in text:
+        kind = "local" if text.endswith("/") or os.path.isdir(text) else "oci"
+        return Output(kind, text if text == "-" else os.path.abspath(text))
+    fields: dict[str, str] = {}
+    for item in next(csv.reader([text])):
+        name, value = _pair(item, "--output")
+        fields[name.lower() if not name.startswith("annotation") else name] = value
     kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
-    if kind not in ("oci", "docker"):
-        raise UsageError(f"output type {kind!r} is not supported yet", "use type=oci or type=docker")
-    rewrite = fields.pop("rewrite-timestamp", "false").lower()
-    if rewrite not in ("true", "false", "1", "0"):
-        raise UsageError(f"--output {text!r}: rewrite-timestamp is true or false")
+    if kind not in _KINDS:
+        raise UsageError(f"output type {kind!r} is not one of {', '.join(_KINDS)}")
+
+    def switch(name: str, default: bool = False) -> bool:
+        value = fields.pop(name, str(default)).lower()
+        if value not in ("true", "false", "1", "0"):
+            raise UsageError(f"--output {text!r}: {name} is true or false")
+        return value in ("true", "1")
+
+    push = switch("push", kind == "registry")
+    if kind == "image":
+        if not push:
+            raise UsageError(
+                f"--output {text!r}: images are in the store in any case", "add push=true, or leave it out"
+            )
+        kind = "registry"
+    names = tuple(str(reference(name)) for name in fields.pop("name", "").split(",") if name)
+    compression, level = _compression(text, fields)
+    own, of_index = _annotations(text, fields)
+    made = Output(
+        kind,
+        dest if dest == "-" else os.path.abspath(dest) if dest else "",
+        switch("rewrite-timestamp"),
+        names,
+        compression,
+        level,
+        switch("force-compression"),
+        not switch("oci-mediatypes", True),
+        own,
+        of_index,
+    )
     if fields:
-        raise UsageError(f"output option {next(iter(fields))!r} is not supported yet")
-    if not dest:
+        raise UsageError(f"output option {next(iter(fields))!r} is not supported")
+    if not dest and kind != "registry":
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
-    return Output(kind, dest if dest == "-" else os.path.abspath(dest), rewrite in ("true", "1"))
+    if kind == "local" and dest == "-":
+        raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
+    return made
+
+
+def _compression(text: str, fields: dict[str, str]) -> tuple[str, int]:
+    from cache.compression import GZIP, LEVELS
+
+    kind, level = fields.pop("compression", GZIP), fields.pop("compression-level", "0")
+    if kind not in LEVELS:
+        raise UsageError(f"--output {text!r}: compression is one of {', '.join(LEVELS)}")
+    if not (level.isascii() and level.isdigit()) or int(level) not in LEVELS[kind]:
+        raise UsageError(f"--output {text!r}: {kind} has levels 1 to {LEVELS[kind].stop - 1}")
+    return kind, int(level)
+
+
+def _annotations(
+    text: str, fields: dict[str, str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """``annotation.KEY`` and ``annotation-manifest.KEY``; those of descriptors, which name the manifest."""
+    found: dict[str, list[tuple[str, str]]] = {"manifest": [], "descriptor": []}
+    for name in [name for name in fields if name.startswith("annotation")]:
+        head, _, key = name.partition(".")
+        place = {"annotation": "manifest", "annotation-manifest": "manifest"}.get(head, "")
+        if head == "annotation-manifest-descriptor":
+            place = "descriptor"
+        if not place or not key:
+            raise UsageError(f"--output {text!r}: {name!r} is no annotation of a manifest or its descriptor")
+        found[place].append((key, fields.pop(name)))
+    return tuple(sorted(found["manifest"])), tuple(sorted(found["descriptor"]))
 
 
 def call_method(text: str) -> tuple[str, bool]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 from builder.events import Meter, Sink
-from builder.image.model import CONFIG_TYPE, MANIFEST_TYPE, ImageConfig, manifest
+from builder.export.image import Formed
 from builder.registry.client import Registry
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest_of
-from cache.layers import blob
+from cache.digest import Digest
 from cache.store import Store
 from grammar.reference import Reference
 
@@ -19,27 +17,14 @@ _AT_ONCE = 4
 _MOST_SOURCES = 8
 
 
-def push(
-    store: Store,
-    image: Digest,
-    config: ImageConfig,
-    reference: Reference,
-    sink: Sink,
-    insecure: frozenset[str],
-) -> Digest:
-    """Push *image* as *reference*; the digest of its manifest.
+def push(store: Store, formed: Formed, reference: Reference, sink: Sink, insecure: frozenset[str]) -> None:
+    """Push an image as *reference*.
 
     Blobs that the repository has are not sent, those that another repository of the registry is
     known to have are mounted from there. The name means the image only when all of it is there.
     Raises BuildError or CacheError.
     """
-    layers = []
-    for number, layer in enumerate(config.diff_ids, 1):
-        meter = Meter(f"packing layer {number}/{len(config.diff_ids)}", 0, sink)
-        layers.append(blob(store, layer, progress=meter.add))
-    top = Descriptor(CONFIG_TYPE, image, os.path.getsize(store.blob_path(image)))
-    body = manifest(top, tuple(layers))
-    blobs = list(dict.fromkeys((*((item.digest, item.size) for item in layers), (top.digest, top.size))))
+    blobs = list(dict.fromkeys((item.digest, item.size) for item in (*formed.layers, formed.config)))
     meter = Meter(f"pushing {reference.familiar}", sum(size for _, size in blobs), sink)
     with Registry(reference.registry, insecure) as registry:
 
@@ -59,12 +44,8 @@ def push(
             for job in [pool.submit(send, item) for item in blobs]:
                 job.result()
         meter.finish()
-        found = digest_of(body)
-        registry.push_manifest(
-            reference.repository, reference.tag or reference.digest or found, MANIFEST_TYPE, body
-        )
-    store.put_blob(body)
-    return found
+        name = reference.tag or reference.digest or formed.top.digest
+        registry.push_manifest(reference.repository, name, formed.top.media_type, formed.body)
 
 
 def remember_source(store: Store, reference: Reference, digest: Digest) -> None:

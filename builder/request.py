@@ -7,14 +7,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One ``-o``: ``kind`` is "oci" or "docker", ``dest`` a file or "-" for standard output.
+    """One ``-o``. ``kind``: "oci" and "docker" are archives of the image, "registry" pushes it, "tar"
+    and "local" are its files; ``dest`` is a file, a folder, or "-" for standard output.
 
-    With ``rewrite_timestamp`` new layers hold no time later than SOURCE_DATE_EPOCH.
+    With ``rewrite_timestamp`` new layers hold no time later than SOURCE_DATE_EPOCH. ``names`` are
+    canonical, instead of the build's own; the rest is as builder.export.image.Form has it.
     """
 
     kind: str
     dest: str
     rewrite_timestamp: bool = False
+    names: tuple[str, ...] = ()
+    compression: str = "gzip"
+    level: int = 0
+    force: bool = False
+    docker_types: bool = False
+    annotations: tuple[tuple[str, str], ...] = ()
+    index_annotations: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,13 @@ _MEDIA_TYPES = {
     ZSTD: "application/vnd.oci.image.layer.v1.tar+zstd",
     NONE: "application/vnd.oci.image.layer.v1.tar",
 }
-_BY_MEDIA_TYPE = {media: kind for kind, media in _MEDIA_TYPES.items()} | {
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": GZIP,
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": ZSTD,
-    "application/vnd.docker.image.rootfs.diff.tar": NONE,
+_DOCKER_TYPES = {
+    GZIP: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    ZSTD: "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    NONE: "application/vnd.docker.image.rootfs.diff.tar",
+}
+LEVELS = {GZIP: range(0, 10), ZSTD: range(0, 23), NONE: range(0, 1)}  # 0: the usual one
+_BY_MEDIA_TYPE = {media: kind for types in (_MEDIA_TYPES, _DOCKER_TYPES) for kind, media in types.items()} | {
     "application/vnd.oci.image.layer.nondistributable.v1.tar": NONE,
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": GZIP,
 }
@@ -39,6 +42,11 @@ Write = Callable[[bytes], object]
 def media_type(compression: str) -> str:
     """The OCI media type of a layer with this compression."""
     return _MEDIA_TYPES[compression]
+
+
+def docker_media_type(compression: str) -> str:
+    """The same as docker wrote it before there was an OCI type."""
+    return _DOCKER_TYPES[compression]
 
 
 def compression_of(media: str) -> str:
@@ -198,10 +206,10 @@ class _Plain:
         pass
 
 
-def compressor(write: Write, compression: str) -> Compressor:
-    """A compressor into *write*; gzip at zlib's default level, zstd at level 3."""
+def compressor(write: Write, compression: str, level: int = 0) -> Compressor:
+    """A compressor into *write*; with *level* 0 gzip at zlib's default level, zstd at level 3."""
     if compression == GZIP:
-        return _Gzip(write, 6)
+        return _Gzip(write, level or 6)
     if compression == ZSTD:
-        return _Zstd(write, 3)
+        return _Zstd(write, level or 3)
     return _Plain(write)

@@ -64,19 +64,27 @@ def _pack(
 
 
 def blob(
-    store: Store, value: Digest, compression: str = comp.GZIP, progress: Progress | None = None
+    store: Store,
+    value: Digest,
+    compression: str = comp.GZIP,
+    progress: Progress | None = None,
+    exact: bool = False,
+    level: int = 0,
 ) -> Descriptor:
     """The layer *value* as a stored blob: any form it is stored in, else packed in *compression*.
 
-    *progress* hears the number of uncompressed bytes handled.
+    With *exact* no other compression will do. *progress* hears the number of uncompressed bytes
+    handled.
     """
-    for media, name, size in store.index.blobs(value):
-        if store.has_blob(digest(name)):
+    forms = store.index.blobs(value)
+    forms.sort(key=lambda form: comp.compression_of(form[0]) != compression)
+    for media, name, size in forms:
+        if store.has_blob(digest(name)) and (not exact or comp.compression_of(media) == compression):
             return Descriptor(media, digest(name), size)
     snapshot = store.index.unpacked(value)
     if not snapshot:
         raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
-    return _compress(store, snapshot, value, compression, progress)[1]
+    return _compress(store, snapshot, value, compression, progress, level=level)[1]
 
 
 def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None = None) -> Digest:
@@ -100,6 +108,7 @@ def _compress(
     compression: str,
     progress: Progress | None,
     latest: int | None = None,
+    level: int = 0,
 ) -> tuple[Digest, Descriptor]:
     """Store a snapshot's tar as a blob; it has to have the diff ID *value*, if that is given."""
     temporary = store.temporary()
@@ -111,7 +120,7 @@ def _compress(
                 sha.update(data)
                 file.write(data)
 
-            engine = comp.compressor(write, compression)
+            engine = comp.compressor(write, compression, level)
 
             def feed(data: bytes) -> None:
                 engine.write(data)

@@ -29,14 +29,17 @@ _MAX_ID = (1 << 31) - 1  # the ids a step can map: builder.runtime.spec.ID_COUNT
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def unpack_layer(read: Read, root: int, limit: int = 1 << 42, base: bool = False) -> Digest:
+def unpack_layer(
+    read: Read, root: int, limit: int = 1 << 42, base: bool = False, owners: bool = True
+) -> Digest:
     """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
 
-    *limit* caps the bytes of file content. With *base* the tar is a whole root file system
-    rather than a layer: nothing lies below that whiteouts could hide, and no digest says
-    whether it is complete, so it must have its end marker. Returns the diff ID: the digest of the whole
-    stream, whatever follows the end marker included. Raises ArchiveError for a malformed or
-    hostile archive and SpaceError when the disk is full; the caller removes the directory.
+    *limit* caps the bytes of file content. With *base* the tar is a whole root file system rather
+    than a layer: nothing lies below that whiteouts could hide, and no digest says whether it is
+    complete, so it must have its end marker. Without *owners* everything is ours. Returns the diff
+    ID: the digest of the whole stream, whatever follows the end marker included. Raises
+    ArchiveError for a malformed or hostile archive and SpaceError when the disk is full; the caller
+    removes the directory.
     """
     sha = hashlib.sha256()
 
@@ -46,7 +49,7 @@ def unpack_layer(read: Read, root: int, limit: int = 1 << 42, base: bool = False
         return data
 
     reader = TarReader(hashed)
-    writer = _Writer(root, limit, base)
+    writer = _Writer(root, limit, base, owners)
     name = b""
     try:
         for count, member in enumerate(reader):
@@ -72,8 +75,9 @@ def unpack_layer(read: Read, root: int, limit: int = 1 << 42, base: bool = False
 class _Writer:
     """The directory being filled, with the parent of the last member kept open."""
 
-    def __init__(self, root: int, limit: int, base: bool) -> None:
+    def __init__(self, root: int, limit: int, base: bool, owners: bool) -> None:
         self._root = root
+        self._owners = owners
         self._base = base
         self._left = limit
         self._parent_path: bytes | None = None
@@ -192,7 +196,8 @@ class _Writer:
             os.mkfifo(name, 0o600, dir_fd=parent)
         elif not self._device(parent, name, member):
             return
-        set_owner(name, *_ids(member), dir_fd=parent)
+        if self._owners:
+            set_owner(name, *_ids(member), dir_fd=parent)
         if member.kind != "l":
             os.chmod(name, member.mode, dir_fd=parent)
         os.utime(name, ns=(member.mtime * 10**9,) * 2, dir_fd=parent, follow_symlinks=False)
@@ -232,7 +237,8 @@ class _Writer:
 
     def _own(self, fd: int, member: Member) -> None:
         """Owner, attributes, then mode: chown clears setuid bits and capabilities."""
-        set_owner(fd, *_ids(member))
+        if self._owners:
+            set_owner(fd, *_ids(member))
         for key, value in member.xattrs.items():
             if is_image_xattr(key):
                 try:

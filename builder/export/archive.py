@@ -10,15 +10,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
-from builder.image.model import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE, ImageConfig, manifest, to_json
+from builder.export.image import Formed
+from builder.image.model import INDEX_TYPE, ImageConfig, to_json
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest_of, hex_of
+from cache.digest import Digest, hex_of
 from cache.entries import DIRECTORY, FILE, Entry
-from cache.layers import blob
 from cache.pack import header
 from cache.store import Store
 from grammar.reference import parse_reference
@@ -28,51 +27,43 @@ _CHUNK = 1 << 20
 
 def write_archive(
     store: Store,
-    image: Digest,
+    formed: Formed,
     config: ImageConfig,
     names: tuple[str, ...],
     dest: str,
     sink: Sink,
     docker: bool = False,
-    marks: Mapping[Digest, dict[str, str]] | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> None:
-    """Write *image* to the file *dest* ("-": standard output) under *names* (canonical references).
+    """Write an image to the file *dest* ("-": standard output) under *names* (canonical references).
 
-    With *docker* the archive also holds what ``docker load`` reads. *marks* are annotations of
-    layers. Raises BuildError when
-    *dest* cannot be written, CacheError when a layer is missing or damaged.
+    With *docker* the archive also holds what ``docker load`` reads. *annotations* are those of
+    the descriptors that name it. Raises BuildError when *dest* cannot be written.
     """
-    layers = []
-    for number, layer in enumerate(config.diff_ids, 1):
-        meter = Meter(f"packing layer {number}/{len(config.diff_ids)}", 0, sink)
-        found = blob(store, layer, progress=meter.add)
-        layers.append(replace(found, annotations=(marks or {}).get(layer, {})))
-    config_blob = Descriptor(CONFIG_TYPE, image, os.path.getsize(store.blob_path(image)))
-    body = manifest(config_blob, tuple(layers))
-    store.put_blob(body)
-    top = Descriptor(MANIFEST_TYPE, digest_of(body), len(body))
     small = {
         "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": _index(top, config, names),
+        "index.json": _index(formed.top, config, names, annotations or {}),
     }
     if docker:
-        small["manifest.json"] = _docker_manifest(image, layers, names)
-    blobs = {item.digest: item.size for item in (config_blob, top, *layers)}
-    with _destination(dest) as write:
+        small["manifest.json"] = _docker_manifest(formed.config.digest, formed.layers, names)
+    blobs = {item.digest: item.size for item in (formed.config, formed.top, *formed.layers)}
+    with destination(dest) as write:
         _write_tar(store, small, blobs, write, sink)
 
 
-def _index(top: Descriptor, config: ImageConfig, names: tuple[str, ...]) -> bytes:
+def _index(
+    top: Descriptor, config: ImageConfig, names: tuple[str, ...], annotations: Mapping[str, str]
+) -> bytes:
     """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
     entries = []
     for name in names or ("",):
         item = top.to_json()
+        marks = dict(annotations)
         if name:
-            reference = parse_reference(name)
-            item["annotations"] = {
-                "io.containerd.image.name": name,
-                "org.opencontainers.image.ref.name": reference.tag or "latest",
-            }
+            marks["io.containerd.image.name"] = name
+            marks["org.opencontainers.image.ref.name"] = parse_reference(name).tag or "latest"
+        if marks:
+            item["annotations"] = marks
         platform = {"architecture": config.platform.architecture, "os": config.platform.os}
         if config.platform.variant:
             platform["variant"] = config.platform.variant
@@ -81,7 +72,7 @@ def _index(top: Descriptor, config: ImageConfig, names: tuple[str, ...]) -> byte
     return to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
 
 
-def _docker_manifest(image: Digest, layers: list[Descriptor], names: tuple[str, ...]) -> bytes:
+def _docker_manifest(image: Digest, layers: tuple[Descriptor, ...], names: tuple[str, ...]) -> bytes:
     return to_json(
         [
             {
@@ -94,7 +85,7 @@ def _docker_manifest(image: Digest, layers: list[Descriptor], names: tuple[str, 
 
 
 @contextlib.contextmanager
-def _destination(dest: str) -> Iterator[Callable[[bytes], object]]:
+def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
     """A writer to *dest*; the file appears whole or not at all."""
     if dest == "-":
         if sys.stdout.isatty():

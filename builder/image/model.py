@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform as host_platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from cache.errors import CacheError
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
+DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -243,16 +246,23 @@ def _history(item: Any) -> History:
     return History(texts[0], bool(item.get("empty_layer")), texts[1], texts[2], texts[3])
 
 
-def manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> bytes:
-    """An image manifest as stored."""
-    return to_json(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": config.to_json(),
-            "layers": [layer.to_json() for layer in layers],
-        }
-    )
+def manifest(
+    config: Descriptor,
+    layers: tuple[Descriptor, ...],
+    docker_types: bool = False,
+    annotations: Mapping[str, str] | None = None,
+) -> tuple[str, bytes]:
+    """An image manifest as stored, and its media type."""
+    media = DOCKER_MANIFEST_TYPE if docker_types else MANIFEST_TYPE
+    value = {
+        "schemaVersion": 2,
+        "mediaType": media,
+        "config": config.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    if annotations:
+        value["annotations"] = dict(sorted(annotations.items()))
+    return media, to_json(value)
 
 
 def scratch(where: Platform) -> ImageConfig:

@@ -1,0 +1,71 @@
+"""An image as an output has it: its layers as blobs in the wanted form, and its manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from builder.events import Meter, Sink
+from builder.image.model import CONFIG_TYPE, DOCKER_CONFIG_TYPE, ImageConfig, manifest
+from cache import compression as comp
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest_of
+from cache.layers import blob
+from cache.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How layers and manifest are written.
+
+    ``compression`` is of layers that this build made (``level`` 0: the usual one); those of the
+    base stay as they are stored, unless ``force`` is on. With ``docker_types`` media types are those
+    from before the OCI's. ``annotations`` are the manifest's, ``index_annotations`` those of what
+    names it.
+    """
+
+    compression: str = comp.GZIP
+    level: int = 0
+    force: bool = False
+    docker_types: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    index_annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """The descriptors of an image whose blobs are all in the store; ``body`` is the manifest."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    body: bytes
+    top: Descriptor
+
+
+def form(
+    store: Store,
+    image: Digest,
+    config: ImageConfig,
+    wanted: Form,
+    sink: Sink,
+    base_layers: int = 1 << 30,
+    marks: Mapping[Digest, dict[str, str]] | None = None,
+) -> Formed:
+    """Have the blobs of *image* in the form *wanted*; the first *base_layers* are its base's.
+
+    *marks* are annotations of layers. Raises CacheError when a layer is missing or damaged.
+    """
+    layers = []
+    for number, layer in enumerate(config.diff_ids):
+        meter = Meter(f"packing layer {number + 1}/{len(config.diff_ids)}", 0, sink)
+        exact = wanted.force or number >= base_layers
+        found = blob(store, layer, wanted.compression, meter.add, exact, wanted.level)
+        kind = comp.compression_of(found.media_type)
+        media = comp.docker_media_type(kind) if wanted.docker_types else comp.media_type(kind)
+        layers.append(replace(found, media_type=media, annotations=(marks or {}).get(layer, {})))
+    config_type = DOCKER_CONFIG_TYPE if wanted.docker_types else CONFIG_TYPE
+    config_blob = Descriptor(config_type, image, os.path.getsize(store.blob_path(image)))
+    media, body = manifest(config_blob, tuple(layers), wanted.docker_types, wanted.annotations)
+    store.put_blob(body)
+    return Formed(config_blob, tuple(layers), body, Descriptor(media, digest_of(body), len(body)))
