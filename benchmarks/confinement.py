@@ -17,10 +17,10 @@ import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/support"))
 
 from confinement import Report, compile_probe, is_hostile, put_probe, read_report, said
 
@@ -32,7 +32,7 @@ DOCKERFILE = 'FROM {}\nCOPY . /\nRUN ["/probe", "report", "/p/report"]\n'
 # State that podman and buildah would share with the machine.
 PRIVATE = ("/run", "/var/lib/cni", "/var/lib/containers", "/tmp")
 # Both want to raise limits that not every root may raise.
-LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", f"--cgroup-parent=/{machine.CGROUP}")
+LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096")
 
 
 def main() -> int:
@@ -103,9 +103,8 @@ def podman(folder: Path, root: Path) -> Report:
     archive = folder / "root.tar"
     say("tar", "-C", str(root), "-cf", str(archive), ".")
     say(*call, "import", str(archive), "probe:latest")
-    return read_report(
-        say(*call, "run", "--rm", "--network=none", "--pull=never", *LIMITS, "probe", "/probe", "report")
-    )
+    options = ["--rm", "--network=none", "--pull=never", *LIMITS, f"--cgroup-parent=/{machine.CGROUP}/podman"]
+    return read_report(say(*call, "run", *options, "probe", "/probe", "report"))
 
 
 def buildah(folder: Path, root: Path) -> Report:
@@ -113,8 +112,8 @@ def buildah(folder: Path, root: Path) -> Report:
     folder.mkdir()
     call = ["buildah", *_storage(folder)]
     context = _context(folder / "context", root, "scratch")
-    options = ["--isolation", "oci", "--runtime", "runc", "--network", "none", *LIMITS, "-t", "probed"]
-    say(*call, "build", *options, str(context))
+    options = ["--isolation", "oci", "--runtime", "runc", "--network", "none", *LIMITS]
+    say(*call, "build", *options, f"--cgroup-parent=/{machine.CGROUP}/buildah", "-t", "probed", str(context))
     container = say(*call, "from", "--pull-never", "probed").strip()
     return read_report((Path(say(*call, "mount", container).strip()) / REPORT).read_bytes())
 
@@ -153,6 +152,16 @@ TOOLS: Mapping[str, Callable[[Path, Path], Report]] = {
 # -- the tables ----------------------------------------------------------------------------
 
 
+FACTS: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "capabilities": lambda data: str(data["status"]["CapEff"]),
+    "seccomp mode": lambda data: str(data["status"]["Seccomp"]),
+    "no_new_privs": lambda data: str(data["status"]["NoNewPrivs"]),
+    "id 0 is on the machine": lambda data: str(data["uid_map"][0].split()[1]),
+    "bytes a core file may have": lambda data: str(data["rlimits"]["CORE"][1]).replace("-1", "any"),
+    "oom_score_adj": lambda data: str(data["oom_score_adj"]),
+}
+
+
 def _table(reports: Mapping[str, Report]) -> str:
     rows = [
         ["", *reports],
@@ -161,19 +170,8 @@ def _table(reports: Mapping[str, Report]) -> str:
         ["of", *(str(sum(map(is_hostile, report.answers))) for report in reports.values())],
         ["harmless ones that fail", *(str(len(_lost(report))) for report in reports.values())],
     ]
-    for label, key in (
-        ("capabilities", "CapEff"),
-        ("seccomp mode", "Seccomp"),
-        ("no_new_privs", "NoNewPrivs"),
-        ("groups", "Groups"),
-    ):
-        rows.append([label, *(report.data["status"][key].strip() for report in reports.values())])
-    for label, value in (
-        ("id 0 is on the machine", lambda data: data["uid_map"][0].split()[1]),
-        ("core files up to", lambda data: data["rlimits"]["CORE"][1]),
-        ("oom_score_adj", lambda data: data["oom_score_adj"]),
-    ):
-        rows.append([label, *(str(value(report.data)) for report in reports.values())])
+    for label, value in FACTS.items():
+        rows.append([label, *(value(report.data) for report in reports.values())])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
-from builder.push import remember_source
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
+from builder.registry.sources import remember_source
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of

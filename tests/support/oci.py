@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 
 @dataclass
 class Layer:
@@ -104,12 +106,18 @@ def read_image(archive: Path | bytes) -> Image:
     config = json.loads(_blob(files, manifest["config"]))
     layers = []
     for descriptor, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
-        data = gzip.decompress(_blob(files, descriptor))
+        data = _unpacked(_blob(files, descriptor), descriptor["mediaType"])
         assert "sha256:" + hashlib.sha256(data).hexdigest() == diff_id
         layers.append(_layer(descriptor["mediaType"], data))
     made = [line for line in config["history"] if not line.get("empty_layer")]
     assert len(made) == len(layers), "a history line for each layer"
     return Image(index, manifest, config, layers, files)
+
+
+def _unpacked(data: bytes, media_type: str) -> bytes:
+    if media_type.endswith("zstd"):
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    return gzip.decompress(data) if media_type.endswith("gzip") else data
 
 
 def _blob(files: dict[str, bytes], descriptor: dict[str, Any]) -> bytes:
