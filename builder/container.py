@@ -44,6 +44,8 @@ def run_image(
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        for fd in (out_write, err_write):
+            os.fchmod(fd, 0o222)  # so that any user of the container can open /dev/stdout
         try:
             running = launcher.start(spec, null if stdin < 0 else stdin, out_write, err_write)
         finally:

@@ -41,6 +41,7 @@ class Workshop:
         """
         assert self.launcher is not None
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.fchmod(write_end, 0o222)  # so that any user of the step can open /dev/stdout
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with self._lock:

@@ -23,6 +23,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from builder.runtime import nameservers
 from builder.runtime import syscalls as sc
 from builder.runtime.uplink import leave_host_network
 
@@ -86,7 +87,7 @@ def _detach_output() -> None:
 def _serve(requests: socket.socket, scratch: str) -> None:
     """Answer wiring requests until the builder hangs up. Ends the process."""
     bridge: _Bridge | None = None
-    carrier = 0
+    carrier, blocked = 0, list[bytes]()
     _import_pyroute2()  # while the builder is still planning
     with contextlib.suppress(OSError):  # the build was ended while an answer was on its way
         while True:
@@ -96,8 +97,9 @@ def _serve(requests: socket.socket, scratch: str) -> None:
             try:
                 if bridge is None:
                     if scratch and not carrier:
+                        blocked = _own_addresses()  # else they could be reached through who carries us
                         carrier = leave_host_network(scratch)
-                    bridge = _Bridge(scratch or _LOCKS, bool(scratch))
+                    bridge = _Bridge(scratch or _LOCKS, bool(scratch), blocked)
                 answer = b"A" + bridge.connect(fds[0]).encode()
             except Exception as error:  # whatever pyroute2 raises must reach the user as words
                 answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
@@ -133,12 +135,16 @@ def _import_pyroute2() -> None:
 class _Bridge:
     """One numbered bridge with its subnet and NAT table."""
 
-    def __init__(self, locks: str, alone: bool) -> None:
-        """*alone*: the net namespace is ours, no other build and nothing of the host is in it."""
+    def __init__(self, locks: str, alone: bool, blocked: list[bytes]) -> None:
+        """*alone*: the net namespace is ours, no other build and nothing of the host is in it.
+
+        *blocked* are addresses that steps do not reach.
+        """
         from pyroute2.iproute import IPRoute
 
         self._locks = locks
         self._alone = alone
+        self._blocked = blocked
         self._host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._route: Any = IPRoute()
         self._next = 0
@@ -226,6 +232,14 @@ class _Bridge:
         chain("postrouting", "nat", _SRCNAT)
         rule("postrouting", _bytes_are(_NETWORK_HEADER, _SOURCE, ours[:3]), masq())
         chain("forward", "filter", 0)
+        # Clouds tell their machines secrets at link-local addresses; from a name server there, only names.
+        for server in nameservers.reachable(nameservers.resolv_conf()):
+            if server.startswith("169.254."):
+                told = _bytes_are(_NETWORK_HEADER, _DESTINATION, socket.inet_aton(server))
+                rule("forward", _arrives_from(self.name), told, _to_port(53), verdict(_ACCEPT))
+        for address in (b"\xa9\xfe", *self._blocked):
+            blocked = _bytes_are(_NETWORK_HEADER, _DESTINATION, address)
+            rule("forward", _arrives_from(self.name), blocked, verdict(_DROP))
         rule(
             "forward",
             _arrives_from(self.name),
@@ -237,8 +251,7 @@ class _Bridge:
         if self._alone:
             # pasta sends segments without ACK, which NAT does not take back: we would reset the connection.
             rule("input", _is_invalid(), verdict(_DROP))
-        port = (53).to_bytes(2, "big")
-        rule("input", _arrives_from(self.name), _bytes_are(_TRANSPORT_HEADER, 2, port), verdict(_ACCEPT))
+        rule("input", _arrives_from(self.name), _to_port(53), verdict(_ACCEPT))
         rule("input", _arrives_from(self.name), verdict(_DROP))
         nft.close()
 
@@ -304,6 +317,10 @@ def _bytes_are(header: int, offset: int, value: bytes) -> list[Any]:
     return [genex("payload", payload), _compare(value)]
 
 
+def _to_port(port: int) -> list[Any]:
+    return _bytes_are(_TRANSPORT_HEADER, 2, port.to_bytes(2, "big"))
+
+
 def _arrives_from(interface: str) -> list[Any]:
     return _meta(_META_IIFNAME, interface)
 
@@ -345,6 +362,15 @@ def _compare(value: bytes, how: int = _EQUAL) -> Any:
 
 def _data(value: bytes) -> Any:
     return {"attrs": [("NFTA_DATA_VALUE", value)]}
+
+
+def _own_addresses() -> list[bytes]:
+    """The IPv4 addresses of this net namespace."""
+    from pyroute2.iproute import IPRoute
+
+    with IPRoute() as route:
+        found = [item.get_attr("IFA_LOCAL") for item in _dump(lambda: route.get_addr(family=socket.AF_INET))]
+    return sorted({socket.inet_aton(address) for address in found if address})
 
 
 def _slot_of(name: str) -> int | None:
