@@ -53,6 +53,7 @@ def enter(protect: bool = True) -> None:
     steps could reach it as /proc/self/exe (CVE-2019-5736).
     """
     outside = os.geteuid(), os.getegid()
+    interpreter = os.path.realpath("/proc/self/exe")  # inside, it would be the path in another namespace
     helper, ready = _map_from_outside()
     try:
         sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)
@@ -72,7 +73,7 @@ def enter(protect: bool = True) -> None:
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
     os.environ[_ENTERED] = "1"
     if protect:
-        _protect_interpreter()
+        _protect(interpreter)
 
 
 def _hint_for(code: int | None) -> str:
@@ -211,10 +212,10 @@ def _succeeds(arguments: list[str]) -> bool:
 # -- the interpreter -----------------------------------------------------------------------
 
 
-def _protect_interpreter() -> None:
+def _protect(path: str) -> None:
+    """Execute ourselves anew from a read-only mount of the interpreter *path*, if it is ours to write."""
     import sys
 
-    path = os.path.realpath("/proc/self/exe")
     if not os.access(path, os.W_OK):
         return
     tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))

@@ -22,12 +22,12 @@ PORT = 8080
 
 
 def serve() -> None:
-    """Tell every caller which address it has called."""
-    server = socket.create_server(("0.0.0.0", PORT), backlog=64)
+    """Tell every caller which address it has called, whatever the family."""
+    server = socket.create_server(("::", PORT), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
     while True:
         caller, _ = server.accept()
         with caller:
-            caller.sendall(caller.getsockname()[0].encode() + b"\n")
+            caller.sendall(caller.getsockname()[0].removeprefix("::ffff:").encode() + b"\n")
 
 
 def main(command: list[str]) -> int:
