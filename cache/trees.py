@@ -1,5 +1,6 @@
 """Operations on whole directory trees of the store, by descriptor and without following links."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -50,6 +51,22 @@ def is_opaque(path: "str | int") -> bool:
         return os.getxattr(path, OPAQUE) == b"y"
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def real_folder(top: str, path: str) -> "Iterator[int]":
+    """A descriptor of the directory *path* below *top*, and its times as they were when leaving it.
+
+    Of *path* no link is followed, whoever has put one there. Raises OSError.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = -1
+        for step in (top, *(piece for piece in path.split("/") if piece)):
+            folder = os.open(step, _FOLDER, dir_fd=folder if folder >= 0 else None)
+            stack.callback(os.close, folder)
+        times = os.fstat(folder)
+        yield folder
+        os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 _DEEPEST = 64  # directories open at once while a tree is removed

@@ -6,62 +6,78 @@ what is missing was removed, what is equal is taken out again by ``cache.diff``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Callable
 
 from builder.execute.files import copy_path, copy_tree
+from cache.confine import confined
 from cache.snapshots import Draft
 from cache.tree import Node, Tree, merged_names
-from cache.trees import is_whiteout
+from cache.trees import is_whiteout, real_folder
 
 
 def fill(draft: Draft) -> list[str]:
     """Copy what is below *draft* into it, with the mount points of every container; those made for it."""
-    copy_tree(draft.lower(), draft.upper)
+    copy_tree(draft.lower(), draft.upper, links=False)
     return add_points(draft, draft.store.path("mounts"))
 
 
 def add_points(draft: Draft, points: str) -> list[str]:
-    """Make what the folder *points* holds and *draft* does not; the paths made, parents first."""
-    made = []
-    for folder, names, files in os.walk(points):
-        for name in (*names, *files):
-            path = os.path.relpath(os.path.join(folder, name), points)
-            place = os.path.join(draft.upper, path)
-            if os.path.lexists(place):
-                continue
-            above = os.lstat(os.path.dirname(place))
-            if name in names:
-                os.mkdir(place, 0o755)
+    """Make what the folder *points* holds and *draft* does not; the paths made, parents first.
+
+    Below a link of the image nothing is made, as overlayfs shows nothing of *points* there.
+    """
+    made: list[str] = []
+
+    def add(folder: str, name: str, is_folder: bool) -> None:
+        with real_folder(draft.upper, folder) as above:
+            if is_folder:
+                os.mkdir(name, 0o755, dir_fd=above)
             else:
-                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-            os.utime(os.path.dirname(place), ns=(above.st_atime_ns, above.st_mtime_ns))
-            made.append(path)
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=above))
+        made.append(os.path.join(folder, name))
+
+    def walk() -> None:
+        for top, names, files in os.walk(points):
+            folder = os.path.relpath(top, points) if top != points else ""
+            for name in (*names, *files):
+                with contextlib.suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+                    add(folder, name, name in names)
+
+    _confined(draft, walk)
     return made
 
 
 def copy_bound(tree: Tree, path: str, folder: str) -> bytes:
     """Copy *path* of *tree* for a bind mount into the empty *folder*; what it is called there."""
-    copy_path(tree, path, folder, "/bound")
+    copy_path(tree, path, folder, "/bound", links=False)
     return b"/bound"
 
 
 def settle(draft: Draft, made: list[str]) -> None:
     """After the step: take back mount points that it left empty, and say what it has removed."""
-    for path in reversed(made):
-        place = os.path.join(draft.upper, path)
-        try:
-            above, found = os.lstat(os.path.dirname(place)), os.lstat(place)
-            if stat.S_ISDIR(found.st_mode):
-                os.rmdir(place)
-            elif not found.st_size:
-                os.unlink(place)
-        except OSError:
-            continue  # the step has put something there, or taken it away
-        os.utime(os.path.dirname(place), ns=(above.st_atime_ns, above.st_mtime_ns))
-    lower = draft.lower()
-    if lower.root is not None:
-        _note_removed(draft.upper, lower.root, lower)
+
+    def work() -> None:
+        for path in reversed(made):
+            above, _, name = path.rpartition("/")
+            with contextlib.suppress(OSError), real_folder(draft.upper, above) as folder:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    os.rmdir(name, dir_fd=folder)
+                elif stat.S_ISREG(found.st_mode) and not found.st_size:
+                    os.unlink(name, dir_fd=folder)
+        lower = draft.lower()
+        if lower.root is not None:
+            _note_removed(draft.upper, lower.root, lower)
+
+    _confined(draft, work)
+
+
+def _confined(draft: Draft, work: Callable[[], None]) -> None:
+    """Call *work* where it can write to *draft* alone: links of an image and of a step lead anywhere."""
+    confined([draft.folder], work)
 
 
 def _note_removed(upper: str, below: Node, lower: Tree) -> None:

@@ -80,17 +80,20 @@ def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
         ) from None
 
 
-def copy_tree(tree: Tree, folder: str) -> None:
+def copy_tree(tree: Tree, folder: str, links: bool = True) -> None:
     """Copy all of *tree* into the empty *folder*."""
-    copy_path(tree, "", folder, "/")
+    copy_path(tree, "", folder, "/", links)
 
 
-def copy_path(tree: Tree, path: str, folder: str, dest: str) -> None:
-    """Copy *path* of *tree* to *dest* in the empty *folder*."""
+def copy_path(tree: Tree, path: str, folder: str, dest: str, links: bool = True) -> None:
+    """Copy *path* of *tree* to *dest* in the empty *folder*.
+
+    Without *links* each name of a file becomes a file of its own, as it does when overlayfs copies it up.
+    """
     writer = Writer(folder, Tree(()), None, None, None, None)
 
     def fill() -> None:
-        _copy_one(writer, TreeSource(tree), Selected(os.path.basename(path), path), dest)
+        _copy_one(writer, TreeSource(tree, links), Selected(os.path.basename(path), path), dest)
         writer.finish()
 
     try:

@@ -29,6 +29,7 @@ from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
 from cache.store import Store
 from cache.tree import Tree
+from cache.trees import real_folder
 
 _EMPTY = b"mounts/proc"  # an empty directory of the store
 _POLL = 0.05  # seconds between two tries to get a cache
@@ -178,15 +179,8 @@ def _drop_points(draft: Draft, only_there: list[str]) -> None:
     """
     for part in sorted(only_there, reverse=True):
         above, _, name = part.rpartition("/")
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # gone, or no longer empty
-            top = -1
-            for step in (draft.upper, *(piece for piece in above.split("/") if piece)):
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                top = os.open(step, flags, dir_fd=top if top >= 0 else None)
-                stack.callback(os.close, top)
-            times = os.fstat(top)
-            os.rmdir(name, dir_fd=top)
-            os.utime(top, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with contextlib.suppress(OSError), real_folder(draft.upper, above) as folder:
+            os.rmdir(name, dir_fd=folder)  # unless it is gone, or no longer empty
 
 
 def _imitate(lower: Tree, path: str, made: str) -> None:

@@ -349,10 +349,11 @@ def _kind(mode: int, rdev: int) -> str:
 
 
 class TreeSource:
-    """The root of another stage or image, read through its layers."""
+    """The root of another stage or image, read through its layers; without *links*, none is a hard link."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, links: bool = True) -> None:
         self._tree = tree
+        self._links = links
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
         assert isinstance(item, Picked)
@@ -413,7 +414,7 @@ class TreeSource:
             if not kind:
                 continue
             link = os.readlink(node.real) if kind == SYMLINK else ""
-            if kind == FILE and found.st_nlink > 1:
+            if self._links and kind == FILE and found.st_nlink > 1:
                 first = first_of.setdefault((found.st_dev, found.st_ino), inside)
                 link = first if first != inside else ""
             yield (

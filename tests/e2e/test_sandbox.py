@@ -399,6 +399,34 @@ def test_without_overlayfs(odd_store: Pybuild, pybuild: Pybuild) -> None:
     assert {row["name"]: row["works"] for row in rows}["overlayfs"] == "no"
 
 
+def test_RT_25_copies_follow_no_link(odd_store: Pybuild, pybuild: Pybuild, tmp_path: Path) -> None:
+    """SRC-05: where steps have copies, links of the image and of steps make and remove nothing outside."""
+    outside = tmp_path / "outside"
+    for path in (outside / "empty", outside / "n"):
+        path.mkdir(parents=True)
+    before = sorted(outside.iterdir())
+    link = f"ln -s {outside}"
+    bound = "RUN --mount=type=tmpfs,target=/m/n true\n"
+    texts = [
+        f"FROM busybox\nRUN {link} /m\n{bound}",  # made by an image
+        f"FROM busybox\nRUN --mount=type=tmpfs,target=/m/n mv /m /gone; {link} /m; true\n",  # by the step itself
+        f"FROM busybox\nRUN rm -r /etc && {link} /etc\nRUN true\n",
+    ]
+    for text in texts:
+        images = [made(NONE, "--no-cache", made.context(text)) for made in (odd_store, pybuild)]
+        assert images[0].code == images[1].code, images[0].err + images[1].err
+        assert sorted(outside.iterdir()) == before
+    assert odd_store(NONE, odd_store.context(texts[1])).ok()
+
+
+def test_hard_links_in_copies(odd_store: Pybuild, pybuild: Pybuild) -> None:
+    """As overlayfs does: what writes to one name of a file of the image leaves its other names alone."""
+    text = "FROM busybox\nRUN echo 1 > /a && ln /a /b && ln /a /c\nRUN echo 2 >> /a && chmod 600 /b\n"
+    images = [made.export(made.context(text), NONE, "--no-cache") for made in (odd_store, pybuild)]
+    assert images[0].tree() == images[1].tree()
+    assert images[0].layers[-1].names == images[1].layers[-1].names == ["a", "b"]
+
+
 # -- doctor --------------------------------------------------------------------------------
 
 
