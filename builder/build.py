@@ -13,6 +13,7 @@ from builder import VERSION
 from builder.assemble import assemble
 from builder.errors import BuildError, PlanError, StepError
 from builder.events import Notice, Sink
+from builder.execute.run import check_shared_network
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config
@@ -24,6 +25,7 @@ from builder.plan.planner import plan
 from builder.replay import Look
 from builder.request import BuildRequest, BuildResult, Output
 from builder.resolve import StoreResolver
+from builder.runtime.rootless import was_real_root
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
@@ -52,8 +54,12 @@ def build(
     if any(isinstance(step.op, RunCommand) and step.op.network == "default" for step in made.steps):
         workshop.launcher = session.add_network()
         if session.shares_network:
+            check_shared_network()
             sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
-    if not keeps_owners() and any(isinstance(step.op, RunCommand) for step in made.steps):
+    runs = any(isinstance(step.op, RunCommand) for step in made.steps)
+    if runs and was_real_root():
+        sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
+    if runs and not keeps_owners():
         sink(Notice("this user has one id, so what steps chown stays root's (see pybuild doctor)", True))
     workshop.contexts = _contexts(request, inputs, workshop, look)
     solver = Solver(made, workshop, sink, request.no_cache)

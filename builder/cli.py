@@ -144,6 +144,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
 
 
 def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
+    if not os.path.isdir(options.context):
+        _enter(options)  # what is fetched or read is unpacked
     from builder.check import call
     from builder.execute.workshop import Workshop
     from builder.inputs import read_inputs
@@ -201,42 +203,56 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
 
 def _enter(options: argparse.Namespace) -> None:
     """Be root: as we are, or in a user namespace of our own. The store stays who-ran-us's."""
-    from builder.runtime import rootless
+    from builder.runtime.rootless import is_real_root
 
-    if rootless.is_real_root():
-        return
-    os.environ["PYBUILD_ROOT"] = options.root or default_root()
+    if not is_real_root():
+        os.environ["PYBUILD_ROOT"] = options.root or default_root()
+        _enter_namespace()
+
+
+def _enter_namespace() -> None:
+    from builder.runtime.rootless import RootlessError, enter
+
     try:
-        rootless.enter()
-    except rootless.RootlessError as error:
+        enter()
+    except RootlessError as error:
         raise BuildError(error.message, error.hint) from None
 
 
 def _store_for_containers(options: argparse.Namespace) -> Store:
     """The store, whose file system must be mountable with mapped ids; else root, too, is one of its own."""
-    from builder.runtime import rootless
     from builder.runtime.probe import can_map_mounts, can_overlay
+    from builder.runtime.rootless import entered
 
     store = _open_store(options)
-    if not rootless.entered() and not _remembered(store, "mapped mounts", can_map_mounts):
+    if not entered() and not _remembered(store, "mapped mounts", can_map_mounts):
         store.close()
-        rootless.enter()
+        _enter_namespace()
         store = _open_store(options)
     store.overlays = _remembered(store, "overlays", can_overlay)
     return store
 
 
 def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
-    """What a probe says of the store's file system, asked once in each boot and for each kind of user."""
+    """What a probe says of the store's file system; that it can is asked once in each boot and by each user.
+
+    Users are told apart by their ids where a namespace was entered, else by the namespace.
+    """
     from builder.runtime.rootless import entered
 
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        memo = f"{what}: {file.read().strip()} {os.stat(store.root).st_dev} {entered()}"
-    known = store.index.memo(memo)
-    if known is None:
-        known = b"yes" if probe(store.temporary()) else b"no"
-        store.index.set_memo(memo, known)
-    return known == b"yes"
+        boot = file.read().strip()
+    who = os.readlink("/proc/self/ns/user")
+    if entered():
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            who = " ".join(file.read().split())
+    memo = f"{what}: {boot} {os.stat(store.root).st_dev} {who}"
+    if store.index.memo(memo) is not None:
+        return True
+    if not probe(store.temporary()):
+        return False
+    store.index.set_memo(memo, b"yes")
+    return True
 
 
 # -- images --------------------------------------------------------------------------------
@@ -391,14 +407,17 @@ def _run(args: Sequence[str]) -> int:
         Session(store, options.network == "default") as session,
     ):
         from builder.container import run_image
+        from builder.execute.run import SHARED_NETWORK, check_shared_network
 
-        network = "host" if options.network == "default" and session.shares_network else options.network
+        if options.network == "default" and session.shares_network:
+            check_shared_network()
+            options.network = SHARED_NETWORK
         return run_image(
             store,
             session.launcher,
             options.name,
             tuple(options.command),
-            network,
+            options.network,
             sys.stdin.fileno() if options.interactive else -1,
             sandbox(options),
         )

@@ -48,7 +48,7 @@ def examine(root: str) -> list[Check]:
 
 def _identity(real: bool) -> Check:
     if real:
-        return Check("who builds", _GOOD, "root: steps have ids of their own, nobody else's")
+        return Check("who builds", _GOOD, "root")
     if os.geteuid() == 0:
         return Check("who builds", _GOOD, "root of a container: steps have its ids")
     ranges = rootless.ranges()
@@ -98,8 +98,10 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
             yield Check(
                 "mounts with mapped ids",
                 _GOOD if shifted else _LESS,
-                f"on the file system of {place}" if shifted else f"not on the file system of {place}",
-                "" if shifted else "use a --root on ext4, xfs, btrfs or tmpfs; else steps share root's ids",
+                f"on the file system of {place}: steps have ids of their own, nobody else's"
+                if shifted
+                else f"not on the file system of {place}: root of a step is this machine's own root",
+                "" if shifted else "use a --root on ext4, xfs, btrfs or tmpfs, and a kernel of 5.12 or newer",
             )
         yield _tried(
             "overlayfs",
@@ -132,9 +134,9 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
     version = landlock_version()
     yield Check(
         "Landlock",
-        _GOOD if version else _LESS,
-        f"version {version}" if version else "not on: unpacking is guarded by path resolution alone",
-        "" if version else "boot with landlock among the lsm= modules, on a kernel of 5.13 or newer",
+        _GOOD if version > 1 else _LESS,
+        f"version {version}" if version > 1 else "not on: unpacking is guarded by path resolution alone",
+        "" if version > 1 else "boot with landlock among the lsm= modules, on a kernel of 5.19 or newer",
     )
     yield _tried(
         "FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), "/dev/fuse can be opened",

@@ -158,6 +158,8 @@ def sync_file_system(path: str) -> None:
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_VERSION_OF_SCOPES = 6
+_LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -176,10 +178,23 @@ def landlock_ruleset(handled: int) -> int:
     return _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", handled), ctypes.c_size_t(8), 0)
 
 
-def landlock_add_folder(ruleset: int, allowed: int, folder: int) -> None:
-    """Allow accesses below the directory (or to the file) that *folder* is a descriptor of."""
-    rule = struct.pack("=Qi", allowed, folder)
+def landlock_allow(ruleset: int, allowed: int, place: int) -> None:
+    """Allow accesses below the directory, or to the file, that *place* is a descriptor of."""
+    rule = struct.pack("=Qi", allowed, place)
     _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+
+
+def hide_abstract_sockets() -> None:
+    """Keep this process, and what it starts, from abstract sockets of others, where Landlock can (6.12).
+
+    They have no file whose mode could protect them (CVE-2020-15257). Raises OSError.
+    """
+    if landlock_version() < _LANDLOCK_VERSION_OF_SCOPES:
+        return
+    rules = struct.pack("=QQQ", 0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
+    ruleset = _landlock(_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
+    _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
 
 
 def landlock_restrict(ruleset: int) -> None:

@@ -65,7 +65,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
     with draft(workshop.store, ()) as made:
         git = _Git(op, workshop, made.folder)
         # Nothing that git runs, on whatever a server sends, can write anywhere else.
-        where, hashes = confined([made.folder, "/dev"], git.resolve)
+        where, hashes = confined([made.folder, os.devnull], git.resolve)
         if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
             raise BuildError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
         wanted = hashes[-1]
@@ -80,7 +80,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         memo = f"git:{key}"
         if not fresh and (last := workshop.store.index.remembered(memo)):
             return key, last
-        confined([made.folder, "/dev"], lambda: git.check_out(made, where, wanted))
+        confined([made.folder, os.devnull], lambda: git.check_out(made, where, wanted))
         snapshot = commit(made)
         workshop.store.index.set_memo(memo, snapshot.encode())
     return key, snapshot

@@ -16,7 +16,7 @@ from builder.plan.ops import RunCommand
 from builder.request import Limits, Sandbox
 from builder.runtime import cgroups, nameservers
 from builder.runtime.host import Outcome
-from builder.runtime.rootless import entered
+from builder.runtime.rootless import entered, was_real_root
 from builder.runtime.spec import (
     ALL_CAPABILITIES,
     CAPABILITIES,
@@ -27,6 +27,8 @@ from builder.runtime.spec import (
 from builder.runtime.uplink import FORWARDER
 from cache.snapshots import Draft, commit
 
+# The network of steps where nothing can carry one of their own: this machine's, which nobody has asked for.
+SHARED_NETWORK = "shared"
 # Where a host has no name server that a container can reach, as Docker does.
 _PUBLIC_SERVERS = ["8.8.8.8", "8.8.4.4"]
 
@@ -48,7 +50,7 @@ def run_command(
     killed_before = _oom_kills()
     made = [] if draft.store.overlays else copies.fill(draft)
     with mounted(op.mounts, sources, draft, workshop) as extra:
-        network = "host" if op.network == "default" and workshop.shares_network else op.network
+        network = SHARED_NETWORK if op.network == "default" and workshop.shares_network else op.network
         spec = container_spec(
             draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
         )
@@ -80,6 +82,16 @@ def run_command(
 _NETWORK_HINT = "build with --network=none, or with --network=host if you trust the Dockerfile"
 
 
+def check_shared_network() -> None:
+    """Raise BuildError where steps must not have this machine's network unasked: those of its own root."""
+    if was_real_root():
+        raise BuildError(
+            "steps have no network of their own here, and as root of this machine they are not given its own "
+            "unasked",
+            "install passt or slirp4netns and see that /dev/net/tun is there; or " + _NETWORK_HINT,
+        )
+
+
 def container_spec(
     draft: Draft,
     argv: tuple[str, ...],
@@ -104,7 +116,7 @@ def container_spec(
         network=network,
         hostname=encode(hostname),
         files={
-            b"/etc/resolv.conf": resolv_conf(network == "host", sandbox.dns),
+            b"/etc/resolv.conf": resolv_conf(network in ("host", SHARED_NETWORK), sandbox.dns),
             b"/etc/hosts": hosts(hostname, sandbox.hosts),
         },
         scripts={},

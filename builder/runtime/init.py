@@ -21,7 +21,7 @@ import struct
 from builder.runtime import syscalls as sc
 from builder.runtime.seccomp import program
 from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, MountSpec
-from cache.kernel import keeps_owners, open_in_root
+from cache.kernel import hide_abstract_sockets, keeps_owners, open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
 # a user namespace can be set up, and the host's is not needed again.
@@ -53,6 +53,8 @@ _MASKED = (
     b"sys/firmware",
     b"sys/fs/selinux",
 )
+# What only the machine's own root may read: hidden where root of a step has its number.
+_OF_ROOT = (b"proc/kpagecgroup", b"proc/kpagecount", b"proc/kpageflags", b"proc/slabinfo", b"proc/vmallocinfo")
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _PASSWD_LIMIT = 10 << 20
@@ -127,6 +129,8 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: 
         _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
         _limit(spec["rlimits"])
+        if spec["network"] == "shared":
+            hide_abstract_sockets()
         if spec["no_new_privileges"]:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         if code:
@@ -311,7 +315,7 @@ def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
     devices |= _given_devices(spec["devices"], nodes)
     masked: tuple[bytes, ...] = _MASKED
     sysfs = -1
-    if spec["network"] != "host":
+    if spec["network"] in ("none", "default"):
         with contextlib.suppress(PermissionError):  # in a container that hides parts of its own
             sysfs = sc.new_mount(b"sysfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {})
     if sysfs < 0:
@@ -324,6 +328,10 @@ def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
     except PermissionError:
         raise StepError(_PROC_ADVICE) from None
     _bind_files(root, spec["files"])
+    if os.fstat(proc).st_uid == 0:  # the machine's own root, who could change the modes of its devices
+        masked = (*masked, *_OF_ROOT)
+        for tree in devices.values():
+            sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_RDONLY)
     os.close(_mount_at(root, b"proc", proc))
     os.close(_mount_at(root, b"sys", sysfs))
     _fill_dev(root, devices, spec["scripts"], spec["shm_size"])

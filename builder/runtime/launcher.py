@@ -29,8 +29,9 @@ import struct
 from builder.runtime import init
 from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
+from builder.runtime.rootless import has_machines_root
 from builder.runtime.seccomp import program
-from builder.runtime.spec import CAPABILITIES, ID_COUNT, ID_SHIFT, ContainerSpec
+from builder.runtime.spec import CAPABILITIES, CAPABILITY_NAMES, ID_COUNT, ID_SHIFT, ContainerSpec
 from cache.kernel import keeps_owners
 
 _NAMESPACES = (
@@ -42,6 +43,11 @@ _NAMESPACES = (
     | sc.CLONE_NEWCGROUP
 )
 EXITED = struct.Struct("=ciddQi")
+_MOUNTS = 1 << CAPABILITY_NAMES.index("sys_admin")
+_GUARDED = (
+    b"root of a step has the number of this machine's own root here, so it gets no --security=insecure, no "
+    b"--security-opt systempaths=unconfined and no CAP_SYS_ADMIN (pybuild doctor says what to change)"
+)
 _OOM_SCORE = 500  # a step goes before this program when memory runs out
 
 
@@ -106,6 +112,7 @@ class _Launcher:
         self._store = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._maps = _SHIFTED if shift else _own_maps()
         self._userns = self._map_namespace() if shift else -1
+        self._guarded = has_machines_root()
         self._single = not keeps_owners()  # children remember the answer: /proc is out of their reach
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         self._made = 0
@@ -153,6 +160,9 @@ class _Launcher:
             channel.close()
             return
         spec = request.spec
+        if self._guarded and (not spec["masked"] or spec["capabilities"] & _MOUNTS):
+            request.refuse(b"E", _GUARDED)
+            return
         if self._ahead is not None and not _same_group(self._ahead, spec):
             for spare in self._spare:  # they were born in another cgroup
                 self._discard(spare)
@@ -160,7 +170,7 @@ class _Launcher:
         self._ahead = spec
         if spec["network"] != "default":
             try:
-                container = self._clone(spec["network"] != "host", spec)
+                container = self._clone(spec["network"] == "none", spec)
             except (OSError, CgroupError) as error:
                 request.refuse(b"E", _why(error))
             else:
@@ -358,12 +368,13 @@ class _Launcher:
         if pid == 0:
             signal.pause()
             os._exit(0)
-        self._write_maps(pid)
-        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(pidfd)
-        return namespace
+        try:
+            self._write_maps(pid)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(pidfd)
 
     def _write_maps(self, pid: int) -> None:
         for name, text in zip(("uid_map", "gid_map"), self._maps, strict=True):

@@ -57,7 +57,12 @@ def in_container(work: "Callable[[], None]", identity: bool) -> None:
     """
     ready, go = os.pipe2(os.O_CLOEXEC)
     answers, answer = os.pipe2(os.O_CLOEXEC)
-    pid, pidfd = sc.clone3(_CONTAINER)
+    try:
+        pid, pidfd = sc.clone3(_CONTAINER)
+    except OSError:
+        for fd in (ready, go, answers, answer):
+            os.close(fd)
+        raise
     if pid == 0:
         try:
             os.close(go)
@@ -131,14 +136,15 @@ def can_overlay(folder: str) -> bool:
 def can_map_mounts(path: str) -> bool:
     """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
     os.makedirs(path, exist_ok=True)
-    pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+    try:
+        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
+    except OSError:
+        return False
     if pid == 0:
         signal.pause()
         os._exit(0)
     try:
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write(f"0 {ID_SHIFT} {ID_COUNT}")
+        write_maps(pid, False)
         namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
             tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))

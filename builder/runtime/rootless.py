@@ -18,7 +18,10 @@ from builder.runtime import syscalls as sc
 
 _CAP_SYS_ADMIN = 21
 _FIRST_SUBID = 1  # id 0 is the user itself
-_ENTERED = "_PYBUILD_ENTERED"  # set for the program that is executed anew
+# Says to the program that is executed anew which namespace was entered, and what its root is.
+_ENTERED = "_PYBUILD_ENTERED"
+_ROOT, _REAL = "root", "real"
+_NEWGIDMAP_FAILED = 2
 
 
 class RootlessError(Exception):
@@ -42,8 +45,25 @@ def is_real_root() -> bool:
 
 
 def entered() -> bool:
-    """Whether ids are those of a namespace that ``enter`` made."""
-    return _ENTERED in os.environ
+    """Whether ids are those of a namespace that ``enter`` made, and we are in that one."""
+    return os.environ.get(_ENTERED, "").partition(" ")[0] == _namespace()
+
+
+def has_machines_root() -> bool:
+    """Whether root in the namespace that was entered has the number of the machine's own root.
+
+    The machine trusts that number: what is root's in /proc/sys is writable for it, without any capability.
+    """
+    return entered() and _ROOT in os.environ[_ENTERED].split()
+
+
+def was_real_root() -> bool:
+    """Whether it was real root who entered it, for want of mounts with mapped ids."""
+    return entered() and _REAL in os.environ[_ENTERED].split()
+
+
+def _namespace() -> str:
+    return os.readlink("/proc/self/ns/user")
 
 
 def enter(protect: bool = True) -> None:
@@ -53,6 +73,10 @@ def enter(protect: bool = True) -> None:
     steps could reach it as /proc/self/exe (CVE-2019-5736).
     """
     outside = os.geteuid(), os.getegid()
+    kinds = [_REAL] if is_real_root() else []
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        if outside[0] == 0 and file.readline().split()[:2] == ["0", "0"]:
+            kinds.append(_ROOT)
     interpreter = os.path.realpath("/proc/self/exe")  # inside, it would be the path in another namespace
     helper, ready = _map_from_outside()
     try:
@@ -66,12 +90,18 @@ def enter(protect: bool = True) -> None:
     os.write(ready, b"1")
     os.close(ready)
     _pid, status = os.waitpid(helper, 0)
-    if os.waitstatus_to_exitcode(status):
+    code = os.waitstatus_to_exitcode(status)
+    if code == _NEWGIDMAP_FAILED:
+        raise RootlessError(
+            "newgidmap did not map the ids that /etc/subgid gives this user",
+            "it has to be setuid root or have cap_setgid, and the ranges have to be right",
+        )
+    if code:
         _map_own_id(outside)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
-    os.environ[_ENTERED] = "1"
+    os.environ[_ENTERED] = " ".join([_namespace(), *kinds])
     if protect:
         _protect(interpreter)
 
@@ -106,7 +136,7 @@ def _hint_for(code: int | None) -> str:
 def _map_from_outside() -> tuple[int, int]:
     """Fork who will map ids, as that is done from outside; its pid, and where to write when to do it.
 
-    It ends with 0 if it has mapped a range.
+    It ends with 0 if it has mapped ranges, with 1 if it has mapped nothing.
     """
     waiting, ready = os.pipe()
     target = os.getpid()
@@ -118,15 +148,15 @@ def _map_from_outside() -> tuple[int, int]:
     try:
         os.close(ready)
         if os.read(waiting, 1):
-            code = 0 if _map_range(target) else 1
+            code = _map_ranges(target)
     finally:
         os._exit(code)
     raise AssertionError("not reached")
 
 
-def _map_range(target: int) -> bool:
+def _map_ranges(target: int) -> int:
     if os.geteuid() == 0:
-        return _map_all(target)
+        return 0 if _map_all(target) else 1
     uid, gid = os.geteuid(), os.getegid()
     names = (_user_name(uid), str(uid))
     rows = []
@@ -137,13 +167,15 @@ def _map_range(target: int) -> bool:
         ranges = _subids(file, names)
         path = shutil.which(program)
         if not ranges or path is None:
-            return False
+            return 1
         row, inside = [path, str(target), "0", str(own), "1"], _FIRST_SUBID
         for first, count in ranges:
             row += [str(inside), str(first), str(count)]
             inside += count
         rows.append(row)
-    return all(_succeeds(row) for row in rows)
+    if not _succeeds(rows[0]):
+        return 1
+    return 0 if _succeeds(rows[1]) else _NEWGIDMAP_FAILED
 
 
 def _map_all(target: int) -> bool:
@@ -190,15 +222,21 @@ def _user_name(uid: int) -> str:
 
 
 def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5))."""
-    found = []
+    """The ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5)).
+
+    Of ranges that overlap, the first: no id can be mapped twice.
+    """
+    found: list[tuple[int, int]] = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 name, _, rest = line.strip().partition(":")
-                first, _, count = rest.partition(":")
-                if name and name in names and first.isdigit() and count.isdigit() and int(count):
-                    found.append((int(first), int(count)))
+                start, _, number = rest.partition(":")
+                if not name or name not in names or not (start.isdigit() and number.isdigit()):
+                    continue
+                first, count = int(start), int(number)
+                if count and not any(first < low + many and low < first + count for low, many in found):
+                    found.append((first, count))
     except OSError:
         pass
     return found

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Layer paths are relative to the store, which the launcher holds open. ``lowers`` run
         from the top layer down; without any, ``upper`` is all of the root. ``files`` are made
         on a tmpfs and bound read-only over the paths they name, so they never reach a layer.
+        ``network`` is default, none, host (as asked for) or shared (for want of any other).
         ``scripts`` are executable files in /dev/pipes. ``capabilities`` is a bit mask, for root
         in the step's own user namespace. ``filtered``: there is a seccomp filter, with
         ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
