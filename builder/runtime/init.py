@@ -272,19 +272,24 @@ def _kind(root: int, path: bytes) -> str:
 
 
 def _mount_point(root: int, target: bytes, is_dir: bool) -> int:
-    """Open *target*. It is missing only inside another mount, and made there."""
+    """Open *target*. It is missing only inside another mount, and made there.
+
+    That may be a cache in which other steps write: what is made is not looked for by its path again.
+    """
     try:
         return open_in_root(root, target, os.O_PATH)
     except FileNotFoundError:
         pass
     parent, _, name = target.rpartition(b"/")
     folder = _mount_point(root, parent or b"/", True)
-    if is_dir:
-        os.mkdir(name, 0o755, dir_fd=folder)
-    else:
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
+    with contextlib.suppress(FileExistsError):
+        if is_dir:
+            os.mkdir(name, 0o755, dir_fd=folder)
+        else:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     os.close(folder)
-    return open_in_root(root, target, os.O_PATH)
+    return place
 
 
 def _place(root: int, path: bytes, kind: int) -> int:

@@ -154,8 +154,10 @@ class _Bridge:
             self.name = f"pybuild{self._slot}"
             try:
                 self._clear(self.name)
-                self._route.link("add", ifname=self.name, kind="bridge", state="up")
+                self._route.link("add", ifname=self.name, kind="bridge")
                 self._index = self._bridges()[self.name]
+                _disable_ipv6(self.name, alone)
+                self._route.link("set", index=self._index, state="up")
                 self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
                 self._add_rules()
                 _enable_forwarding()
@@ -414,6 +416,18 @@ def _lock_slot(locks: str, slot: int) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _disable_ipv6(interface: str, alone: bool) -> None:
+    """The rules are for IPv4; by any IPv6 address of the host, its services would be in reach."""
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:
+            file.write("1")
+    except FileNotFoundError:
+        pass  # this kernel has none
+    except OSError:
+        if not alone:
+            raise
 
 
 def _enable_forwarding() -> None:
