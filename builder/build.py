@@ -29,7 +29,7 @@ from builder.runtime.rootless import was_real_root
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest
-from cache.kernel import keeps_owners
+from cache.kernel import ONE_ID, keeps_owners
 from cache.layers import clamped, diff_id
 from cache.scan import StatIndex
 from cache.store import Store
@@ -59,8 +59,8 @@ def build(
     runs = any(isinstance(step.op, RunCommand) for step in made.steps)
     if runs and was_real_root():
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
-    if runs and not keeps_owners():
-        sink(Notice("this user has one id, so what steps chown stays root's (see pybuild doctor)", True))
+    if not keeps_owners():
+        sink(Notice(ONE_ID, True))
     workshop.contexts = _contexts(request, inputs, workshop, look)
     solver = Solver(made, workshop, sink, request.no_cache)
     try:

@@ -229,6 +229,7 @@ def _store_for_containers(options: argparse.Namespace) -> Store:
         store.close()
         _enter_namespace()
         store = _open_store(options)
+    store.check_owners()
     store.overlays = _remembered(store, "overlays", can_overlay)
     return store
 
@@ -343,10 +344,13 @@ def _import(args: Sequence[str]) -> int:
     parser.add_argument("name", metavar="NAME")
     options = parser.parse_args(args)
     from builder.image.local import from_root, reference
+    from cache.kernel import ONE_ID, keeps_owners
     from cache.layers import add_tar
 
     _enter(options)
     name = str(reference(options.name))
+    if not keeps_owners():
+        _say(f"warning: {ONE_ID}")
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "importing") as read:
         image = from_root(store, add_tar(store, read), os.path.basename(options.file))
         store.sync()

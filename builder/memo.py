@@ -14,6 +14,7 @@ from builder.plan.ops import Fetch, FromImage
 from builder.replay import listing_digest, memo_key
 from builder.request import STDIN, BuildRequest, BuildResult
 from builder.solve import Solver
+from cache.kernel import keeps_owners
 
 
 def remember(
@@ -43,6 +44,8 @@ def remember(
     ):
         return  # asked for anew each time
     if result.unused_args:  # to be warned of each time
+        return
+    if not keeps_owners():  # who has more ids the next time gets nothing of this store
         return
     if request.secrets or request.ssh:  # their files have to be there, which replay does not look at
         return

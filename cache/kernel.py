@@ -69,6 +69,12 @@ def read_regular(path: str, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
+ONE_ID = (
+    "this user has one id: what steps chown, and what is copied of other owners, becomes root's "
+    "(see pybuild doctor)"
+)
+
+
 @functools.cache
 def keeps_owners() -> bool:
     """Whether files can belong to others: not in a user namespace that maps a single id."""

@@ -68,6 +68,7 @@ def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
     """A draft on top of *parents* (bottom first). Leaving the block by an error discards it;
     otherwise it is discarded too unless ``commit`` has made it a snapshot.
     """
+    store.check_owners()
     folder = store.temporary()
     made = Draft(store, parents, folder)
     try:

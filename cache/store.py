@@ -10,6 +10,7 @@
       refs/NAME          image names, each a file holding an image ID (the config's digest)
       contexts/HEX       stat indexes of build contexts
       caches/HEX         directories of RUN --mount=type=cache, each flocked while a step uses it
+      owners             "all", or "one" where files cannot belong to others (docs/rootless.md)
       mounts/            empty mount points, the bottom of every container's overlay
       locks/KEY          held while a step is made, gone afterwards
       tmp/SESSION/       what a running process has not published; swept when its flock is free
@@ -30,6 +31,7 @@ import threading
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import CacheError, CorruptError, MissingError, SpaceError
 from cache.index import Index
+from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
 from cache.trees import remove_tree
 
@@ -68,6 +70,7 @@ class Store:
         self._session = ""
         self._session_fd = -1
         self._opening = threading.Lock()
+        self._owners = ""
         self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
         try:
@@ -127,6 +130,28 @@ class Store:
         for name in _MOUNT_FILES:
             fd = os.open(self.path("mounts", name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
             os.close(fd)
+
+    def check_owners(self) -> None:
+        """See that files here belong to whom their images say, or in none of the layers they do.
+
+        Raises CacheError where the store was made otherwise than this process could go on with it.
+        """
+        if self._owners:
+            return
+        mark, here = self.path("owners"), "all" if keeps_owners() else "one"
+        try:
+            with open(mark, encoding="ascii", errors="replace") as file:
+                self._owners = file.read(100).strip()
+        except FileNotFoundError:
+            with open(mark, "w", encoding="ascii") as file:
+                file.write(f"{here}\n")
+            self._owners = here
+        if self._owners != here:
+            had, has = ("one id", "more") if here == "all" else ("more ids", "one")
+            raise CacheError(
+                f"the store {self.root} was made by a user with {had}, who now has {has}: owners would be wrong",
+                "use another --root, or remove the old store",
+            )
 
     def close(self) -> None:
         self.index.close()

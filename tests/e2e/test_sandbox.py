@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,24 @@ def test_single_id(users: tuple[Rootless, Rootless]) -> None:
     assert (root["f"][0].uid, root["f"][0].gid) == (5, 6) and root["x"][0].uid == 0
     said = user(NONE, user.context("FROM busybox\nUSER 1000\nRUN id\n")).failed().err
     assert "USER 1000:0: this build has no such id" in said
+
+
+def test_single_id_that_becomes_many(users: tuple[Rootless, Rootless]) -> None:
+    """A store whose layers have lost their owners gives nothing to who has more ids, nor the other way round."""
+    ranges, single = users
+    text = "FROM scratch\nCOPY --chown=5:6 f /f\n"
+    single(NONE, single.context(text, {"f": "1"})).ok()
+    for mine, other, had in ((ranges, single, "one id"), (single, ranges, "more ids")):
+        other(NONE, other.context(text, {"f": "1"})).ok()
+        copied = Path(mine.user.home, f"copied{had[:1]}")
+        subprocess.run(["cp", "-a", other.store, copied], check=True)
+        os.chown(copied, mine.user.uid, mine.user.gid)
+        for folder, names, files in os.walk(copied):
+            for name in (*names, *files):
+                if os.lstat(os.path.join(folder, name)).st_uid == other.user.uid:
+                    os.lchown(os.path.join(folder, name), mine.user.uid, mine.user.gid)
+        said = replace(mine, store=copied)(NONE, mine.context(text, {"f": "1"})).failed().err
+        assert f"was made by a user with {had}" in said
 
 
 def test_owner_out_of_range(users: tuple[Rootless, Rootless]) -> None:
