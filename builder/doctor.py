@@ -31,19 +31,28 @@ class Check:
 def examine(root: str) -> list[Check]:
     """Try everything. *root* is the store; only what can be tried below it is."""
     real = rootless.is_real_root()
-    checks = [_identity(real)]
-    if not real:
-        # All else is tried as it will be: inside the namespace that a build enters.
-        able, said = probe.attempt(_enter)
-        checks.append(
-            Check("user namespaces", _GOOD, "a user may make them")
-            if able
-            else Check("user namespaces", _MISSING, said.partition("\0")[0], said.partition("\0")[2])
-        )
-        if not able:
-            return checks
+    # All else is tried as it will be: inside the namespace that a build enters.
+    able, said = probe.attempt(_unshare if real else _enter)
+    checks = [_identity(real), _user_namespaces(able, said)]
+    if not able:
+        return checks
     inside = [asdict(check) for check in _inside(root, real)] if real else _run_inside(root)
     return checks + [Check(**row) for row in inside]
+
+
+def _user_namespaces(able: bool, said: str) -> Check:
+    if able:
+        return Check("user namespaces", _GOOD, "they can be made")
+    found, _, advice = said.partition("\0")
+    return Check("user namespaces", _MISSING, found, advice)
+
+
+def _unshare() -> str:
+    try:
+        sc.unshare(sc.CLONE_NEWUSER)
+    except OSError as error:
+        raise OSError(f"{error.strerror}\0{rootless.hint_for(error.errno)}") from None
+    return ""
 
 
 def _identity(real: bool) -> Check:
@@ -89,42 +98,40 @@ def _run_inside(root: str) -> list[dict[str, str]]:
 
 def _inside(root: str, real: bool) -> Iterator[Check]:
     place = root
-    while not os.path.isdir(place):
+    while not os.path.lexists(place):
         place = os.path.dirname(place) or "/"
-    with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
-        os.chmod(folder, 0o755)
-        shifted = real and probe.can_map_mounts(folder)
-        if real:
-            yield Check(
-                "mounts with mapped ids",
-                _GOOD if shifted else _LESS,
-                f"on the file system of {place}: steps have ids of their own, nobody else's"
-                if shifted
-                else f"not on the file system of {place}: root of a step is this machine's own root",
-                "" if shifted else "use a --root on ext4, xfs, btrfs or tmpfs, and a kernel of 5.12 or newer",
+    shifted = real
+    try:
+        with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
+            os.chmod(folder, 0o755)
+            shifted = real and probe.can_map_mounts(folder)
+            if real:
+                yield _mapped_mounts(shifted, place)
+            yield _tried(
+                "overlayfs",
+                lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
+                f"on the file system of {place}",
+                "use a --root on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), in a "
+                "container a volume; the kernel has to be 5.11 or newer",
             )
-        yield _tried(
-            "overlayfs",
-            lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
-            f"on the file system of {place}",
-            "use a --root on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), in a "
-            "container a volume; the kernel has to be 5.11 or newer",
-        )
+    except OSError as error:
+        said = f"{root} cannot be made: {error.strerror}"
+        yield Check("store", _MISSING, said, "use another --root or PYBUILD_ROOT")
     yield _tried(
         "a /proc for steps",
-        lambda: probe.in_container(probe.mount_proc, not real),
+        lambda: probe.in_container(probe.mount_proc, not shifted),
         "a new one can be mounted",
         "the container that this runs in hides parts of its own: docker run --security-opt "
         "systempaths=unconfined, podman run --security-opt unmask=ALL",
     )
     yield _tried(
         "a /sys for steps",
-        lambda: probe.in_container(probe.mount_sysfs, not real),
+        lambda: probe.in_container(probe.mount_sysfs, not shifted),
         "a new one can be mounted",
         "as for /proc; without it steps get this one, read-only",
         _LESS,
     )
-    yield from _network(real)
+    yield from _network(shifted)
     yield _limits()
     code = seccomp.program(os.uname().machine, CAPABILITIES)
     yield _tried(
@@ -146,6 +153,18 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
         path = shutil.which(name)
         advice = "" if path else f"install {name}"
         yield Check(name, _GOOD if path else _LESS, path or f"not installed: {why}", advice)
+
+
+def _mapped_mounts(able: bool, place: str) -> Check:
+    if able:
+        found = f"on the file system of {place}: steps have ids of their own, nobody else's"
+        return Check("mounts with mapped ids", _GOOD, found)
+    return Check(
+        "mounts with mapped ids",
+        _LESS,
+        f"not on the file system of {place}: root of a step is this machine's own root",
+        "use a --root on ext4, xfs, btrfs or tmpfs, and a kernel of 5.12 or newer",
+    )
 
 
 def _network(real: bool) -> Iterator[Check]:

@@ -17,6 +17,31 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([bkmgt]?)i?b?", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 _CPUS = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
+_LIMIT = re.compile(r"-1|unlimited|[0-9]{1,19}")
+# What each container's /dev has anyway.
+_TAKEN = frozenset(
+    [
+        "null",
+        "zero",
+        "full",
+        "random",
+        "urandom",
+        "tty",
+        "console",
+        "fd",
+        "stdin",
+        "stdout",
+        "stderr",
+        "core",
+        "ptmx",
+        "pts",
+        "shm",
+        "mqueue",
+        "pipes",
+    ]
+)
+_LONGEST = 255  # bytes of a name
 _PERIOD = 100_000  # microseconds: what --cpus is a share of
 _LEAST_MEMORY = 6 << 20  # as docker's: with less nothing starts
 _RESOURCES = {
@@ -68,7 +93,7 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
         ulimits=tuple(sorted(dict(map(_ulimit, options.ulimit)).items())),
         cap_add=_capabilities(options.cap_add, "--cap-add"),
         cap_drop=_capabilities(options.cap_drop, "--cap-drop"),
-        devices=tuple(map(_device, options.device)),
+        devices=_devices(options.device),
         no_new_privileges="no-new-privileges" in switches,
         any_syscall="seccomp" in switches,
         system_paths="systempaths" in switches,
@@ -104,12 +129,13 @@ def _number(text: str, option: str) -> float:
 
 def _size(text: str, option: str) -> int:
     """Bytes, from what docker takes: a number with b, k, m, g or t behind it."""
-    if not text:
+    if text in ("", "0"):
         return 0
     match = _SIZE.fullmatch(text)
-    if match is None or len(match[1]) > 15:
+    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match and len(match[1]) <= 15 else -1
+    if not 0 < size < 1 << 63:
         raise UsageError(f"{option} {text!r} is not a size", "for example: 512m")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return size
 
 
 def _host(text: str) -> tuple[str, str]:
@@ -122,19 +148,19 @@ def _host(text: str) -> tuple[str, str]:
 
 def _address(text: str, option: str) -> str:
     try:
-        return str(ipaddress.ip_address(text))
+        if _ADDRESS.fullmatch(text):
+            return str(ipaddress.ip_address(text))
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not an IP address") from None
+        pass
+    raise UsageError(f"{option} {text!r} is not an IP address")
 
 
 def _ulimit(text: str) -> tuple[str, tuple[int, int]]:
     name, _, values = text.partition("=")
     soft, _, hard = values.partition(":")
-    try:
-        limits = tuple(-1 if value in ("-1", "unlimited") else int(value) for value in (soft, hard or soft))
-    except ValueError:
-        limits = ()
-    if name not in _RESOURCES or len(limits) != 2 or any(value < -1 or value >= 1 << 63 for value in limits):
+    both = (soft, hard or soft)
+    limits = [-1 if value in ("-1", "unlimited") else int(value) for value in both if _LIMIT.fullmatch(value)]
+    if name not in _RESOURCES or len(limits) != 2 or any(value >= 1 << 63 for value in limits):
         raise UsageError(
             f"--ulimit {text!r} is not NAME=SOFT[:HARD]", f"the names are {', '.join(sorted(_RESOURCES))}"
         )
@@ -176,6 +202,20 @@ def _switches(items: list[str]) -> set[str]:
     return out
 
 
+def _devices(items: list[str]) -> tuple[tuple[str, str], ...]:
+    """Host devices and where they are shown. Raises UsageError where two would be at one place."""
+    out: dict[str, str] = {}
+    for text in items:
+        host, path = _device(text)
+        parts = path.split("/")[2:]
+        above = {"/".join(["/dev", *parts[:depth]]) for depth in range(1, len(parts))}
+        below = any(other.startswith(f"{path}/") for other in out)
+        if parts[0] in _TAKEN or above & out.keys() or below or out.get(path, host) != host:
+            raise UsageError(f"--device {text!r}: there is another device or folder at {path}")
+        out[path] = host
+    return tuple((host, path) for path, host in out.items())
+
+
 def _device(text: str) -> tuple[str, str]:
     """``HOST[:PATH]``; docker's third part, the permissions, may be there as far as it means all."""
     host, _, rest = text.partition(":")
@@ -185,7 +225,9 @@ def _device(text: str) -> tuple[str, str]:
     path = path or host
     if permissions not in ("", "rw", "rwm"):
         raise UsageError(f"--device {text!r}: only rwm is supported")
-    if os.path.dirname(os.path.normpath(path)) != "/dev":
+    path = os.path.normpath(path)
+    names = path.split("/")
+    if not path.startswith("/dev/") or any(len(os.fsencode(name)) > _LONGEST for name in names):
         raise UsageError(f"--device {text!r}: it can be in /dev only", "for example: --device /dev/fuse")
     try:
         mode = os.stat(host).st_mode
@@ -193,4 +235,4 @@ def _device(text: str) -> tuple[str, str]:
         raise UsageError(f"--device {host}: {error.strerror}") from None
     if not stat.S_ISCHR(mode) and not stat.S_ISBLK(mode):
         raise UsageError(f"--device {host} is not a device")
-    return os.path.realpath(host), os.path.normpath(path)
+    return os.path.realpath(host), path

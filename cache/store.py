@@ -147,9 +147,9 @@ class Store:
                 file.write(f"{here}\n")
             self._owners = here
         if self._owners != here:
-            had, has = ("one id", "more") if here == "all" else ("more ids", "one")
+            had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")
             raise CacheError(
-                f"the store {self.root} was made by a user with {had}, who now has {has}: owners would be wrong",
+                f"the store {self.root} was made by a user with {had}, and now there {has}: owners would be wrong",
                 "use another --root, or remove the old store",
             )
 

@@ -91,7 +91,8 @@ def _note_removed(upper: str, below: Node, lower: Tree) -> None:
             try:
                 found = os.lstat(place)
             except FileNotFoundError:
-                os.mknod(place, stat.S_IFCHR, 0)
+                if under is None or not under.found.st_rdev:  # devices may never have been there
+                    os.mknod(place, stat.S_IFCHR, 0)
                 continue
             if under is not None and under.is_dir and stat.S_ISDIR(found.st_mode) and not is_whiteout(found):
                 stack.append((place, under))

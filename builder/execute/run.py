@@ -127,7 +127,7 @@ def container_spec(
         fake_owners=False,
         masked=not sandbox.system_paths,
         no_new_privileges=sandbox.no_new_privileges,
-        devices={encode(here): encode(there) for here, there in sandbox.devices},
+        devices={encode(there): encode(here) for here, there in sandbox.devices},
         shm_size=sandbox.shm_size or SHM_SIZE,
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
         limits=_limits(sandbox.limits),

@@ -54,7 +54,13 @@ _MASKED = (
     b"sys/fs/selinux",
 )
 # What only the machine's own root may read: hidden where root of a step has its number.
-_OF_ROOT = (b"proc/kpagecgroup", b"proc/kpagecount", b"proc/kpageflags", b"proc/slabinfo", b"proc/vmallocinfo")
+_OF_ROOT = (
+    b"proc/kpagecgroup",
+    b"proc/kpagecount",
+    b"proc/kpageflags",
+    b"proc/slabinfo",
+    b"proc/vmallocinfo",
+)
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
 _PASSWD_LIMIT = 10 << 20
@@ -360,14 +366,14 @@ def _host_device(name: bytes) -> int:
 
 
 def _given_devices(given: dict[bytes, bytes], nodes: int) -> dict[bytes, int]:
-    """Detached mounts of the devices that the command line names, by their names in /dev."""
+    """Detached mounts of the devices that the command line names, by their paths below /dev."""
     if nodes >= 0:
         sc.move_mount(nodes, sc.AT_FDCWD, _STAGING)
     out = {}
-    for path, target in given.items():
-        name = target.rpartition(b"/")[2]
+    for number, (target, path) in enumerate(given.items()):
+        name = target.removeprefix(b"/dev/")
         try:
-            out[name] = sc.open_tree(nodes, name) if nodes >= 0 else sc.open_tree(sc.AT_FDCWD, path)
+            out[name] = sc.open_tree(nodes, b"%d" % number) if nodes >= 0 else sc.open_tree(sc.AT_FDCWD, path)
         except OSError as error:
             raise StepError(f"the device {os.fsdecode(path)}: {os.strerror(error.errno or 0)}") from None
         if stat.S_IFMT(os.fstat(out[name]).st_mode) not in (stat.S_IFCHR, stat.S_IFBLK):
@@ -407,6 +413,10 @@ def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes],
     options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"64m"}
     dev = _mount_at(root, b"dev", sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options))
     for name, tree in devices.items():
+        for end, byte in enumerate(name):
+            if byte == ord("/"):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name[:end], 0o755, dir_fd=dev)
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dev))
         sc.move_mount(tree, dev, name)
         os.close(tree)

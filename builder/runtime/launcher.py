@@ -343,8 +343,8 @@ class _Launcher:
         if self._userns < 0 or not spec["devices"]:
             return []
         nodes = sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, {b"mode": b"0755"})
-        for path, target in spec["devices"].items():
-            name, found = target.rpartition(b"/")[2], os.stat(path)
+        for number, path in enumerate(spec["devices"].values()):
+            name, found = b"%d" % number, os.stat(path)
             os.mknod(name, found.st_mode, found.st_rdev, dir_fd=nodes)
             os.chown(name, ID_SHIFT, ID_SHIFT, dir_fd=nodes)
             os.chmod(name, found.st_mode & 0o777, dir_fd=nodes)

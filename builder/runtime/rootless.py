@@ -85,7 +85,7 @@ def enter(protect: bool = True) -> None:
         os.close(ready)
         os.waitpid(helper, 0)
         raise RootlessError(
-            f"this user may not make a user namespace: {error.strerror}", _hint_for(error.errno)
+            f"this user may not make a user namespace: {error.strerror}", hint_for(error.errno)
         ) from None
     os.write(ready, b"1")
     os.close(ready)
@@ -106,7 +106,7 @@ def enter(protect: bool = True) -> None:
         _protect(interpreter)
 
 
-def _hint_for(code: int | None) -> str:
+def hint_for(code: int | None) -> str:
     """What to change where unshare(2) fails with *code*."""
     if code == errno.ENOSPC:
         return "raise the sysctl user.max_user_namespaces"
@@ -201,7 +201,7 @@ def _map_own_id(outside: tuple[int, int]) -> None:
                 file.write(text)
     except OSError as error:
         raise RootlessError(
-            f"mapping ids in a user namespace: {error.strerror}", _hint_for(error.errno)
+            f"mapping ids in a user namespace: {error.strerror}", hint_for(error.errno)
         ) from None
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         in the step's own user namespace. ``filtered``: there is a seccomp filter, with
         ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
         makes chown a success without effect. ``masked``: what is dangerous in /proc and /sys is
-        hidden. ``devices`` are names in /dev by the host's paths, ``rlimits`` soft and hard
+        hidden. ``devices`` are the host's paths by those in /dev, ``rlimits`` soft and hard
         limits by number (-1: none), ``limits`` those of the cgroup below ``cgroup_parent``.
         """
 

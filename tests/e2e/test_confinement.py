@@ -959,7 +959,10 @@ def test_RT_21_privileges(mode: Mode, flag: str) -> None:
     text = f"FROM busybox\nRUN {flag} echo RAN; touch /ran\n"
     said = mode.pybuild.refuse(text, None, NONE, "--no-cache")
     assert "RAN" not in printed(said)
-    for same in ("--security=sandbox --network=none", "--security= --network="):  # nothing said is the default
+    for same in (
+        "--security=sandbox --network=none",
+        "--security= --network=",
+    ):  # nothing said is the default
         twin = f"FROM busybox\nRUN {same} grep -E 'CapEff|^Seccomp:' /proc/self/status\n"
         done = mode.pybuild(NONE, "--no-cache", mode.pybuild.context(twin)).ok()
         assert [line.split("\t")[-1] for line in printed(done.err)] == ["00000000a80425fb", "2"]
@@ -980,7 +983,9 @@ def test_RT_21_nothing_of_the_machines_root(mode: Mode, flag: str, option: str) 
     text = f"FROM busybox\nRUN {flag} echo RAN\n"
     said = mode.pybuild.refuse(text, None, NONE, "--no-cache", option)
     assert "this machine's own root" in said and "RAN" not in printed(said)
-    mode.pybuild(NONE, "--no-cache", "--cap-add=NET_ADMIN", mode.pybuild.context("FROM busybox\nRUN true\n")).ok()
+    mode.pybuild(
+        NONE, "--no-cache", "--cap-add=NET_ADMIN", mode.pybuild.context("FROM busybox\nRUN true\n")
+    ).ok()
 
 
 def test_RT_21_insecure_is_still_confined(mode: Mode, probe: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from daemons import dockerd
 from harness import PYBUILD, Pybuild, Tree, remove_cgroup
 from oci import Image
-from rootless import Installation, Rootless
+from rootless import Installation, Rootless, command
 
 from cache.confine import confined
 
@@ -52,6 +52,7 @@ def step(pybuild: Pybuild, command: str, *options: str) -> str:
         ("--security-opt=no-new-privileges", "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1"),
         ("--security-opt=seccomp=unconfined", "grep Seccomp: /proc/self/status", "Seccomp:\t0"),
         ("--device=/dev/fuse", "ls /dev/fuse && exec 3<>/dev/fuse && echo open", "/dev/fuse\nopen"),
+        ("--device=/dev/null:/dev/a/b/c --device=/dev/zero:/dev/a/d", "cd /dev/a && echo b/* d", "b/c d"),
         ("--device=/dev/null:/dev/other", "echo x > /dev/other && ls -l /dev/other | cut -c1-10", "crw-rw-rw-"),
     ],
 )  # fmt: skip
@@ -66,18 +67,27 @@ def test_system_paths(pybuild: Pybuild) -> None:
     assert int(step(pybuild, count, "--security-opt=systempaths=unconfined")) > 1
 
 
-@pytest.mark.parametrize(
-    "option",
-    """
+NO_SENSE = """
     --memory=1m --memory=x --cpus=0 --cpus=-1 --cpuset-cpus=a --pids-limit=0 --pids-limit=1.5 --shm-size=1q
     --cap-add=nothing --cap-drop=sys --security-opt=seccomp=/p.json --security-opt=x --device=/etc/passwd
     --device=/dev/nothing --device=/dev/null:/etc/x --device=/dev/null:/dev/x:r --add-host=x --add-host=x:y
     --add-host=../x:1.1.1.1 --dns=x --ulimit=x=1 --ulimit=nofile --ulimit=nofile=9:1 --ulimit=nofile=x
-    --cgroup-parent=../x --cgroup-parent=a/../b
-    """.split(),
-)
+    --cgroup-parent=../x --cgroup-parent=a/../b --ulimit=nofile=1_0 --ulimit=nofile=٣ --shm-size=99999999999999t
+    --device=/dev/null:/dev/pts --device=/dev/null:/dev/shm/x --device=/dev/null:/dev/../dev/fd
+"""
+WITH_BLANKS = ("--ulimit=nofile= 1", "--dns=fe80::1%\nsearch evil", "--add-host=a:fe80::1%\n1.1.1.1 b")
+
+
+@pytest.mark.parametrize("option", [*NO_SENSE.split(), *WITH_BLANKS, f"--device=/dev/null:/dev/{'x' * 256}"])
 def test_option_that_makes_no_sense(pybuild: Pybuild, option: str) -> None:
     pybuild(option, pybuild.context("FROM busybox\nRUN true\n")).failed(2)
+
+
+def test_devices_at_one_place(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM busybox\nRUN true\n")
+    for one, other in (("/dev/a", "/dev/a"), ("/dev/a", "/dev/a/b"), ("/dev/a/b", "/dev/a")):
+        both = f"--device=/dev/null:{one}", f"--device=/dev/zero:{other}"
+        assert "another device" in pybuild(*both, context).failed(2).err
 
 
 def test_options_and_the_cache(pybuild: Pybuild) -> None:
@@ -385,6 +395,44 @@ def test_no_user_namespaces(users: tuple[Rootless, Rootless]) -> None:
     assert "user.max_user_namespaces" in done.stderr
 
 
+@pytest.mark.parametrize("first", ["root", "namespace"])
+def test_root_of_a_small_namespace(fresh: Pybuild, first: str) -> None:
+    """What a root of one id found out on root's store is not believed by root itself, nor the other way round."""
+    context = fresh.context("FROM busybox\nRUN cat /proc/self/uid_map\n")
+
+    def build(*prefix: str) -> str:
+        words, env = command(fresh, NONE, "--no-cache", context)
+        done = subprocess.run(
+            [*prefix, *words], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    if first == "namespace":
+        build("unshare", "-Ur")
+    said = build()
+    assert "this machine's own root" not in said and f" {1 << 31} " in said
+    said = build("unshare", "-Ur")
+    assert "this user has one id" in said or "owners would be wrong" in said
+
+
+def test_no_user_namespaces_for_root(fresh: Pybuild) -> None:
+    """Root, too, needs them; what to change is said."""
+    context = fresh.context("FROM scratch\nCOPY f /f\n", {"f": "1"})
+    for words in ((NONE, context), ("doctor",)):
+        line, env = command(fresh, *words)
+        script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+        done = subprocess.run(
+            ["unshare", "-Ur", "sh", "-c", script, "sh", *line],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "user.max_user_namespaces" in done.stdout + done.stderr
+
+
 # -- copies --------------------------------------------------------------------------------
 
 
@@ -447,6 +495,23 @@ def test_hard_links_in_copies(odd_store: Pybuild, pybuild: Pybuild) -> None:
 
 
 # -- doctor --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["/proc/store", "/dev/null/store", "unwritable/store"])
+def test_doctor_where_no_store_can_be(pybuild: Pybuild, place: str, tmp_path: Path) -> None:
+    if place.startswith("unwritable"):
+        place = str(tmp_path / place)
+        Path(place).parent.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", Path(place).parent], check=True)
+    try:
+        done = replace(pybuild, store=Path(place))("doctor", "--json")
+    finally:
+        if place.startswith(str(tmp_path)):
+            subprocess.run(["umount", Path(place).parent], check=True)
+    assert done.code == 1 and not done.err
+    rows = {row["name"]: row for row in json.loads(done.out)}
+    assert rows["store"]["works"] == "no" and "--root" in rows["store"]["advice"]
+    assert rows["seccomp"]["works"] == "yes"
 
 
 def test_doctor(pybuild: Pybuild, users: tuple[Rootless, Rootless]) -> None:
