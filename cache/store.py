@@ -149,7 +149,7 @@ class Store:
         if self._owners != here:
             had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")
             raise CacheError(
-                f"the store {self.root} was made by a user with {had}, and now there {has}: owners would be wrong",
+                f"the store {self.root} was made with {had}, and now there {has}: owners would be wrong",
                 "use another --root, or remove the old store",
             )
 

@@ -334,7 +334,7 @@ def test_single_id_that_becomes_many(users: tuple[Rootless, Rootless]) -> None:
                 if os.lstat(os.path.join(folder, name)).st_uid == other.user.uid:
                     os.lchown(os.path.join(folder, name), mine.user.uid, mine.user.gid)
         said = replace(mine, store=copied)(NONE, mine.context(text, {"f": "1"})).failed().err
-        assert f"was made by a user with {had}" in said
+        assert f"was made with {had}" in said
 
 
 def test_owner_out_of_range(users: tuple[Rootless, Rootless]) -> None:
