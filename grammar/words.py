@@ -299,45 +299,51 @@ class _Work:
             raise ExpansionError("a pattern and its text are too long together")
 
 
-def _matches(tokens: list[tuple[str, str]], text: str, start: int, longest: bool, work: _Work) -> int:
-    """The length of the shortest or longest match at *start* of *text*, -1 for none."""
-    states = _closure(tokens, {0})
-    found = 0 if len(tokens) in states else -1
-    for place in range(start, len(text)):
-        if found >= 0 and not longest:
-            return found
-        work.spend(len(states))
-        states = _closure(tokens, {n for s in states for n in _step(tokens, s, text[place])})
-        if not states:
-            break
-        if len(tokens) in states:
-            found = place + 1 - start
-    return found
+class _Pattern:
+    """A compiled pattern that walks over texts: its states are the bits of an int, all moved at once."""
 
+    def __init__(self, tokens: list[tuple[str, str]]) -> None:
+        self._runs = self._anys = 0
+        self._literals: dict[str, int] = {}
+        for number, (kind, literal) in enumerate(tokens):
+            if kind == _RUN:
+                self._runs |= 1 << number
+            elif kind == _ANY:
+                self._anys |= 1 << number
+            else:
+                self._literals[literal] = self._literals.get(literal, 0) | 1 << number
+        self._end = 1 << len(tokens)
 
-def _closure(tokens: list[tuple[str, str]], states: set[int]) -> set[int]:
-    """States reachable without a character: a run may be empty (two never stand together)."""
-    return states | {s + 1 for s in states if s < len(tokens) and tokens[s][0] == _RUN}
+    def match(self, text: str, start: int, longest: bool, work: _Work) -> int:
+        """The length of the shortest or longest match at *start* of *text*, -1 for none."""
+        states = self._closed(1)
+        found = 0 if states & self._end else -1
+        for place in range(start, len(text)):
+            if found >= 0 and not longest:
+                return found
+            work.spend(1 + (states.bit_length() >> 6))
+            moving = states & (self._anys | self._literals.get(text[place], 0))
+            states = self._closed(moving << 1 | states & self._runs)
+            if not states:
+                break
+            if states & self._end:
+                found = place + 1 - start
+        return found
 
-
-def _step(tokens: list[tuple[str, str]], state: int, char: str) -> tuple[int, ...]:
-    if state >= len(tokens):
-        return ()
-    kind, literal = tokens[state]
-    if kind == _RUN:
-        return (state,)
-    return (state + 1,) if kind == _ANY or literal == char else ()
+    def _closed(self, states: int) -> int:
+        """With what is reachable without a character: a run may be empty (two never stand together)."""
+        return states | (states & self._runs) << 1
 
 
 def strip_prefix(value: str, pattern: str, longest: bool) -> str:
     """``${v#p}`` and ``${v##p}``."""
-    length = _matches(_compile(pattern), value, 0, longest, _Work())
+    length = _Pattern(_compile(pattern)).match(value, 0, longest, _Work())
     return value[length:] if length > 0 else value
 
 
 def strip_suffix(value: str, pattern: str, longest: bool) -> str:
     """``${v%p}`` and ``${v%%p}``."""
-    length = _matches(_compile(pattern)[::-1], value[::-1], 0, longest, _Work())
+    length = _Pattern(_compile(pattern)[::-1]).match(value[::-1], 0, longest, _Work())
     return value[: len(value) - length] if length > 0 else value
 
 
@@ -358,11 +364,11 @@ def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool
         literal = "".join(literal for _kind, literal in tokens)
         _bounded(value.count(literal) * len(replacement))
         return value.replace(literal, replacement, -1 if everywhere else 1)
-    work = _Work()
+    compiled, work = _Pattern(tokens), _Work()
     out: list[str] = []
     place = grown = 0
     while place < len(value):
-        length = _matches(tokens, value, place, True, work)
+        length = compiled.match(value, place, True, work)
         if length <= 0:
             out.append(value[place])
             place += 1
