@@ -8,11 +8,14 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from builder import VERSION
 from builder.assemble import assemble
 from builder.errors import BuildError, PlanError, StepError
 from builder.events import Notice, Sink
+from builder.execute.layers import is_packed
+from builder.execute.mounts import cache_name
 from builder.execute.run import check_shared_network
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
@@ -20,7 +23,7 @@ from builder.image.local import put_config
 from builder.image.model import ImageConfig
 from builder.inputs import Inputs, read_ignore
 from builder.plan.graph import Plan, Step
-from builder.plan.ops import RunCommand
+from builder.plan.ops import CacheMount, CopyFiles, RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
 from builder.request import BuildRequest, BuildResult, Output
@@ -28,7 +31,8 @@ from builder.resolve import StoreResolver
 from builder.runtime.rootless import was_real_root
 from builder.session import Session
 from builder.solve import Solver
-from cache.digest import Digest
+from cache.digest import Digest, digest
+from cache.errors import CacheError
 from cache.kernel import ONE_ID, keeps_owners
 from cache.layers import clamped, diff_id
 from cache.scan import StatIndex
@@ -38,6 +42,10 @@ from grammar.errors import DockerfileError, IgnoreError, excerpt, file_lines
 from grammar.guess import suggestion
 from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
+
+if TYPE_CHECKING:
+    from builder.caching.exports import Known
+    from builder.caching.imports import Imports
 
 
 def build(
@@ -62,7 +70,8 @@ def build(
     if not keeps_owners():
         sink(Notice(ONE_ID, True))
     workshop.contexts = _contexts(request, inputs, workshop, look)
-    solver = Solver(made, workshop, sink, request.no_cache)
+    imports = _imports(request, workshop)
+    solver = Solver(made, workshop, sink, request.no_cache, imports)
     try:
         solver.run(request.jobs)
     except StepError as error:
@@ -71,12 +80,28 @@ def build(
         with contextlib.suppress(OSError):
             for context in workshop.contexts.values():
                 context.index.save(_write_index(store))
-    config = _image(made, solver, store)
+    config = _image(made, solver, workshop, any(place.kind == "inline" for place in request.cache_to))
     store.sync()
     image = put_config(store, config)
+    workshop.layers.tag_complete()
     _deliver(request, made, store, image, config, sink)
+    _export_caches(request, made, solver, workshop)
+    if imports is not None:
+        imports.close()
     declared = tuple(argument.name for argument in made.arguments)
     return BuildResult(image, made.unused_args, shown_findings(findings, inputs), declared), made, solver
+
+
+def _imports(request: BuildRequest, workshop: Workshop) -> Imports | None:
+    """What the caches of --cache-from say, cache mounts included."""
+    if not request.cache_from:
+        return None
+    from builder.caching.imports import Imports
+
+    imports = Imports(workshop.store, workshop.layers)
+    imports.load(request.cache_from, request.insecure_registries)
+    workshop.fill_cache = imports.fill
+    return imports
 
 
 def plan_file(
@@ -95,7 +120,12 @@ def plan_file(
     file = parsed(inputs, workshop.store)
     try:
         resolver = StoreResolver(
-            workshop, request.insecure_registries, inputs.files, metadata_only, request.pull
+            workshop,
+            request.insecure_registries,
+            inputs.files,
+            metadata_only,
+            request.pull,
+            lazy=bool(request.cache_from),
         )
         linter = Linter(file, _checks(request, file), _ignore(inputs.ignore))
         try:
@@ -204,17 +234,66 @@ def _write_index(store: Store) -> Callable[[str, bytes], None]:
     return write
 
 
-def _image(made: Plan, solver: Solver, store: Store) -> ImageConfig:
+def _image(made: Plan, solver: Solver, workshop: Workshop, with_cache: bool) -> ImageConfig:
     """Pack what the image holds (only that) and put its config together."""
     root = solver.results[id(made.root)] if made.root is not None else None
     diff_ids: tuple[Digest, ...] = ()
     if root is not None:
-        diff_ids = tuple(diff_id(store, snapshot)[0] for snapshot in root.snapshots)
+        workshop.layers.fetched(root.stack)
+        diff_ids = tuple(
+            digest(layer) if is_packed(layer) else diff_id(workshop.store, layer)[0] for layer in root.stack
+        )
 
     def created(step: Step) -> int:
         return solver.results[id(step)].created
 
-    return assemble(made, diff_ids, created)
+    config = assemble(made, diff_ids, created)
+    if with_cache:
+        from builder.caching.exports import records_of
+        from builder.caching.records import INLINE, encode
+
+        records = records_of(workshop.store, _known(made, solver, workshop.store), False)
+        config = replace(config, extra={**config.extra, INLINE: encode(records)})
+    return config
+
+
+def _export_caches(request: BuildRequest, made: Plan, solver: Solver, workshop: Workshop) -> None:
+    """Write what --cache-to asks for. Raises BuildError or CacheError."""
+    wanted = [place for place in request.cache_to if place.kind != "inline"]
+    if not wanted:
+        return
+    from builder.caching.exports import export
+
+    known = _known(made, solver, workshop.store)
+    for place in wanted:
+        try:
+            export(workshop.store, workshop.layers, known, place, request.insecure_registries, workshop.sink)
+        except (BuildError, CacheError) as error:
+            if not place.ignore_error:
+                raise
+            workshop.sink(Notice(f"the cache {place.place} was not written: {error.message}", True))
+
+
+def _known(made: Plan, solver: Solver, store: Store) -> Known:
+    """What this build knows of its steps, for shared caches."""
+    from builder.caching.exports import Known, StepResult
+
+    steps, mounts = [], dict[str, list[tuple[str, str]]]()
+    for step in made.steps:
+        result = solver.results[id(step)]
+        if not result.layer:
+            continue  # it came from outside
+        linked = isinstance(step.op, CopyFiles) and step.op.link
+        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ""
+        steps.append(StepResult(result.key, run, result.created, result.layer))
+        for mount in step.op.mounts if isinstance(step.op, RunCommand) else ():
+            if isinstance(mount, CacheMount) and mount.origin < 0:
+                name = cache_name(mount, ())
+                folder = store.path("caches", name)
+                if os.path.isdir(folder) and (name, folder) not in mounts.setdefault(mount.id, []):
+                    mounts[mount.id].append((name, folder))
+    last = frozenset(solver.results[id(line.step)].key for line in made.lines if line.step is not None)
+    return Known(tuple(steps), last, tuple(solver.contents.items()), mounts)
 
 
 def _deliver(

@@ -41,6 +41,7 @@ def remember(
         or request.no_cache
         or request.no_cache_stages
         or request.pull
+        or request.cache_to
     ):
         return  # asked for anew each time
     if result.unused_args:  # to be warned of each time
@@ -58,7 +59,7 @@ def remember(
     files = [(path, hashlib.sha256(data).hexdigest()) for path, data in _read(inputs)]
     files += [(path, "") for path in inputs.absent]
     steps = [
-        (solver.results[id(step)].key, solver.results[id(step)].snapshots[-1])
+        (solver.results[id(step)].key, solver.results[id(step)].layer)
         for step in plan.steps
         if not isinstance(step.op, FromImage)
     ]

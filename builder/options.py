@@ -53,6 +53,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="oci, docker, tar, local or registry (repeatable; docs/outputs.md)",
     )
     add("--push", action="store_true", help="push the image under its names")
+    add(
+        "--cache-from",
+        action="append",
+        default=[],
+        metavar="type=TYPE,...",
+        help="take results of steps from local,src=FOLDER or registry,ref=NAME (repeatable; docs/cache.md)",
+    )
+    add(
+        "--cache-to",
+        action="append",
+        default=[],
+        metavar="type=TYPE,...",
+        help="leave them in local,dest=FOLDER or registry,ref=NAME, or inline (repeatable)",
+    )
     add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
     add(
         "--no-cache-filter",
@@ -140,6 +154,8 @@ def build_request(options: argparse.Namespace) -> Any:
         contexts=dict(_named_context(item) for item in options.build_context),
         epoch=_epoch(arguments),
         sandbox=sandbox(options),
+        cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
+        cache_to=tuple(_cache(text, "--cache-to") for text in options.cache_to),
     )
 
 
@@ -324,6 +340,47 @@ def _output(text: str) -> Any:
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
     if kind == "local" and dest == "-":
         raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
+    return made
+
+
+def _cache(text: str, option: str) -> Any:
+    """``type=local|registry|inline`` with what else docker's buildx has; a bare name is a registry's."""
+    from builder.image.local import reference
+    from builder.request import CachePlace
+
+    given = text if "=" in text else f"type=registry,ref={text}"
+    fields = {
+        name.lower(): value for name, value in (_pair(item, option) for item in next(csv.reader([given])))
+    }
+    kind, writes = fields.pop("type", ""), option == "--cache-to"
+    for name in ("image-manifest", "oci-mediatypes"):  # ours are, always
+        fields.pop(name, None)
+    where = {"local": "dest" if writes else "src", "registry": "ref"}.get(kind, "")
+    place = fields.pop(where, "") if where else ""
+    if (
+        kind not in ("local", "registry", "inline")
+        or (kind == "inline" and not writes)
+        or (where and not place)
+    ):
+        wanted = f"type=local,{'dest' if writes else 'src'}=FOLDER or type=registry,ref=NAME"
+        raise UsageError(f"{option} {text!r} is not {wanted}" + (" or type=inline" if writes else ""))
+    mounts = fields.pop("mounts", "false")
+    made = CachePlace(
+        kind,
+        os.path.abspath(place) if kind == "local" else str(reference(place)) if place else "",
+        fields.pop("tag", "latest"),
+        fields.pop("digest", ""),
+        fields.pop("mode", "min"),
+        tuple(item for item in mounts.split(";") if item) if mounts not in ("true", "false") else (),
+        mounts == "true",
+        fields.pop("compression", "zstd"),
+        fields.pop("ignore-error", "false") == "true",
+    )
+    if fields or made.mode not in ("min", "max"):
+        odd = next(iter(fields), f"mode={made.mode}")
+        raise UsageError(f"{option} {text!r}: {odd!r} is not supported")
+    if made.compression not in ("gzip", "zstd", "uncompressed"):
+        raise UsageError(f"{option} {text!r}: compression is gzip, zstd or uncompressed")
     return made
 
 

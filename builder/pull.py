@@ -35,9 +35,7 @@ def pull(
     CacheError.
     """
     with Registry(reference.registry, insecure) as registry:
-        manifest, data, config = _metadata(registry, reference, platform)
-        layers = [parse_descriptor(item, "a layer") for item in _items(manifest, "layers")]
-        _check(reference, config, layers)
+        layers, data, config = metadata(registry, reference, platform)
         total = sum(layer.size for layer in layers)
         pulling = Meter(f"pulling {reference.familiar}", total, sink)
         unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
@@ -62,18 +60,22 @@ def pull_config(
 ) -> tuple[Digest, ImageConfig]:
     """The image ID and the config of *reference*, without its layers. Raises BuildError."""
     with Registry(reference.registry, insecure) as registry:
-        _manifest, data, config = _metadata(registry, reference, platform)
+        _layers, data, config = metadata(registry, reference, platform)
     return digest_of(data), config
 
 
-def _metadata(
+def metadata(
     registry: Registry, reference: Reference, platform: Platform
-) -> tuple[dict[str, Any], bytes, ImageConfig]:
-    """The manifest, the config's bytes, and what they say."""
+) -> tuple[list[Descriptor], bytes, ImageConfig]:
+    """The layers' descriptors, the config's bytes, and what they say. Raises BuildError."""
     fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
     manifest = _image_manifest(registry, reference, fetched, platform)
     data = _config(registry, reference, parse_descriptor(manifest.get("config"), "the config"))
-    return manifest, data, parse_config(data, f"the config of {reference}")
+    config = parse_config(data, f"the config of {reference}")
+    layers = [parse_descriptor(item, "a layer") for item in _items(manifest, "layers")]
+    if len(config.diff_ids) != len(layers):
+        raise Untrusted(f"{reference} has {len(layers)} layers, its config names {len(config.diff_ids)}")
+    return layers, data, config
 
 
 def _image_manifest(
@@ -137,11 +139,6 @@ def _config(registry: Registry, reference: Reference, at: Descriptor) -> bytes:
     buffer = io.BytesIO()
     registry.blob(reference.repository, at, buffer, lambda count: None)
     return buffer.getvalue()
-
-
-def _check(reference: Reference, config: ImageConfig, layers: list[Descriptor]) -> None:
-    if len(config.diff_ids) != len(layers):
-        raise Untrusted(f"{reference} has {len(layers)} layers, its config names {len(config.diff_ids)}")
 
 
 def _layer(

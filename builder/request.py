@@ -27,6 +27,26 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class CachePlace:
+    """A ``--cache-from`` or ``--cache-to``.
+
+    ``kind`` is "local" (``place`` an absolute path), "registry" (a reference) or "inline". ``mode`` max
+    is all steps, min those of the image's own layers. ``mounts`` are ids of cache mounts that are
+    taken along; with ``ignore_error`` a failure is a warning.
+    """
+
+    kind: str
+    place: str = ""
+    tag: str = "latest"
+    digest: str = ""
+    mode: str = "min"
+    mounts: tuple[str, ...] = ()
+    all_mounts: bool = False
+    compression: str = "zstd"
+    ignore_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Secret:
     """Where ``--secret`` takes its content from: a file, or a variable of the environment."""
 
@@ -120,6 +140,8 @@ class BuildRequest:
     contexts: dict[str, NamedContext] = field(default_factory=dict)
     epoch: int | None = None
     sandbox: Sandbox = field(default_factory=Sandbox)
+    cache_from: tuple[CachePlace, ...] = ()
+    cache_to: tuple[CachePlace, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

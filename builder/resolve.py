@@ -17,7 +17,8 @@ from grammar.reference import Reference
 class StoreResolver:
     """The planner's Resolver. A name the store has is never asked of a registry again.
 
-    With *metadata_only* an image that is not here is not pulled: its config is all that is
+    With *lazy* an image that is not here is left in its registry until its files are needed. With
+    *metadata_only* an image that is not here is not pulled: its config is all that is
     asked for. With *fresh* the registry is asked in any case.
     """
 
@@ -26,6 +27,7 @@ class StoreResolver:
     context: Files | None
     metadata_only: bool = False
     fresh: bool = False
+    lazy: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
         store = self.workshop.store
@@ -36,6 +38,8 @@ class StoreResolver:
 
             if self.metadata_only:
                 return pull_config(reference, platform, self.insecure)
+            if self.lazy and platform == host():
+                return self._leave(reference, platform)
             try:
                 image = pull(store, reference, platform, self.workshop.sink, self.insecure)
             except (NotFound, Unauthorized, Unavailable):
@@ -46,8 +50,22 @@ class StoreResolver:
                     raise
             store.index.set_memo(_memo(reference, platform), image.encode())
         config = config_of(store, image)
-        if not self.metadata_only:
-            snapshots(store, config)  # every layer is there, or this says what is missing
+        if not self.metadata_only and not all(map(self.workshop.layers.named, config.diff_ids)):
+            snapshots(store, config)  # says what is missing
+        return image, config
+
+    def _leave(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
+        """The image ID and the config of an image whose layers stay where they are."""
+        from builder.caching.places import Repository
+        from builder.pull import metadata
+        from builder.registry.client import Registry
+
+        registry = Registry(reference.registry, self.insecure)
+        found, data, config = metadata(registry, reference, platform)
+        image = self.workshop.store.put_blob(data)
+        for layer, descriptor in zip(config.diff_ids, found, strict=True):
+            self.workshop.layers.add(layer, Repository(registry, reference), descriptor)
+        self.workshop.layers.expect(str(reference), image, config.diff_ids)
         return image, config
 
     def layout(self, place: str) -> tuple[Digest, ImageConfig]:

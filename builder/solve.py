@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from builder.caching.alias import Alias
 from builder.errors import BuildError, Cancelled, StepError
 from builder.events import (
     Event,
@@ -28,6 +29,7 @@ from builder.events import (
     StepStarted,
 )
 from builder.execute.files import copy_files, make_dir
+from builder.execute.layers import is_packed
 from builder.execute.run import run_command
 from builder.execute.sources import InlineSource, Selected, Selection, Source, TreeSource
 from builder.execute.workshop import Workshop
@@ -49,10 +51,14 @@ from builder.plan.ops import (
     Picked,
     RunCommand,
 )
+from cache.digest import digest
 from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
 from cache.tree import Tree
+
+if TYPE_CHECKING:
+    from builder.caching.imports import Imports
 
 _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 
@@ -61,13 +67,16 @@ _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 class Solved:
     """A step's result: its key, the layers of its root (bottom first), when they were made (ns).
 
-    ``run`` is the layer that the last RUN left, "" without one: the same key may give others.
+    Layers that are not unpacked go by their diff IDs (builder.execute.layers). ``layer`` is the one
+    that the step made, as the index names it; ``run`` that of the last RUN, "" without one: the same
+    key may give others.
     """
 
     key: str
-    snapshots: tuple[str, ...]
+    stack: tuple[str, ...]
     created: int
     run: str = ""
+    layer: str = ""
 
 
 @dataclass(slots=True)
@@ -86,14 +95,23 @@ class _Shared:
 class Solver:
     """One solve of one plan."""
 
-    def __init__(self, plan: Plan, workshop: Workshop, sink: Callable[[Event], None], no_cache: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        workshop: Workshop,
+        sink: Callable[[Event], None],
+        no_cache: bool,
+        imports: Imports | None = None,
+    ) -> None:
         self._plan = plan
         self._workshop = workshop
         self._store = workshop.store
+        self._imports = imports
         self._sink = sink
         self._no_cache = no_cache
         self._numbers = {id(step): number for number, step in enumerate(plan.steps, 1)}
         self.results: dict[int, Solved] = {}
+        self.contents: dict[Alias, str] = {}
 
     def run(self, jobs: int) -> None:
         """Solve every step. Raises the first failure after every running step has ended."""
@@ -173,16 +191,14 @@ class Solver:
             below = Solved("scratch", (), 0) if linked else parent
             inputs = [below.key]
             if isinstance(step.op, CopyFiles):
-                alias = ""
+                alias = None
                 if sources and not step.op.reads_context:
-                    held = [part for source in sources for part in (source.key, *source.snapshots)]
-                    alias = derive(kind, fields, [below.key, *held])
+                    alias = _alias(kind, fields, [below.key], sources)
                 content = self._known_content(alias)
                 if not content:
                     selection = self._select(step.op, sources)
                     content = _content(selection)
-                    if alias:
-                        self._store.index.set_memo(alias, content.encode())
+                    self._remember_content(alias, content)
                 inputs.append(content)
             elif isinstance(step.op, RunCommand):
                 inputs += [self._bound(mount, step, sources) for mount in step.op.mounts]
@@ -190,22 +206,33 @@ class Solver:
             with self._store.making(key):
                 fresh = self._no_cache or id(step) in self._plan.fresh
                 described = json.dumps([kind, fields, inputs, below.run])  # a diff fits what it was made on
-                found = None if fresh else self._store.index.find(key)
-                if found is not None and found[2] == described:
+                found = None if fresh else self._found(key, described, below.run)
+                if found is not None:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
-                    snapshot, created, _ = found
+                    layer, created = found
                 else:
                     if selection is None and isinstance(step.op, CopyFiles):
                         selection = self._select(step.op, sources)
-                    snapshot = self._execute(step, below, sources, selection)
+                    layer = self._execute(step, below, sources, selection)
                     created = time.time_ns()
-                    self._store.index.record(key, snapshot, created, described)
-            run = snapshot if isinstance(step.op, RunCommand) else parent.run
-            return Solved(key, (*parent.snapshots, snapshot), created, run)
+                    self._store.index.record(key, layer, created, described)
+            run = layer if isinstance(step.op, RunCommand) else parent.run
+            top = self._workshop.layers.named(digest(layer)) if is_packed(layer) else layer
+            return Solved(key, (*parent.stack, top), created, run, layer)
         except (StepError, Cancelled):
             raise
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error
+
+    def _found(self, key: str, described: str, run: str) -> tuple[str, int] | None:
+        """The layer, and the time, of a result that the store or a shared cache has."""
+        found = self._store.index.find(key)
+        if found is not None and found[2] == described:
+            return found[0], found[1]
+        shared = self._imports.find(key, run) if self._imports is not None else None
+        if shared is not None:
+            self._store.index.record(key, *shared, described)  # it counts once the layer is here
+        return shared
 
     def _bound(self, mount: Mount, step: Step, sources: list[Solved]) -> str:
         """What a mount adds to the key of a RUN: the content of bound files, and of what a cache
@@ -216,30 +243,40 @@ class Solver:
         source = sources[mount.origin]
         if isinstance(step.sources[mount.origin].op, FromImage):
             return f"{source.key} {mount.path}"
-        alias = derive("bound", {"path": mount.path}, [source.key, *source.snapshots])
+        alias = _alias("bound", {"path": mount.path}, [], [source])
         content = self._known_content(alias)
         if not content:
-            tree = tree_of(self._store, source.snapshots)
+            tree = tree_of(self._store, self._workshop.layers.unpacked(source.stack))
             try:
                 node = tree.lookup(mount.path)
             except OSError as error:
                 raise BuildError(f"the mount's source {mount.path}: {error.strerror}") from None
             content = TreeSource(tree).digest(Selected("", node.path)) if node is not None else "nothing"
-            self._store.index.set_memo(alias, content.encode())
+            self._remember_content(alias, content)
         return content
 
-    def _known_content(self, alias: str) -> str:
+    def _known_content(self, alias: Alias | None) -> str:
         """The content digest remembered of a stage whose key is the same as then."""
-        if not alias or self._no_cache:
+        if alias is None or self._no_cache:
             return ""
-        return (self._store.index.memo(alias) or b"").decode()
+        content = (self._store.index.memo(alias.local()) or b"").decode()
+        if not content and self._imports is not None:
+            content = self._imports.content(alias)
+        if content:
+            self.contents[alias] = content
+        return content
+
+    def _remember_content(self, alias: Alias | None, content: str) -> None:
+        if alias is not None:
+            self._store.index.set_memo(alias.local(), content.encode())
+            self.contents[alias] = content
 
     def _base(self, step: Step, op: FromImage) -> Solved:
-        """A base image: its layers are there already, the resolver saw to it."""
-        snapshots = tuple(self._store.index.unpacked(diff_id) for diff_id in op.diff_ids)
+        """A base image: its layers are there already, or known to be elsewhere; the resolver saw to it."""
+        stack = tuple(self._workshop.layers.named(layer) for layer in op.diff_ids)
         self._sink(StepCached(self._numbers[id(step)], step.name))
         kind, fields = identity(op)
-        return Solved(derive(kind, fields), snapshots, 0)
+        return Solved(derive(kind, fields), stack, 0)
 
     def _fetch(self, step: Step, op: Fetch) -> Solved:
         """What is elsewhere; its key is what it is, so that all who use it hit if it is unchanged."""
@@ -264,7 +301,9 @@ class Solver:
             elif item.origin == CONTEXT:
                 source = self._workshop.contexts[item.context]
             else:
-                layers = sources[item.origin].snapshots if item.origin >= 0 else ()
+                layers = (
+                    self._workshop.layers.unpacked(sources[item.origin].stack) if item.origin >= 0 else ()
+                )
                 source = TreeSource(tree_of(self._store, layers) if layers else Tree((self._store.empty,)))
             out.append(Selection(item, source, source.select(item, op.exclude)))
         return out
@@ -272,7 +311,8 @@ class Solver:
     def _execute(
         self, step: Step, parent: Solved, sources: list[Solved], selection: list[Selection] | None
     ) -> str:
-        with self._shown(step) as used, draft(self._store, parent.snapshots) as made:
+        below = self._workshop.layers.unpacked(parent.stack)
+        with self._shown(step) as used, draft(self._store, below) as made:
             match step.op:
                 case RunCommand():
                     number = self._numbers[id(step)]
@@ -280,7 +320,7 @@ class Solver:
                         step.op,
                         step,
                         made,
-                        [source.snapshots for source in sources],
+                        [self._workshop.layers.unpacked(source.stack) for source in sources],
                         self._workshop,
                         lambda data: self._sink(StepOutput(number, data)),
                     )
@@ -320,6 +360,13 @@ class Solver:
         if op.reads_context:
             self._store.index.set_memo(memo, snapshot.encode())
         return snapshot
+
+
+def _alias(kind: str, fields: dict[str, object], keys: list[str], sources: list[Solved]) -> Alias:
+    """What a digest of files of *sources* is remembered under."""
+    layers = tuple(layer for source in sources for layer in source.stack)
+    lengths = [len(source.stack) for source in sources]
+    return Alias(kind, fields, (*keys, *(source.key for source in sources), *map(str, lengths)), layers)
 
 
 def _content(selection: list[Selection]) -> str:

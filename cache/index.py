@@ -45,6 +45,7 @@ class Index:
         root = os.path.dirname(path)
         self._snapshots = os.path.join(root, "snapshots")
         self._layers = os.path.join(root, "layers")
+        self._blobs = os.path.join(root, "blobs", "sha256")
         self._lock = threading.Lock()
         self._boot = _boot_id()
         try:
@@ -103,30 +104,39 @@ class Index:
     # -- steps -----------------------------------------------------------------------------
 
     def find(self, key: str) -> "tuple[str, int, str] | None":
-        """``(snapshot, created, identity)`` of a step's result, or None: never done, or lost with a boot."""
-        rows = self._run(
-            "SELECT s.id, k.created, k.identity FROM steps k JOIN snapshots s ON s.id = k.snapshot"
-            " WHERE k.key = ? AND s.boot IN ('', ?)",
-            key,
-            self._boot,
-        )
-        return rows[0] if rows and self._there(rows[0][0]) else None
+        """``(layer, created, identity)`` of a step's result, or None: never done, or lost with a boot.
 
-    def record(self, key: str, snapshot: str, created: int, identity: str) -> None:
-        """Say that the step *key* gave *snapshot*; *identity* is kept to explain later misses."""
-        self._run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", key, snapshot, created, identity)
+        The layer is a snapshot; or a diff ID, where a shared cache gave the result, of a layer that is
+        here as a blob or unpacked.
+        """
+        rows = self._run("SELECT snapshot, created, identity FROM steps WHERE key = ?", key)
+        return rows[0] if rows and self._holds(rows[0][0]) else None
+
+    def _holds(self, layer: str) -> bool:
+        if not layer.startswith("sha256:"):
+            return self.usable(layer)
+        return bool(self.unpacked(layer)) or any(map(self._stored, self.blobs(layer)))
+
+    def _stored(self, blob: "tuple[str, str, int]") -> bool:
+        return os.path.exists(os.path.join(self._blobs, blob[1].partition(":")[2]))
+
+    def record(self, key: str, layer: str, created: int, identity: str) -> None:
+        """Say that the step *key* gave *layer*, see ``find``; *identity* is kept to explain later misses."""
+        self._run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", key, layer, created, identity)
 
     def unchanged(self, results: "Iterable[tuple[str, str]]") -> bool:
-        """Whether every ``(key, snapshot)`` pair is still the recorded and usable result."""
+        """Whether every ``(key, layer)`` pair is still the recorded and usable result."""
         wanted = dict(results)
         marks = ",".join("?" * len(wanted))
         rows = self._run(
-            "SELECT k.key, s.id FROM steps k JOIN snapshots s ON s.id = k.snapshot"
-            f" WHERE k.key IN ({marks}) AND s.boot IN ('', ?)",
-            *wanted,
+            "SELECT k.key, k.snapshot, s.id FROM steps k LEFT JOIN snapshots s"
+            f" ON s.id = k.snapshot AND s.boot IN ('', ?) WHERE k.key IN ({marks})",
             self._boot,
+            *wanted,
         )
-        return dict(rows) == wanted and all(map(self._there, wanted.values()))
+        if {key: layer for key, layer, _ in rows} != wanted:
+            return False
+        return all(self._there(snapshot) if snapshot else self._holds(layer) for _, layer, snapshot in rows)
 
     # -- snapshots -------------------------------------------------------------------------
 

@@ -167,26 +167,71 @@ def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: P
     known = store.index.unpacked(expected)
     if known:
         return known
-    with open(store.blob_path(descriptor.digest), "rb") as file, draft(store, ()) as made:
-        sha = hashlib.sha256()
-        raw = _hashing(file, sha.update, progress)
-        stream = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
-        found = _unpack(made.upper, stream)
-        while raw(1 << 20):
-            pass
-        if sha.hexdigest() != hex_of(descriptor.digest):
-            raise CorruptError(
-                f"blob {descriptor.digest} in {store.root} is damaged", "remove it and pull again"
-            )
-        if found != expected:
-            raise CorruptError(
-                f"layer {descriptor.digest} unpacks to {found}, but the image's config says {expected}"
-            )
+    with draft(store, ()) as made:
+        _verify(store, descriptor, expected, progress, lambda stream: _unpack(made.upper, stream))
         snapshot = commit(made)
     store.index.set_diff_id(snapshot, expected, 0)
     store.index.set_unpacked(expected, snapshot)
     store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
     return snapshot
+
+
+def check_blob(
+    store: Store, descriptor: Descriptor, expected: Digest, progress: Progress | None = None
+) -> None:
+    """Verify a stored layer blob as ``add_blob`` does, and remember what it is, without unpacking it."""
+
+    def read(stream: Read) -> Digest:
+        sha = hashlib.sha256()
+        while data := stream(1 << 20):
+            sha.update(data)
+        return Digest("sha256:" + sha.hexdigest())
+
+    _verify(store, descriptor, expected, progress, read)
+    store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
+
+
+def _verify(
+    store: Store,
+    descriptor: Descriptor,
+    expected: Digest,
+    progress: Progress | None,
+    take: Callable[[Read], Digest],
+) -> None:
+    """Have *take* read the tar in a stored blob and say its diff ID; it and the digest have to be right."""
+    with open(store.blob_path(descriptor.digest), "rb") as file:
+        sha = hashlib.sha256()
+        raw = _hashing(file, sha.update, progress)
+        found = take(comp.decompressing(raw, comp.compression_of(descriptor.media_type)))
+        while raw(1 << 20):
+            pass
+    if sha.hexdigest() != hex_of(descriptor.digest):
+        raise CorruptError(f"blob {descriptor.digest} in {store.root} is damaged", "remove it and pull again")
+    if found != expected:
+        raise CorruptError(f"layer {descriptor.digest} unpacks to {found}, but it should be {expected}")
+
+
+def unpack_tar(read: Read, compression: str, folder: str) -> None:
+    """Unpack a tar of files, rather than a layer, into the empty *folder*. Raises CacheError."""
+    _unpack(folder, comp.decompressing(read, compression), base=True)
+
+
+def pack_folder(folder: str, compression: str, file: BinaryIO) -> Descriptor:
+    """Write the tar of all in *folder* to *file*; what it is as a blob, its media type left to others."""
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sha = hashlib.sha256()
+
+    def write(data: bytes) -> None:
+        sha.update(data)
+        file.write(data)
+
+    try:
+        engine = comp.compressor(write, compression)
+        pack(root, walk(root), engine.write)
+        engine.close()
+    finally:
+        os.close(root)
+    return Descriptor("", Digest("sha256:" + sha.hexdigest()), file.tell())
 
 
 def _unpack(folder: str, read: Read, base: bool = False) -> Digest:

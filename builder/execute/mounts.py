@@ -27,7 +27,6 @@ from builder.runtime.spec import MountSpec
 from cache.kernel import set_owner
 from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
-from cache.store import Store
 from cache.tree import Tree
 from cache.trees import real_folder
 
@@ -211,7 +210,7 @@ def _take_caches(
     for number, mount in enumerate(mounts):
         if isinstance(mount, CacheMount):
             layers = sources[mount.origin] if mount.origin >= 0 else ()
-            wanted.append((_cache_name(mount, layers), number, mount, layers))
+            wanted.append((cache_name(mount, layers), number, mount, layers))
     found: dict[int, str] = {}
     taken: dict[str, str] = {}
     for name, number, mount, layers in sorted(wanted, key=lambda item: item[:2]):
@@ -221,7 +220,7 @@ def _take_caches(
     return found
 
 
-def _cache_name(mount: CacheMount, layers: tuple[str, ...]) -> str:
+def cache_name(mount: CacheMount, layers: tuple[str, ...]) -> str:
     """A cache is its id, what it began with, and whose it is."""
     text = repr((mount.id, layers, mount.mode, mount.uid, mount.gid))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
@@ -234,7 +233,7 @@ def _take_cache(
     instance = 0
     while True:
         relative = f"caches/{name}" + (f".{instance}" if instance else "")
-        _ensure(workshop.store, relative, mount, layers)
+        _ensure(workshop, relative, name, mount, layers)
         fd = os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if try_lock(fd, shared=mount.sharing == "shared"):
             held.callback(os.close, fd)
@@ -247,8 +246,9 @@ def _take_cache(
             time.sleep(_POLL)
 
 
-def _ensure(store: Store, relative: str, mount: CacheMount, layers: tuple[str, ...]) -> None:
+def _ensure(workshop: Workshop, relative: str, name: str, mount: CacheMount, layers: tuple[str, ...]) -> None:
     """Make a cache that is not there: complete before it has its name."""
+    store = workshop.store
     final = store.path(relative)
     if os.path.isdir(final):
         return
@@ -257,7 +257,9 @@ def _ensure(store: Store, relative: str, mount: CacheMount, layers: tuple[str, .
             return
         made = store.temporary()
         os.mkdir(made, 0o700)
-        if layers:
+        if workshop.fill_cache is not None and workshop.fill_cache(name, made):
+            pass
+        elif layers:
             copy_tree(tree_of(store, layers), made)
         set_owner(made, mount.uid, mount.gid)
         os.chmod(made, mount.mode)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
 from builder.events import Sink
+from builder.execute.layers import Layers
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
 from builder.request import Secret, Ssh
@@ -28,10 +29,16 @@ class Workshop:
     ssh: Mapping[str, Ssh]
     sink: Sink
     contexts: dict[str, ContextSource] = field(default_factory=dict)
+    layers: Layers = field(init=False)
+    fill_cache: Callable[[str, str], bool] | None = None
+    """Put into the folder of a new cache mount, by its name, what a shared cache has; whether it had some."""
     shares_network: bool = False  # steps have this machine's network where they want the usual one
     _running: set[Running] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.layers = Layers(self.store, self.sink)
 
     def contain(self, spec: ContainerSpec, sink: Callable[[bytes], None]) -> Outcome:
         """Run a container to its end, everything it writes going to *sink*.

@@ -1,0 +1,43 @@
+"""Names under which digests of the files of stages are remembered: in one store, and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from builder.execute.layers import is_packed
+from cache.keys import derive
+from cache.layers import diff_id
+from cache.store import Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alias:
+    """How files are taken, on top of which steps, and from which layers."""
+
+    kind: str
+    fields: Mapping[str, object]
+    keys: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    def local(self) -> str:
+        """The name in this store, which costs nothing."""
+        return derive(self.kind, self.fields, [*self.keys, *self.layers])
+
+    def portable(self, store: Store, pack: bool = False) -> str:
+        """The name in all stores, by the diff IDs of the layers; "" where one is not known.
+
+        With *pack* they are found out.
+        """
+        layers = [portable(store, layer, pack) for layer in self.layers]
+        return derive(self.kind, self.fields, [*self.keys, *layers]) if all(layers) else ""
+
+
+def portable(store: Store, layer: str, pack: bool) -> str:
+    """The diff ID of a layer of a stack, "" where it is not known; with *pack* it is found out."""
+    if not layer or is_packed(layer):
+        return layer
+    known, _size = store.index.diff_id(layer)
+    if not known and pack:
+        known, _size = diff_id(store, layer)
+    return known

@@ -1,0 +1,132 @@
+"""``--cache-from``: look up results of steps in shared caches, and fetch the layers when they are needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from builder.caching.alias import Alias, portable
+from builder.caching.places import Folder, Place, Repository
+from builder.caching.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
+from builder.errors import BuildError
+from builder.events import Notice
+from builder.execute.layers import Layers, downloaded
+from builder.image.model import parse_config, parse_descriptor
+from builder.registry.client import Registry
+from builder.request import CachePlace
+from builder.strict_json import loads
+from cache.compression import ZSTD
+from cache.descriptor import Descriptor
+from cache.digest import Digest
+from cache.errors import CacheError
+from cache.layers import unpack_tar
+from cache.store import Store
+from grammar.reference import parse_reference
+
+
+@dataclass(slots=True)
+class Imports:
+    """What the caches of one build say."""
+
+    store: Store
+    layers: Layers
+    _records: dict[str, list[Record]] = field(default_factory=dict)
+    _contents: dict[str, str] = field(default_factory=dict)
+    _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(default_factory=dict)
+    _places: list[Place] = field(default_factory=list)
+
+    def load(self, places: Sequence[CachePlace], insecure: frozenset[str]) -> None:
+        """Read the records of every cache; one that cannot be read is a warning."""
+        for given in places:
+            try:
+                place = open_place(given, insecure)
+                self._places.append(place)
+                self._add(place)
+            except (BuildError, CacheError) as error:
+                self.layers.sink(Notice(f"the cache {given.place} is not used: {error.message}", True))
+
+    def close(self) -> None:
+        for place in self._places:
+            place.close()
+
+    def _add(self, place: Place) -> None:
+        manifest = place.manifest()
+        config = parse_descriptor(manifest.get("config"), "the config of the cache")
+        if config.size > LIMIT:
+            raise BuildError(f"the records of the cache have {config.size} bytes")
+        items = manifest.get("layers")
+        if not isinstance(items, list):
+            raise BuildError("its manifest has no layers")
+        descriptors = [parse_descriptor(item, "a layer") for item in items]
+        if config.media_type == CONFIG_TYPE:
+            records, blobs = parse(_small(place, config), "the config of the cache")
+        else:
+            records, blobs = _inline(_small(place, config), descriptors)
+        known = {item.digest for item in descriptors}
+        for layer, descriptor in blobs.items():
+            if descriptor.digest in known:
+                self.layers.add(layer, place, descriptor)
+        for record in records.steps:
+            self._records.setdefault(record.key, []).append(record)
+        self._contents |= records.contents
+        for name, descriptor in records.mounts.items():
+            if descriptor.digest in known:
+                self._mounts.setdefault(name, []).append((place, descriptor))
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def find(self, key: str, run: str) -> tuple[str, int] | None:
+        """The layer, as a stack holds it, and the time of a step with *key* above the layer *run*."""
+        for record in self._records.get(key, ()):
+            if record.run == portable(self.store, run, pack=True) and (
+                layer := self.layers.named(record.layer)
+            ):
+                return layer, record.created
+        return None
+
+    def content(self, alias: Alias) -> str:
+        """The digest of what a stage holds, "" where nobody says."""
+        key = alias.portable(self.store)
+        return self._contents.get(key, "") if key else ""
+
+    # -- cache mounts ----------------------------------------------------------------------
+
+    def fill(self, name: str, folder: str) -> bool:
+        """Unpack what is known of the cache mount *name* into the empty *folder*; whether there was some."""
+        for place, descriptor in self._mounts.get(name, ()):
+            try:
+                found = downloaded(self.store, place, descriptor, self.layers.sink)
+                with found as path, open(path, "rb") as file:
+                    unpack_tar(file.read, ZSTD, folder)
+                return True
+            except (BuildError, CacheError) as error:
+                self.layers.sink(Notice(f"a cache mount of {place.name} is not used: {error.message}", True))
+        return False
+
+
+def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:
+    """The place that an option names."""
+    if given.kind == "local":
+        return Folder(given.place, given.tag, given.digest)
+    reference = parse_reference(given.place)
+    return Repository(Registry(reference.registry, insecure), reference)
+
+
+def _small(place: Place, descriptor: Descriptor) -> bytes:
+    buffer = io.BytesIO()
+    place.blob(descriptor, buffer, lambda count: None)
+    return buffer.getvalue()
+
+
+def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[Digest, Descriptor]]:
+    """The records in an image's config; the layers are the image's own."""
+    config = parse_config(data, "the config")
+    value = loads(data, "the config", LIMIT)
+    found = value.get(INLINE) if isinstance(value, dict) else None
+    if not isinstance(found, dict):
+        raise BuildError("it is an image without a cache", "build it with --cache-to type=inline")
+    if len(config.diff_ids) != len(layers):
+        raise BuildError("its config and its manifest disagree about its layers")
+    records, _blobs = decode(found, "the cache in the config")
+    return Records(records.steps), dict(zip(config.diff_ids, layers, strict=True))

@@ -1,0 +1,146 @@
+"""Layers that are not unpacked: known by their diff IDs, their blobs in the store or elsewhere.
+
+Where a stack of layers is given, such a layer stands there by its diff ID until somebody needs its
+files: a cached step whose files nobody reads is never fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+from builder.errors import BuildError
+from builder.events import Meter, Sink
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest, hex_of
+from cache.layers import add_blob, check_blob
+from cache.store import Store, write_error
+
+_AT_ONCE = 4
+_MARK = "sha256:"  # no snapshot's name begins like that
+
+
+class BlobSource(Protocol):
+    """Where blobs come from: a registry's repository, a folder."""
+
+    @property
+    def name(self) -> str: ...
+
+    def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
+        """Write a blob, verified by size and digest, to *sink* from its start. Raises BuildError."""
+
+
+def is_packed(layer: str) -> bool:
+    """Whether *layer*, of a stack, is a diff ID and not a snapshot."""
+    return layer.startswith(_MARK)
+
+
+@dataclass(slots=True)
+class Layers:
+    """The layers of one build that are elsewhere, and how they get here."""
+
+    store: Store
+    sink: Sink
+    _elsewhere: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
+    _images: list[tuple[str, Digest, tuple[Digest, ...]]] = field(default_factory=list)
+
+    def add(self, layer: Digest, source: BlobSource, descriptor: Descriptor) -> None:
+        """Say that *source* has the layer as the blob *descriptor*."""
+        self._elsewhere.setdefault(layer, []).append((source, descriptor))
+
+    def named(self, layer: Digest) -> str:
+        """The layer as a stack holds it: its snapshot, or else its diff ID; "" where nobody has it."""
+        if snapshot := self.store.index.unpacked(layer):
+            return snapshot
+        return layer if layer in self._elsewhere or self._here(layer) else ""
+
+    def expect(self, name: str, image: Digest, layers: tuple[Digest, ...]) -> None:
+        """Say that *name* means *image*, once all its layers are here; see ``tag_complete``."""
+        self._images.append((name, image, layers))
+
+    def tag_complete(self) -> None:
+        """Give the images that are here whole their names."""
+        for name, image, layers in self._images:
+            if all(self.store.index.unpacked(layer) or self._here(layer) for layer in layers):
+                self.store.tag(name, image)
+
+    def blob(self, layer: Digest) -> Descriptor | None:
+        """What the layer is as a blob, here or elsewhere, if it is one."""
+        found = self._here(layer)
+        if found is None and layer in self._elsewhere:
+            found = self._elsewhere[layer][0][1]
+        return found
+
+    def unpacked(self, stack: tuple[str, ...]) -> tuple[str, ...]:
+        """*stack* with every layer unpacked. Raises BuildError or CacheError."""
+        self._each(stack, self._unpack)
+        return tuple(self.store.index.unpacked(layer) if is_packed(layer) else layer for layer in stack)
+
+    def fetched(self, stack: Iterable[str]) -> None:
+        """See that every layer of *stack* is in the store, be it as a blob. Raises as ``unpacked``."""
+        self._each(stack, self._fetch)
+
+    def _each(self, stack: Iterable[str], work: Callable[[Digest], object]) -> None:
+        missing = [digest(layer) for layer in dict.fromkeys(stack) if is_packed(layer)]
+        if not missing:
+            return
+        from concurrent.futures import ThreadPoolExecutor  # not on the path of other builds
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for job in [pool.submit(work, layer) for layer in missing]:
+                job.result()
+
+    def _unpack(self, layer: Digest) -> None:
+        with self.store.making(f"layer-{hex_of(layer)}"):
+            if not self.store.index.unpacked(layer):
+                add_blob(self.store, self._here(layer) or self._download(layer), layer)
+
+    def _fetch(self, layer: Digest) -> None:
+        with self.store.making(f"layer-{hex_of(layer)}"):
+            if not self.store.index.unpacked(layer) and not self._here(layer):
+                check_blob(self.store, self._download(layer), layer)
+
+    def _here(self, layer: Digest) -> Descriptor | None:
+        """A blob of the store that is the layer."""
+        for media, name, size in self.store.index.blobs(layer):
+            if self.store.has_blob(digest(name)):
+                return Descriptor(media, digest(name), size)
+        return None
+
+    def _download(self, layer: Digest) -> Descriptor:
+        """The layer's blob, put into the store. The next place is asked where one fails."""
+        failure: BuildError | None = None
+        for source, descriptor in self._elsewhere.get(layer, ()):
+            if self.store.has_blob(descriptor.digest):
+                return descriptor
+            try:
+                with downloaded(self.store, source, descriptor, self.sink) as path:
+                    self.store.publish(path, self.store.blob_path(descriptor.digest))
+                return descriptor
+            except BuildError as error:
+                failure = error
+        raise failure or BuildError(
+            f"layer {layer} is gone from the store {self.store.root}", "build, load or pull the image again"
+        )
+
+
+@contextlib.contextmanager
+def downloaded(store: Store, source: BlobSource, descriptor: Descriptor, sink: Sink) -> Iterator[str]:
+    """The path of a blob's file, there for the time being. Raises BuildError or CacheError."""
+    meter = Meter(f"fetching from {source.name}", descriptor.size, sink)
+    temporary = store.temporary()
+    try:
+        with open(temporary, "x+b") as file:
+            source.blob(descriptor, file, meter.add)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    except OSError as error:
+        raise write_error(error, f"blob {descriptor.digest}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        meter.finish()
