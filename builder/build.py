@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from builder import VERSION
 from builder.assemble import assemble
-from builder.errors import BuildError, PlanError, StepError
+from builder.errors import BuildError, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
 from builder.execute.mounts import cache_name
@@ -59,28 +59,18 @@ def build(
     store, sink = workshop.store, workshop.sink
     findings: list[Finding] = []
     made = plan_file(request, inputs, workshop, findings)
-    if any(isinstance(step.op, RunCommand) and step.op.network == "default" for step in made.steps):
-        workshop.launcher = session.add_network()
-        if session.shares_network:
-            check_shared_network()
-            sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
-    runs = any(isinstance(step.op, RunCommand) for step in made.steps)
-    if runs and was_real_root():
-        sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
-    if not keeps_owners():
-        sink(Notice(ONE_ID, True))
+    _prepare(made, workshop, session)
     workshop.contexts = _contexts(request, inputs, workshop, look)
     imports = _imports(request, workshop)
-    solver = Solver(made, workshop, sink, request.no_cache, imports)
     try:
-        solver.run(request.jobs)
-    except StepError as error:
-        raise _with_excerpt(error, inputs) from None
-    finally:
-        with contextlib.suppress(OSError):
-            for context in workshop.contexts.values():
-                context.index.save(_write_index(store))
-    config = _image(made, solver, workshop, any(place.kind == "inline" for place in request.cache_to))
+        solver, config = _solve(request, inputs, made, workshop, imports)
+    except LayerLost as error:
+        if imports is None:
+            raise
+        sink(Notice(f"building without the caches, as one cannot be used: {error.message}", True))
+        imports.forget()
+        made = plan_file(request, inputs, workshop, [])  # bases that were left in their registries
+        solver, config = _solve(request, inputs, made, workshop, None)
     store.sync()
     image = put_config(store, config)
     workshop.layers.tag_complete()
@@ -90,6 +80,38 @@ def build(
         imports.close()
     declared = tuple(argument.name for argument in made.arguments)
     return BuildResult(image, made.unused_args, shown_findings(findings, inputs), declared), made, solver
+
+
+def _prepare(made: Plan, workshop: Workshop, session: Session) -> None:
+    """See that steps have what they need, and say what they have to do without."""
+    sink = workshop.sink
+    runs = [step.op for step in made.steps if isinstance(step.op, RunCommand)]
+    if any(op.network == "default" for op in runs):
+        workshop.launcher = session.add_network()
+        if session.shares_network:
+            check_shared_network()
+            sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
+    if runs and was_real_root():
+        sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
+    if not keeps_owners():
+        sink(Notice(ONE_ID, True))
+
+
+def _solve(
+    request: BuildRequest, inputs: Inputs, made: Plan, workshop: Workshop, imports: Imports | None
+) -> tuple[Solver, ImageConfig]:
+    """Solve every step and put the image's config together; its layers are in the store then."""
+    solver = Solver(made, workshop, workshop.sink, request.no_cache, imports)
+    try:
+        solver.run(request.jobs)
+    except StepError as error:
+        raise _with_excerpt(error, inputs) from None
+    finally:
+        with contextlib.suppress(OSError):
+            for context in workshop.contexts.values():
+                context.index.save(_write_index(workshop.store))
+    inline = any(place.kind == "inline" for place in request.cache_to)
+    return solver, _image(made, solver, workshop, inline)
 
 
 def _imports(request: BuildRequest, workshop: Workshop) -> Imports | None:

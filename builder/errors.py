@@ -57,6 +57,10 @@ class CommandFailed(StepError):
     """A RUN whose process failed."""
 
 
+class LayerLost(BuildError):
+    """A layer that a shared cache promised cannot be had from it."""
+
+
 class Cancelled(BuildError):
     """Ctrl-C or SIGTERM."""
 

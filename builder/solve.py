@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from builder.caching.alias import Alias
-from builder.errors import BuildError, Cancelled, StepError
+from builder.errors import BuildError, Cancelled, LayerLost, StepError
 from builder.events import (
     Event,
     SolveStarted,
@@ -219,7 +219,7 @@ class Solver:
             run = layer if isinstance(step.op, RunCommand) else parent.run
             top = self._workshop.layers.named(digest(layer)) if is_packed(layer) else layer
             return Solved(key, (*parent.stack, top), created, run, layer)
-        except (StepError, Cancelled):
+        except (StepError, Cancelled, LayerLost):
             raise
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error

@@ -46,6 +46,12 @@ class Imports:
             except (BuildError, CacheError) as error:
                 self.layers.sink(Notice(f"the cache {given.place} is not used: {error.message}", True))
 
+    def forget(self) -> None:
+        """Use none of them for steps any more."""
+        self._records.clear()
+        self._contents.clear()
+        self.layers.forget()
+
     def close(self) -> None:
         for place in self._places:
             place.close()

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from builder.errors import BuildError
+from builder.errors import BuildError, LayerLost
 from builder.events import Meter, Sink
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, hex_of
+from cache.errors import CacheError, SpaceError
 from cache.layers import add_blob, check_blob
 from cache.store import Store, write_error
 
@@ -57,6 +58,10 @@ class Layers:
             return snapshot
         return layer if layer in self._elsewhere or self._here(layer) else ""
 
+    def forget(self) -> None:
+        """No longer take layers from elsewhere."""
+        self._elsewhere.clear()
+
     def expect(self, name: str, image: Digest, layers: tuple[Digest, ...]) -> None:
         """Say that *name* means *image*, once all its layers are here; see ``tag_complete``."""
         self._images.append((name, image, layers))
@@ -95,13 +100,17 @@ class Layers:
 
     def _unpack(self, layer: Digest) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
-            if not self.store.index.unpacked(layer):
-                add_blob(self.store, self._here(layer) or self._download(layer), layer)
+            if self.store.index.unpacked(layer):
+                return
+            if (here := self._here(layer)) is not None:
+                add_blob(self.store, here, layer)
+            else:
+                self._download(layer, lambda found: add_blob(self.store, found, layer))
 
     def _fetch(self, layer: Digest) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
-            if not self.store.index.unpacked(layer) and not self._here(layer):
-                check_blob(self.store, self._download(layer), layer)
+            if not self.store.index.unpacked(layer) and self._here(layer) is None:
+                self._download(layer, lambda found: check_blob(self.store, found, layer))
 
     def _here(self, layer: Digest) -> Descriptor | None:
         """A blob of the store that is the layer."""
@@ -110,21 +119,26 @@ class Layers:
                 return Descriptor(media, digest(name), size)
         return None
 
-    def _download(self, layer: Digest) -> Descriptor:
-        """The layer's blob, put into the store. The next place is asked where one fails."""
-        failure: BuildError | None = None
+    def _download(self, layer: Digest, take: Callable[[Descriptor], object]) -> None:
+        """Put the layer's blob into the store and have it verified by *take*, from the first place that can.
+
+        Raises LayerLost where none can.
+        """
+        failure: BuildError | CacheError | None = None
         for source, descriptor in self._elsewhere.get(layer, ()):
-            if self.store.has_blob(descriptor.digest):
-                return descriptor
             try:
-                with downloaded(self.store, source, descriptor, self.sink) as path:
-                    self.store.publish(path, self.store.blob_path(descriptor.digest))
-                return descriptor
-            except BuildError as error:
+                if not self.store.has_blob(descriptor.digest):
+                    with downloaded(self.store, source, descriptor, self.sink) as path:
+                        self.store.publish(path, self.store.blob_path(descriptor.digest))
+                take(descriptor)
+                return
+            except SpaceError:
+                raise
+            except (BuildError, CacheError) as error:
                 failure = error
-        raise failure or BuildError(
-            f"layer {layer} is gone from the store {self.store.root}", "build, load or pull the image again"
-        )
+        if failure is None:
+            failure = BuildError(f"layer {layer} is gone from the store {self.store.root}")
+        raise LayerLost(failure.message, failure.hint or "build, load or pull the image again")
 
 
 @contextlib.contextmanager
