@@ -147,7 +147,7 @@ def plan_file(
             inputs.files,
             metadata_only,
             request.pull,
-            lazy=bool(request.cache_from),
+            lazy=bool(request.cache_from) and request.pull != "newer",
         )
         linter = Linter(file, _checks(request, file), _ignore(inputs.ignore))
         try:

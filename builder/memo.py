@@ -40,7 +40,7 @@ def remember(
         or request.outputs
         or request.no_cache
         or request.no_cache_stages
-        or request.pull
+        or request.pull in ("always", "newer")
         or request.cache_to
     ):
         return  # asked for anew each time

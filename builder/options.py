@@ -15,6 +15,7 @@ from builder.sandbox import add_options, sandbox
 _METHODS = ("build", "check", "lint", "outline", "targets")
 _PRIVILEGES = ("network.host", "security.insecure")
 _DEFAULT_JOBS = 8
+_PULL = "--pull-policy"  # --pull=VALUE, for argparse, which would take the context for a value of --pull
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +24,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **given)
         self.add_argument("--root", metavar="DIR", help="the store (default: PYBUILD_ROOT, or by user)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; an option that may have a value, or not, has it behind an equals sign."""
+        words = [_PULL + word[6:] if word.startswith("--pull=") else word for word in args]
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the options")
@@ -106,7 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--check", action="store_true", help="check the Dockerfile without building anything")
     add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
-    add("--pull", action="store_true", help="ask registries for base images that are here already")
+    add("--pull", action="store_const", const="always", default="missing", help="the same as --pull=always")
+    add(
+        _PULL,
+        dest="pull",
+        choices=("always", "missing", "never", "newer"),
+        help="when registries are asked for base images (default: missing)",
+    )
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("--metadata-file", default="", metavar="FILE", help="write what came out, as JSON, to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")

@@ -114,6 +114,7 @@ class BuildRequest:
 
     ``context`` is a folder, or "" where ``remote`` says what it is instead: a URL, or STDIN;
     ``dockerfile`` is then a path in it. ``contexts`` go by their normalised names.
+    ``pull`` is when registries are asked for base images: always, missing, never or newer.
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds: when everything this build makes was made.
     """
@@ -128,7 +129,7 @@ class BuildRequest:
     outputs: tuple[Output, ...] = ()
     network: str = "default"
     no_cache: bool = False
-    pull: bool = False
+    pull: str = "missing"
     no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
     metadata_file: str = ""

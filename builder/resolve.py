@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from builder.errors import BuildError
+from builder.events import Notice
 from builder.execute.workshop import Workshop
 from builder.image.local import config_of, snapshots
 from builder.image.model import ImageConfig, Platform, host
@@ -19,19 +21,26 @@ class StoreResolver:
 
     With *lazy* an image that is not here is left in its registry until its files are needed. With
     *metadata_only* an image that is not here is not pulled: its config is all that is
-    asked for. With *fresh* the registry is asked in any case.
+    asked for. *policy* is that of ``--pull``: whether a registry is asked always, when something is missing,
+    never, or always but in vain if need be ("newer").
     """
 
     workshop: Workshop
     insecure: frozenset[str]
     context: Files | None
     metadata_only: bool = False
-    fresh: bool = False
+    policy: str = "missing"
     lazy: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
         store = self.workshop.store
-        image = None if self.fresh else find_image(store, reference, platform)
+        found = find_image(store, reference, platform)
+        image = None if self.policy in ("always", "newer") else found
+        if image is None and self.policy == "never":
+            raise BuildError(
+                f"{reference.familiar} is not in the store, and --pull=never asks no registry",
+                f"pybuild pull {reference.familiar}, or load it from an archive",
+            )
         if image is None:
             from builder.pull import pull, pull_config
             from builder.registry.errors import NotFound, Unauthorized, Unavailable
@@ -42,12 +51,15 @@ class StoreResolver:
                 return self._leave(reference, platform)
             try:
                 image = pull(store, reference, platform, self.workshop.sink, self.insecure)
-            except (NotFound, Unauthorized, Unavailable):
-                if self.fresh:
+            except (NotFound, Unauthorized, Unavailable) as error:
+                if self.policy == "always":
                     raise
-                image = store.resolve(str(reference))  # for another platform: the planner warns
+                image = found or store.resolve(str(reference))  # for another platform: the planner warns
                 if image is None or not store.has_blob(image):
                     raise
+                if self.policy == "newer":
+                    note = f"{reference.familiar} is used as it is here: {error.message}"
+                    self.workshop.sink(Notice(note, warning=True))
             store.index.set_memo(_memo(reference, platform), image.encode())
         config = config_of(store, image)
         if not self.metadata_only and not all(map(self.workshop.layers.named, config.diff_ids)):
