@@ -397,12 +397,16 @@ def _run(args: Sequence[str]) -> int:
         prog="pybuild run",
         description="Run a container from an image; what it writes is thrown away at its end.",
     )
+    from builder.run_options import add_run_options, changes
+
     parser.add_argument("--network", default="default", choices=("default", "none", "host"))
+    add_run_options(parser)
     add_options(parser)
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
     options = parser.parse_args(args)
+    wanted = changes(options)
     _enter(options)
     from builder.session import Session
 
@@ -424,6 +428,7 @@ def _run(args: Sequence[str]) -> int:
             options.network,
             sys.stdin.fileno() if options.interactive else -1,
             sandbox(options),
+            wanted,
         )
 
 

@@ -121,6 +121,7 @@ def container_spec(
         },
         scripts={},
         mounts=[],
+        volumes=[],
         capabilities=_capabilities(sandbox),
         filtered=not sandbox.any_syscall,
         any_socketcall=False,

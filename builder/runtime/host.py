@@ -39,6 +39,8 @@ class Running:
     """One container between its start and its end."""
 
     def __init__(self, channel: socket.socket) -> None:
+        self.started: Callable[[int], None] | None = None
+        """Called with a pidfd of the container's first process, once there is one."""
         self._channel = channel
         self._heard = b""
         self._pidfd = -1
@@ -84,6 +86,8 @@ class Running:
         self._heard += data
         if fds:
             self._pidfd = fds[0]
+            if self.started is not None:
+                self.started(self._pidfd)
         if not data and not self._ended() and self._pidfd >= 0:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -20,7 +20,7 @@ import struct
 
 from builder.runtime import syscalls as sc
 from builder.runtime.seccomp import program
-from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, MountSpec
+from builder.runtime.spec import DEFAULT_PATH, MOST_VOLUMES, ContainerSpec, MountSpec
 from cache.kernel import hide_abstract_sockets, keeps_owners, open_in_root
 
 # Where the store and then the image are attached before pivot_root; /proc exists wherever
@@ -91,7 +91,7 @@ def wait_and_run(feed: socket.socket) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, programs count on it
         # The pipes of steps that run now must not stay open here until this one starts.
         feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
-        head, fds, _flags, _address = socket.recv_fds(feed, 4, 6)
+        head, fds, _flags, _address = socket.recv_fds(feed, 4, 6 + MOST_VOLUMES)
         if len(head) < 4 or len(fds) < 5:
             os._exit(0)
         size = int.from_bytes(head, "big")
@@ -102,13 +102,17 @@ def wait_and_run(feed: socket.socket) -> None:
     except BaseException:  # nothing to report to, and nothing may unwind into the launcher
         os._exit(125)
     _status[0] = fds[1]
-    run(spec, fds[0], fds[1], fds[2:5], fds[5] if len(fds) > 5 else -1)
+    end = len(fds) - len(spec["volumes"])
+    run(spec, fds[0], fds[1], fds[2:5], fds[5] if end > 5 else -1, fds[end:])
 
 
-def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: int) -> None:
+def run(
+    spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: int, volumes: list[int]
+) -> None:
     """Become the step: exec, or report on *channel* why not and exit with 125.
 
     *nodes* is a mount with the step's own nodes of the devices it is given, -1: it gets the host's.
+    *volumes* are mounts, not attached yet, of what the spec calls so.
     """
     try:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
@@ -122,10 +126,12 @@ def run(spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: 
         os.setsid()
         sc.join_session_keyring()
         os.umask(0o022)
-        root, volumes = _mount_root(spec, store)
+        root, mounts = _mount_root(spec, store)
         _mount_kernel_files(spec, root, nodes)
-        for mount, tree in volumes:
+        for mount, tree in mounts:
             _attach(root, mount["target"], tree)
+        for volume, tree in zip(spec["volumes"], volumes, strict=True):
+            _attach(root, volume["target"], tree)
         if spec["network"] == "none":
             _raise_loopback()
         uid, gid, groups, home = _find_user(root, spec["user"])
@@ -188,10 +194,10 @@ def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountS
         root = _clone(top, b"/", False)
         sc.move_mount(root, sc.AT_FDCWD, _STAGING)
         os.close(top)
-    volumes = [(mount, _open_volume(mount)) for mount in spec["mounts"]]
+    mounts = [(mount, _open_mount(mount)) for mount in spec["mounts"]]
     os.fchdir(root)
     os.close(store)
-    return root, volumes
+    return root, mounts
 
 
 def _mount_overlay(lowers: list[bytes], upper: bytes, work: bytes) -> int:
@@ -206,7 +212,7 @@ def _mount_overlay(lowers: list[bytes], upper: bytes, work: bytes) -> int:
     return os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _open_volume(mount: MountSpec) -> int:
+def _open_mount(mount: MountSpec) -> int:
     """The tree of a mount, attached nowhere. What it is made from is staged on top of the root."""
     kind = mount["kind"]
     if kind == "tmpfs":

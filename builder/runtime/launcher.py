@@ -31,7 +31,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.rootless import has_machines_root
 from builder.runtime.seccomp import program
-from builder.runtime.spec import CAPABILITIES, CAPABILITY_NAMES, ID_COUNT, ID_SHIFT, ContainerSpec
+from builder.runtime.spec import CAPABILITIES, CAPABILITY_NAMES, ID_COUNT, ID_SHIFT, ContainerSpec, VolumeSpec
 from cache.kernel import keeps_owners
 
 _NAMESPACES = (
@@ -283,9 +283,11 @@ class _Launcher:
             else:
                 sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_NODEV)
             nodes = self._nodes(request.spec)
+            volumes = [self._volume(volume) for volume in request.spec["volumes"]]
         except OSError as error:
             self._discard(container)
-            request.refuse(b"E", f"mounting the store for a step: {error.strerror or error}".encode())
+            what = f"mounting what a container is made of: {error.strerror or error}"
+            request.refuse(b"E", what.encode("utf-8", "replace")[:4000])
             return
         _raise_limits(container.pid, request.spec["rlimits"])
         request.spec["fake_owners"] = self._single
@@ -295,12 +297,12 @@ class _Launcher:
             pass  # nobody is listening any more
         data = marshal.dumps(dict(request.spec))
         try:
-            fds = [tree, request.channel.fileno(), *request.stdio, *nodes]
+            fds = [tree, request.channel.fileno(), *request.stdio, *nodes, *volumes]
             socket.send_fds(container.feed, [len(data).to_bytes(4, "big")], fds)
             container.feed.sendall(data)
         except OSError:
             pass  # it died; its pidfd says so
-        for fd in (tree, *nodes):
+        for fd in (tree, *nodes, *volumes):
             os.close(fd)
         container.feed.close()
         request.close()
@@ -349,6 +351,20 @@ class _Launcher:
             os.chown(name, ID_SHIFT, ID_SHIFT, dir_fd=nodes)
             os.chmod(name, found.st_mode & 0o777, dir_fd=nodes)
         return [nodes]
+
+    def _volume(self, volume: VolumeSpec) -> int:
+        """A mount of what is shown of this machine, whose owners are then those of the container's ids."""
+        tree = sc.open_tree(sc.AT_FDCWD, volume["source"], recursive=True)
+        try:
+            flags = sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if volume["read_only"] else 0)
+            sc.mount_setattr(tree, b"", flags, recursive=True)
+            if self._userns >= 0:
+                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, self._userns, recursive=True)
+        except OSError as error:
+            os.close(tree)
+            what = f"{os.fsdecode(volume['source'])} cannot be mounted with mapped ids"
+            raise OSError(error.errno, f"{what}: {error.strerror}") from None
+        return tree
 
     def _end(self) -> None:
         """Kill every step and leave; killing pid 1 of a pid namespace kills all that is in it."""

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
         uid: int
         gid: int
 
+    class VolumeSpec(TypedDict):
+        """A file or folder of this machine, by its absolute path, that is shown in a container."""
+
+        source: bytes
+        target: bytes
+        read_only: bool
+
     class ContainerSpec(TypedDict):
         """All that the child needs to know; nothing is looked up later.
 
@@ -57,6 +64,7 @@ if TYPE_CHECKING:
         files: dict[bytes, bytes]
         scripts: dict[bytes, bytes]
         mounts: list[MountSpec]
+        volumes: list[VolumeSpec]
         capabilities: int
         filtered: bool
         any_socketcall: bool
@@ -70,7 +78,9 @@ if TYPE_CHECKING:
         cgroup_parent: bytes
 
 else:
-    ContainerSpec = MountSpec = dict
+    ContainerSpec = MountSpec = VolumeSpec = dict
+
+MOST_VOLUMES = 64
 
 # Ids of a step are shifted by this much on the host, so that nothing in a step owns a file
 # or process outside. One extent covers every id an image may use (0 to 2^31 - 2).

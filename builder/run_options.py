@@ -1,0 +1,111 @@
+"""The options of ``pybuild run`` that change what the image says."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import shlex
+
+from builder.container import Changes
+from builder.errors import BuildError, UsageError
+from builder.runtime.publish import Port
+from builder.runtime.spec import MOST_VOLUMES
+
+_FILE_LIMIT = 1 << 20
+_LAST_PORT = (1 << 16) - 1
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable (repeatable)")
+    add("--env-file", action="append", default=[], metavar="FILE", help="variables, one a line (repeatable)")
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="PATH:TARGET[:ro]",
+        help="show a file or folder of this machine (repeatable)",
+    )
+    add("-w", "--workdir", default="", metavar="DIR", help="where to start")
+    add("-u", "--user", default="", metavar="USER[:GROUP]", help="as whom")
+    add(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]PORT:PORT",
+        help="pass on TCP connections, by default those of this machine itself (repeatable)",
+    )
+    add("--entrypoint", metavar="COMMAND", help='instead of the image\'s; "" for none')
+    add("--rm", action="store_true", help="what is always done: remove the container at its end")
+
+
+def changes(options: argparse.Namespace) -> Changes:
+    """The value of the options. Raises UsageError and BuildError."""
+    if len(options.volume) > MOST_VOLUMES:
+        raise UsageError(f"there are more than {MOST_VOLUMES} volumes")
+    if options.publish and options.network == "host":
+        raise UsageError("--publish: with --network=host the container has this machine's ports anyway")
+    if options.workdir and not options.workdir.startswith("/"):
+        raise UsageError(f"--workdir {options.workdir!r} is not an absolute path")
+    lines = [line for path in options.env_file for line in _lines(path)]
+    pairs = (_variable(text) for text in (*lines, *options.env))
+    return Changes(
+        tuple(pair for pair in pairs if pair is not None),
+        options.workdir,
+        options.user,
+        None if options.entrypoint is None else tuple(shlex.split(options.entrypoint)),
+        tuple(map(_volume, options.volume)),
+        tuple(map(_port, options.publish)),
+    )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(_FILE_LIMIT)
+    except OSError as error:
+        raise BuildError(f"reading {path}: {error.strerror}") from None
+    lines = (line.lstrip() for line in text.split("\n"))
+    return [line.removesuffix("\r") for line in lines if line and not line.startswith("#")]
+
+
+def _variable(text: str) -> tuple[str, str] | None:
+    """``NAME=VALUE``; or ``NAME`` with its value here, None where it has none."""
+    name, equals, value = text.partition("=")
+    if not name or "\0" in text:
+        raise UsageError(f"--env {text!r} has no name")
+    if equals:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None
+
+
+def _volume(text: str) -> tuple[str, str, bool]:
+    source, _, rest = text.partition(":")
+    target, _, flags = rest.partition(":")
+    if not target.startswith("/") or flags not in ("", "ro", "rw"):
+        raise UsageError(f"--volume {text!r} is not PATH:TARGET[:ro]", "for example: -v $PWD:/work")
+    if "/" not in source and source not in (".", ".."):
+        raise UsageError(f"--volume {text!r}: there are no volumes by name", f"for a folder: ./{source}")
+    if not os.path.exists(source):
+        raise UsageError(f"--volume {text!r}: there is no {source}")
+    return os.path.realpath(source), os.path.normpath(target), flags == "ro"
+
+
+def _port(text: str) -> Port:
+    words = text.removesuffix("/tcp").rsplit(":", 2)
+    if len(words) == 2:
+        words.insert(0, "127.0.0.1")
+    try:
+        address, here, inside = words
+        address = str(ipaddress.ip_address(address.removeprefix("[").removesuffix("]")))
+        numbers = [int(word) for word in (here, inside) if word.isascii() and word.isdigit()]
+        if len(numbers) != 2 or max(numbers) > _LAST_PORT or not numbers[1]:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"--publish {text!r} is not [ADDRESS:]PORT:PORT", "for example: -p 8080:80"
+        ) from None
+    return Port(address, *numbers)

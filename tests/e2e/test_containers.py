@@ -1,0 +1,188 @@
+"""pybuild run: containers from images, and what the command line may change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from harness import Pybuild
+from rootless import Installation, Rootless, command
+
+pytestmark = pytest.mark.e2e
+
+NONE = "--network=none"
+TEXT = """\
+FROM busybox
+ENV A=1 B=2
+WORKDIR /w
+USER 7:8
+ENTRYPOINT ["echo", "in:"]
+CMD ["it"]
+"""
+
+
+@pytest.fixture
+def image(pybuild: Pybuild) -> Pybuild:
+    pybuild(NONE, "-q", "-t", "app", pybuild.context(TEXT)).ok()
+    return pybuild
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "expected"),
+    [
+        ("", "", "in: it"),
+        ("", "that", "in: that"),
+        ("--entrypoint=pwd", "", "/w"),
+        ("--entrypoint=pwd -w /etc", "", "/etc"),
+        ("--entrypoint=pwd --workdir=/new/one", "", "/new/one"),
+        ("--entrypoint=id", "-u", "7"),
+        ("--entrypoint=id -u 5:6", "-g", "6"),
+        ("--entrypoint=", "echo bare", "bare"),
+        ("--rm --entrypoint=env -e A=3 -e C -e D -e E=x=y", "", "A=3\nB=2\nC=5\nE=x=y"),
+    ],
+)
+def test_what_is_run(image: Pybuild, options: str, words: str, expected: str) -> None:
+    done = image("run", NONE, *options.split(), "app", *words.split(), env={"C": "5"}).ok()
+    lines = [line for line in done.out.splitlines() if not line.startswith(("PATH=", "HOME="))]
+    assert "\n".join(lines) == expected
+
+
+def test_file_of_variables(image: Pybuild, tmp_path: Path) -> None:
+    (tmp_path / "vars").write_text("# a comment\nA=from file\n\nC\nD=4\n")
+    options = ("--entrypoint=env", "--env-file", tmp_path / "vars", "-e", "D=5")
+    said = image("run", NONE, *options, "app").ok().out
+    assert "A=from file\n" in said and "C=" not in said and "D=5\n" in said
+
+
+def test_no_command(pybuild: Pybuild) -> None:
+    pybuild(NONE, "-q", "-t", "mute", pybuild.context("FROM scratch\nLABEL a=b\n")).ok()
+    assert "names no command" in pybuild("run", NONE, "mute").failed(2).err
+
+
+def test_volumes(image: Pybuild, tmp_path: Path) -> None:
+    """Root inside is who owns the files outside; ro is ro; what is made is made as whoever runs it."""
+    folder = tmp_path / "shown"
+    folder.mkdir()
+    (folder / "f").write_text("1")
+    script = "cat /v/f && stat -c %u /v/f && touch /v/new /r/new; cat /r/f /one"
+    volumes = ("-v", f"{folder}:/v", "-v", f"{folder}:/r:ro", "-v", f"{folder}/f:/one")
+    done = image("run", NONE, "--entrypoint=sh", "-u", "0", *volumes, "app", "-c", script)
+    assert done.code == 0 and done.out == "10\n11" and "Read-only file system" in done.err
+    made = (folder / "new").stat()
+    assert (made.st_uid, made.st_gid) == (0, 0)
+    relative = image("run", NONE, "--entrypoint=ls", "-v", "./shown:/v", "app", "/v", cwd=tmp_path).ok()
+    assert relative.out == "f\nnew\n"
+
+
+def test_volume_of_a_user(installation: Installation, busybox: Path) -> None:
+    """As it is for root, with the ids that the user has; what is another's stays out of reach."""
+    user: Rootless = installation.pybuild(installation.ranges, "volumes")
+    (user.work / "busybox.tar").write_bytes(busybox.read_bytes())
+    user("load", user.work / "busybox.tar").ok()
+    script = "touch /v/new && stat -c %u /v/new /v && ! cat /v/secret"
+    secret = user.work / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)  # root's
+    done = user("run", NONE, "-v", f"{user.work}:/v", "busybox", "sh", "-c", script).ok()
+    assert done.out == "0\n0\n"
+    assert (user.work / "new").stat().st_uid == user.user.uid
+
+
+@pytest.mark.parametrize(
+    "options",
+    """
+    -v/nothing/there:/x -vname:/x -v/tmp:x -v/tmp:/x:rx -p80 -p1:2:3:4 -px:80 -p70000:80 -p8080:0 -p127.0.0.1:80/udp
+    --env==x -wrelative --network=host,-p1:1
+    """.split(),
+)
+def test_options_that_make_no_sense(image: Pybuild, options: str) -> None:
+    image("run", *options.split(","), "app").failed(2)
+
+
+SERVER = "while true; do echo served-by-$1 | nc -l -p $2; done"
+
+
+def hear(port: int, patience: float = 10.0) -> str:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as server:
+                if said := server.makefile().read().strip():
+                    return said
+        except OSError:
+            pass
+        time.sleep(0.05)
+    return ""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("network", ["none", "default"])
+def test_ports_and_neighbours(pybuild: Pybuild, busybox: Path, network: str) -> None:
+    """Two containers of one image at once: each its own port, processes and files; they end with Ctrl-C."""
+    running = []
+    ports = [free_port(), free_port()]
+    for number, port in enumerate(ports):
+        script = f"echo {number} > /own; echo mine: $(cat /own) >&2; {SERVER}"
+        words, env = command(
+            pybuild, "run", f"--network={network}", "-p", f"{port}:80", "busybox", "sh", "-c", script, "sh", str(number), "80"
+        )  # fmt: skip
+        running.append(subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True))
+    try:
+        for number, (port, process) in enumerate(zip(ports, running, strict=True)):
+            assert process.stderr is not None and process.stderr.readline() == f"mine: {number}\n"
+            assert hear(port) == f"served-by-{number}"
+            assert hear(port) == f"served-by-{number}", "more than once"
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+    assert [process.returncode for process in running] == [130, 130]
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", ports[0]), timeout=1)
+
+
+def test_much_through_a_port(pybuild: Pybuild) -> None:
+    """Both ways at once, to the last byte, and the end of either way is passed on."""
+    port = free_port()
+    words, env = command(
+        pybuild, "run", NONE, "-p", f"{port}:7", "busybox", "nc", "-l", "-p", "7", "-e", "cat"
+    )
+    sent = os.urandom(3 << 20)
+    with subprocess.Popen(words, env=env) as process:
+        end = time.monotonic() + 10
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        with connection:
+
+            def send() -> None:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+
+            threading.Thread(target=send).start()
+            heard = b""
+            while data := connection.recv(1 << 16):
+                heard += data
+        assert heard == sent and process.wait(20) == 0
+
+
+def test_port_that_is_taken(image: Pybuild) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        said = image("run", NONE, "-p", f"{port}:80", "app").failed().err
+    assert "listening on a port: " in said
