@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
@@ -12,6 +13,8 @@ from builder.registry.transport import leads_inside
 from builder.strict_json import loads
 
 TOKEN_LIMIT = 1 << 16
+_LIFETIME = 60.0  # of a token that does not say (distribution's token specification)
+_LONGEST_LIFETIME = 86400.0
 
 
 def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
@@ -38,6 +41,14 @@ def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """The value of an Authorization header, and for how many seconds it is good."""
+
+    value: str
+    lifetime: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRequest:
     """What to ask of a token server: GET, or POST where there is a body."""
 
@@ -47,22 +58,36 @@ class TokenRequest:
 
 
 def authorization(
-    header: str, registry: str, scopes: tuple[str, ...], credentials: Credentials
-) -> Generator[TokenRequest, bytes, str]:
-    """Yield the request for a token, if one has to be made, receive its body, return the value of
-    an Authorization header that answers the challenge *header*.
+    challenges: tuple[str, ...], registry: str, scopes: tuple[str, ...], credentials: Credentials
+) -> Generator[TokenRequest, bytes, Grant]:
+    """Yield the request for a token, if one has to be made, receive its body, return what answers
+    one of the *challenges* (WWW-Authenticate headers): Bearer's, if there is one.
 
     The realm must be https (or http on the registry's own host) and not a private address other
     than the registry's (REG-06). Raises Unauthorized and Untrusted.
     """
-    scheme, parameters = parse_challenge(header)
+    parsed = [parse_challenge(header) for header in challenges]
+    scheme, parameters = min(parsed, key=lambda item: item[0] != "bearer")
     if scheme == "basic" and credentials.user:
-        return credentials.basic()
+        return Grant(credentials.basic())
     if credentials.registry_token:
-        return f"Bearer {credentials.registry_token}"
+        return Grant(f"Bearer {credentials.registry_token}")
     realm = parameters.get("realm", "")
     if scheme != "bearer" or not realm:
         raise Unauthorized(f"{registry} needs credentials", f"pybuild login {registry}")
+    host = _realm_host(realm, registry)
+    body = yield _token_request(realm, parameters.get("service", ""), scopes, credentials)
+    answer = loads(body, f"the token from {host}", TOKEN_LIMIT)
+    if not isinstance(answer, dict):
+        raise Untrusted(f"{host} answered a token request with something else")
+    token = answer.get("token") or answer.get("access_token")
+    if not isinstance(token, str) or not (token.isascii() and token.isprintable()):
+        raise Untrusted(f"{host} answered a token request without a token")
+    return Grant(f"Bearer {token}", _lifetime(answer.get("expires_in")))
+
+
+def _realm_host(realm: str, registry: str) -> str:
+    """The host of a token server that may be asked. Raises Untrusted."""
     try:
         parts = urlsplit(realm)
         host, _port = parts.hostname or "", parts.port
@@ -73,12 +98,14 @@ def authorization(
         raise Untrusted(f"{registry} sends token requests to {parts.scheme}://{host}, which is not safe")
     if leads_inside(registry, host):
         raise Untrusted(f"{registry} sends token requests to {host}, which is not on the internet")
-    body = yield _token_request(realm, parameters.get("service", ""), scopes, credentials)
-    answer = loads(body, f"the token from {host}", TOKEN_LIMIT)
-    token = answer.get("token") or answer.get("access_token") if isinstance(answer, dict) else None
-    if not isinstance(token, str) or not token.isprintable():
-        raise Untrusted(f"{host} answered a token request without a token")
-    return f"Bearer {token}"
+    return host
+
+
+def _lifetime(stated: object) -> float:
+    """Seconds, from what a token server says of them."""
+    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
+        return min(float(stated), _LONGEST_LIFETIME)
+    return _LIFETIME
 
 
 def _token_request(

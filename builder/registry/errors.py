@@ -5,6 +5,7 @@ RegistryError       root; a BuildError
     Unauthorized    the registry wants credentials
     Unavailable     it cannot be reached, or keeps failing
     Untrusted       it answered something that must not be used
+    Blocked         the configuration forbids to use it
 """
 
 from __future__ import annotations
@@ -30,3 +31,7 @@ class Unavailable(RegistryError):
 
 class Untrusted(RegistryError):
     """A wrong digest or size, an unsafe redirect, a body that contradicts its headers."""
+
+
+class Blocked(RegistryError):
+    """registries.conf forbids it."""

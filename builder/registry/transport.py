@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import random
 import socket
 import time
@@ -17,48 +18,76 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 
+from builder.errors import BuildError
+from builder.registry import proxies
 from builder.registry.errors import Unavailable, Untrusted
+from builder.strict_json import loads
 
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRIES = 6
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
-_TRIES = 6
 _CONNECT_TRIES = 3  # nobody listens, or the name is not known: seldom cured by waiting
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_TIMEOUT = 15.0
 _READ_TIMEOUT = 60.0
+_SLOWEST = 1024  # bytes a second
 _CHUNK = 1 << 18
+_IDLE_CONNECTIONS = 8
+_DETAIL = 300  # characters of an error's own words that are shown
 
 
 # What is sent: bytes, or a file that is opened anew for each try; its size is in a header.
 Body = bytes | Callable[[], BinaryIO]
 
 
-class _NotConnected(OSError):
+class BrokenOff(OSError):
+    """The connection ended, or brought nothing for too long, before all was said."""
+
+
+class _NotConnected(BrokenOff):
     """No connection could be made."""
 
 
 @dataclass(slots=True)
 class Response:
-    """Status, headers and the stream of a body."""
+    """Status, headers (the first of each name) and the stream of a body.
+
+    ``data`` is the body where it was asked for whole, ``challenges`` are the headers of a 401.
+    """
 
     status: int
     headers: Mapping[str, str]
+    challenges: tuple[str, ...]
     url: str
+    patience: float
     _raw: Any
+    data: bytes = b""
 
     def read(self, limit: int, what: str) -> bytes:
-        """The whole body. Raises Untrusted when it is longer than *limit* bytes."""
+        """The whole body. Raises Untrusted when it is longer than *limit* bytes, BrokenOff."""
         data = b"".join(self.chunks(limit + 1))
         if len(data) > limit:
             raise Untrusted(f"{what} is longer than {limit} bytes")
         return data
+
+    def detail(self) -> str:
+        """What an error says of itself, in one printable line of bounded length."""
+        if "content-encoding" in self.headers:
+            return ""
+        if self.headers.get("content-type", "").startswith("text/html"):
+            return "with a web page"
+        data = self.data
+        with contextlib.suppress(OSError):
+            data = data or b"".join(self.chunks(_CHUNK))
+        text = _stated(data) or data[: 4 * _DETAIL].decode("utf-8", "replace")
+        return "".join(char if char.isprintable() else " " for char in text).strip()[:_DETAIL]
 
     def discard(self) -> None:
         """Let go of the answer, whatever more there is of it."""
@@ -67,119 +96,199 @@ class Response:
                 pass
 
     def chunks(self, limit: int) -> Iterator[bytes]:
-        """The body in pieces, at most about *limit* bytes. Raises OSError when it breaks off."""
-        left = limit
+        """The body in pieces, at most *limit* bytes.
+
+        Raises BrokenOff where it ends too soon, or is slower than a server that works ever is.
+        """
+        left, waited, brought = limit, 0.0, 0
         try:
-            while left > 0 and (data := self._raw.read(min(_CHUNK, left), decode_content=False)):
+            while left > 0:
+                start = time.monotonic()
+                data = self._raw.read1(min(_CHUNK, left), decode_content=False)
+                if not data:
+                    break
                 left -= len(data)
+                waited += time.monotonic() - start
+                brought += len(data)
+                if waited > self.patience:
+                    if brought < _SLOWEST * waited:
+                        raise BrokenOff(f"it sends less than {_SLOWEST} bytes a second")
+                    waited, brought = 0.0, 0
                 yield data
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise OSError(f"the connection broke off: {error}") from None
+            raise BrokenOff(_reason(error)) from None
         finally:
             self._raw.close()
 
 
 @dataclass(slots=True)
 class Transport:
-    """A connection pool to one registry, or other server. ``sleep`` and ``jitter`` are seams for tests."""
+    """Connections to one registry, or other server, and to where it redirects.
+
+    Who gave up once (``lost`` says why) asks no more: of a hundred layers each would wait as long.
+    ``sleep``, ``jitter`` and ``patience`` (seconds without an answer) are seams for tests.
+    """
 
     registry: str
     scheme: str = "https"
     encoded: bool = False  # a body may come compressed, the caller sees to it
+    verified: bool = True  # whether the registry itself (no other host) needs a certificate that is trusted
+    tries: int = TRIES
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
-    _pool: Any = field(default=None)
-
-    def __post_init__(self) -> None:
-        timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_READ_TIMEOUT)
-        proxy = _proxy_for(self.registry, self.scheme)
-        if proxy:
-            self._pool = urllib3.ProxyManager(proxy, timeout=timeout, retries=False, blocksize=_CHUNK)
-        else:
-            self._pool = urllib3.PoolManager(timeout=timeout, retries=False, blocksize=_CHUNK, maxsize=8)
+    patience: float = _READ_TIMEOUT
+    lost: str = ""
+    _pools: dict[tuple[str, bool], Any] = field(default_factory=dict)
 
     def close(self) -> None:
-        self._pool.clear()
+        for pool in self._pools.values():
+            pool.clear()
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """GET; see ``request``."""
         return self.request("GET", url, headers)
 
     def request(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, tries: int = _TRIES
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, limit: int = 0
     ) -> Response:
         """A request with retries and safe redirects. Any final status is returned, not raised.
 
-        *body* is sent anew in each of the *tries*. Raises Unavailable after the last and Untrusted
-        for an unsafe redirect.
+        *body* is sent anew in each try. With *limit* the answer's body is read within the try, at
+        most that many bytes of it; without it is the caller's to read. Raises Unavailable after the
+        last try, and Untrusted for what must not be followed or is too long.
         """
-        failure, attempt = "", 0
-        while attempt < tries:
+        if self.lost:
+            raise self._unavailable()
+        failures, tries = 0, self.tries
+        while True:
             response = None
             try:
-                response = self._follow(method, url, dict(headers), body)
+                response = self.attempt(method, url, headers, body)
+                if limit:
+                    self._load(response, limit)
+                if response.status not in TRANSIENT:
+                    return response
+                failure = f"it answered {response.status} {response.detail()}".strip()
             except _NotConnected as error:
                 failure, tries = str(error), min(tries, _CONNECT_TRIES)
-            except OSError as error:
+            except BrokenOff as error:
                 failure = str(error)
-            if response is not None and response.status not in _TRANSIENT:
-                return response
-            wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2**attempt) * self.jitter()
-            if response is not None:
-                failure = f"it answered {response.status}"
-                wait = max(wait, _retry_after(response.headers))
-                response._raw.close()
-            attempt += 1
-            if attempt < tries:
-                self.sleep(wait)
-        raise Unavailable(
-            f"{self.registry} could not be reached: {failure[:300]}",
-            "check the name, the network and any proxy",
-        )
+            failures += 1
+            if failures >= tries:
+                raise self.give_up(f"{self.registry} could not be reached: {failure[:_DETAIL]}")
+            self.pause(failures, response)
 
-    def _follow(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
-        origin = _origin(url)
+    def _load(self, response: Response, limit: int) -> None:
+        """Read the body whole. That of an error is only shown, and may as well be cut."""
+        if response.status >= 400:
+            response.data = next(response.chunks(min(limit, _CHUNK)), b"")
+            response.discard()
+        else:
+            response.data = response.read(limit, f"what {self.registry} answered")
+
+    def give_up(self, why: str) -> Unavailable:
+        """The error to raise, for the reason *why*; nothing is asked from here on."""
+        self.lost = why
+        return self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        hint = "check the name, the network and any proxy"
+        if "it answered 429" in self.lost:
+            hint = f"wait, or log in: pybuild login {self.registry}"
+        return Unavailable(self.lost, hint)
+
+    def pause(self, failures: int, response: Response | None) -> None:
+        """Wait before the next try: longer after each failure, and as long as the answer asks for."""
+        wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (failures - 1)) * self.jitter()
+        self.sleep(max(wait, _retry_after(response.headers) if response else 0.0))
+
+    def attempt(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None
+    ) -> Response:
+        """A request that is made once, with safe redirects. Raises BrokenOff and Untrusted."""
+        kept, origin = dict(headers), _origin(url)
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._once(method, url, headers, body)
+            response = self._once(method, url, kept, body)
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
-            if method not in ("GET", "HEAD"):
-                response._raw.close()
-                raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
             response._raw.close()
-            target = self._redirect(url, response.headers["location"])
-            url = target
+            if method not in ("GET", "HEAD"):
+                raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
+            url = self._redirect(url, response.headers["location"])
             if _origin(url) != origin:
-                headers = {k: v for k, v in headers.items() if k.lower() not in ("authorization", "cookie")}
+                kept = {k: v for k, v in kept.items() if k.lower() not in ("authorization", "cookie")}
         raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
 
     def _once(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
+        sent = body() if callable(body) else body
         try:
-            raw = self._pool.request(
+            raw = self._pool(url).request(
                 method,
                 url,
-                body=body() if callable(body) else body,
+                body=sent,
                 headers={"Accept-Encoding": "identity", "User-Agent": "pybuild", **headers},
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
             )
         except urllib3.exceptions.SSLError as error:
-            if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-                raise OSError(str(error)) from None
-            raise Untrusted(
-                f"{self.registry} has no certificate that this machine trusts: {error}",
-                "add its certificate authority to the machine's, or name it in SSL_CERT_FILE",
-            ) from None
-        except urllib3.exceptions.NewConnectionError as error:
-            raise _NotConnected(str(error).rpartition("): ")[2]) from None
-        except urllib3.exceptions.HTTPError as error:
-            raise OSError(str(error)) from None
-        found = {key.lower(): value for key, value in raw.headers.items()}
-        if found.get("content-encoding", "identity") != "identity" and not self.encoded:
+            raise self._tls_failure(url, str(error)) from None
+        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
+            raise _NotConnected(_reason(error)) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise BrokenOff(_reason(error)) from None
+        finally:
+            if sent is not None and not isinstance(sent, bytes):
+                sent.close()
+        found: dict[str, str] = {}
+        for name, value in raw.headers.items():
+            found.setdefault(name.lower(), value)
+        encoding = found.get("content-encoding", "identity")
+        if encoding != "identity" and not self.encoded and raw.status < 400:
             raw.close()
             raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
-        return Response(raw.status, found, url, raw)
+        challenges = tuple(raw.headers.getlist("www-authenticate"))
+        return Response(raw.status, found, challenges, url, self.patience, raw)
+
+    def _pool(self, url: str) -> Any:
+        """The connections for a URL: through its proxy or not, with certificates checked or not."""
+        proxy = proxies.proxy_for(url, os.environ)
+        verified = self.verified or _origin(url)[1:] != _origin(f"{self.scheme}://{self.registry}")[1:]
+        if (proxy, verified) not in self._pools:
+            self._pools.setdefault((proxy, verified), self._made(proxy, verified))
+        return self._pools[proxy, verified]
+
+    def _made(self, proxy: str, verified: bool) -> Any:
+        options: dict[str, Any] = {
+            "timeout": urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=self.patience),
+            "retries": False,
+            "blocksize": _CHUNK,
+            "maxsize": _IDLE_CONNECTIONS,
+        }
+        if not verified:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+        if not proxy:
+            return urllib3.PoolManager(**options)
+        parts = urlsplit(proxy)
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=pair)
+            proxy = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return urllib3.ProxyManager(proxy, **options)
+
+    def _tls_failure(self, url: str, text: str) -> BrokenOff | Untrusted:
+        """A connection that broke off while it was made may be tried again, the rest stays as it is."""
+        host = urlsplit(url).netloc
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return Untrusted(
+                f"{host} has no certificate that this machine trusts: {text[:_DETAIL]}",
+                "add its certificate authority to the machine's, or name it in SSL_CERT_FILE",
+            )
+        if "EOF" in text or "timed out" in text:
+            return BrokenOff(text)
+        hint = f"if it speaks plain HTTP: --insecure-registry {host}" if "WRONG_VERSION" in text else ""
+        return Untrusted(f"{host} speaks no TLS that this machine does: {text[:_DETAIL]}", hint)
 
     def resolve(self, source: str, location: str) -> tuple[str, bool]:
         """Where a Location that came from *source* leads, and whether that is the same origin.
@@ -203,6 +312,37 @@ class Transport:
         if _origin(target) != _origin(source) and leads_inside(self.registry, parts.hostname):
             raise Untrusted(f"{self.registry} sends to {parts.hostname}, which is not on the internet")
         return target
+
+
+def _stated(data: bytes) -> str:
+    """The first error of a body as registries send it; "" for any other body."""
+    try:
+        value = loads(data, "an error", _CHUNK)
+        first = value["errors"][0] if isinstance(value, dict) else None
+        return f"{first['code']}: {first['message']}" if first else ""
+    except (BuildError, LookupError, TypeError):
+        return ""
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a connection, in words for users."""
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "it said nothing for too long"
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return f"no connection in {_CONNECT_TIMEOUT:.0f} seconds"
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return f"the proxy: {_reason(error.original_error)}"
+    if isinstance(error, urllib3.exceptions.ProtocolError) and isinstance(error.args[-1], Exception):
+        error = error.args[-1]
+    if isinstance(error, urllib3.exceptions.IncompleteRead):
+        return f"the connection broke off after {error.partial} bytes"
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).rpartition("): ")[2] or type(error).__name__
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs have scheme, host and port in common."""
+    return _origin(one) == _origin(other)
 
 
 def leads_inside(registry: str, host: str) -> bool:
@@ -237,13 +377,7 @@ def _kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
 
 def is_loopback(registry: str) -> bool:
     """Whether a registry's ``host[:port]`` is on this machine; such may be asked over HTTP."""
-    host = urlsplit(f"//{registry}").hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return proxies.is_loopback(urlsplit(f"//{registry}").hostname or "")
 
 
 def _origin(url: str) -> tuple[str, str, int]:
@@ -259,16 +393,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return min(float(text), _LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
     return max(0.0, min(moment - time.time(), _LONGEST_RETRY_AFTER))
-
-
-def _proxy_for(registry: str, scheme: str) -> str:
-    """The proxy of the environment for *scheme*, unless no_proxy or loopback speaks against it."""
-    from urllib.request import getproxies, proxy_bypass
-
-    host = urlsplit(f"//{registry}").hostname or registry
-    if is_loopback(registry) or proxy_bypass(host):
-        return ""
-    return getproxies().get(scheme, "")

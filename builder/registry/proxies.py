@@ -1,0 +1,78 @@
+"""Which proxy a URL is asked through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as curl and Go read them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from builder.errors import BuildError
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> str:
+    """The proxy's URL, or "" where none is to be used: loopback never has one. Raises BuildError."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    name = f"{parts.scheme}_proxy"
+    proxy = _setting(environ, name)
+    if not proxy or is_loopback(host) or _exempt(host, port, _setting(environ, "no_proxy")):
+        return ""
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        found = urlsplit(proxy)
+        usable = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise BuildError(f"{name.upper()} is not the URL of an HTTP proxy", "for example: http://proxy:3128")
+    return proxy
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address says that it is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _setting(environ: Mapping[str, str], name: str) -> str:
+    """The lower-case spelling counts before the other. HTTP_PROXY of a CGI program is its client's."""
+    if name == "http_proxy" and "REQUEST_METHOD" in environ:
+        return environ.get(name, "").strip()
+    return (environ.get(name) or environ.get(name.upper()) or "").strip()
+
+
+def _exempt(host: str, port: int, rules: str) -> bool:
+    return any(_rule_covers(rule.strip().lower(), host.lower(), port) for rule in rules.split(","))
+
+
+def _rule_covers(rule: str, host: str, port: int) -> bool:
+    """One entry of NO_PROXY: ``*``, a network, an address, a domain (``.domain``: only what is below it),
+    the last two with or without a port.
+    """
+    if not rule or rule == "*":
+        return bool(rule)
+    address = _address(host)
+    try:
+        return address is not None and address in ipaddress.ip_network(rule, strict=False)
+    except ValueError:
+        pass
+    name, colon, digits = rule.rpartition(":")
+    if colon and digits.isdigit():
+        rule = name
+        if int(digits) != port:
+            return False
+    if address is not None:
+        return address == _address(rule.strip("[]"))
+    rule = rule.removeprefix("*")
+    return host == rule or host.endswith(rule if rule.startswith(".") else f".{rule}")
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

@@ -1,0 +1,160 @@
+"""Requests to one registry with the credentials it wants: a token for each scope, renewed in time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from builder.registry import proxies
+from builder.registry.auth import TOKEN_LIMIT, authorization
+from builder.registry.credentials import Credentials, CredentialStore
+from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
+from builder.registry.transport import TRIES, Body, Response, Transport, is_loopback, same_origin
+
+ANSWER_LIMIT = TOKEN_LIMIT
+_HUB = {"docker.io": "registry-1.docker.io"}
+_PROBE_SECONDS = 5.0
+_PROBES = 3
+_EARLY = 60.0  # seconds before its end that a token is renewed, or a quarter of its life
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """An Authorization header, until when it is good (monotonic seconds), what it answers."""
+
+    value: str
+    until: float
+    challenges: tuple[str, ...]
+
+
+class Session:
+    """One registry's ``/v2/`` (``base``). HTTPS; plain HTTP only with a loopback host or an *insecure*
+    one, and only if it answers that (REG-15). The certificate of an insecure one may be anyone's.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        insecure: bool = False,
+        transport: Transport | None = None,
+        credentials: Credentials | None = None,
+        tries: int = TRIES,
+    ) -> None:
+        """*credentials* are those of docker's configuration, if None."""
+        self.name = registry
+        host = _HUB.get(registry, registry)
+        plain = (insecure or is_loopback(registry)) and _speaks_http(host)
+        scheme = "http" if plain else "https"
+        self.base = f"{scheme}://{host}/v2"
+        self.transport = transport or Transport(host, scheme, verified=not insecure, tries=tries)
+        self._credentials = credentials
+        self._tokens: dict[tuple[str, ...], _Token] = {}  # by scopes
+        self._authorizing = threading.Lock()
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        scopes: tuple[str, ...],
+        headers: dict[str, str],
+        body: Body | None = None,
+        limit: int = ANSWER_LIMIT,
+        once: bool = False,
+    ) -> Response:
+        """A request, made again with a (new) token where the registry wants one.
+
+        *limit* is as for ``Transport.request``; *once* makes one try. Raises RegistryError, and BrokenOff
+        where there is one try.
+        """
+
+        def send(token: str) -> Response:
+            given = headers | ({"Authorization": token} if token else {})
+            if once:
+                return self.transport.attempt(method, url, given, body)
+            return self.transport.request(method, url, given, body, limit)
+
+        token = self._token(scopes)
+        response = send(token)
+        if response.status != 401 or not response.challenges:
+            return response
+        response.discard()
+        if not same_origin(response.url, url):
+            raise Untrusted(
+                f"{self.name} redirects to {urlsplit(response.url).netloc}, which wants credentials"
+            )
+        return send(self._renewed(scopes, token, response.challenges))
+
+    def _token(self, scopes: tuple[str, ...]) -> str:
+        """The token for *scopes*, a new one where its time is nearly over; "" before the first."""
+        token = self._tokens.get(scopes)
+        if token is None:
+            return ""
+        if time.monotonic() < token.until:
+            return token.value
+        return self._renewed(scopes, token.value, token.challenges)
+
+    def _renewed(self, scopes: tuple[str, ...], old: str, challenges: tuple[str, ...]) -> str:
+        """A token other than *old*: the one that another thread got meanwhile, or a new one."""
+        with self._authorizing:
+            token = self._tokens.get(scopes)
+            if token is None or token.value == old:
+                token = self._authorization(challenges, scopes)
+                self._tokens[scopes] = token
+            return token.value
+
+    def _authorization(self, challenges: tuple[str, ...], scopes: tuple[str, ...]) -> _Token:
+        if self._credentials is None:
+            self._credentials = CredentialStore().find(self.name)
+        flow = authorization(challenges, self.name, scopes, self._credentials)
+        asked_at = time.monotonic()
+        try:
+            asked = next(flow)
+            method = "GET" if asked.body is None else "POST"
+            response = self.transport.request(method, asked.url, asked.headers, asked.body, TOKEN_LIMIT)
+            if response.status != 200:
+                whose = "for nobody" if self._credentials.anonymous else "for these credentials"
+                raise Unauthorized(
+                    f"{self.name} gave no token {whose} ({response.status})", f"pybuild login {self.name}"
+                )
+            flow.send(response.data)
+        except StopIteration as done:
+            grant = done.value
+            good = grant.lifetime - min(_EARLY, grant.lifetime / 4)
+            return _Token(grant.value, asked_at + good, challenges)
+        raise AssertionError("a token takes one request")
+
+    def failure(self, response: Response, what: str) -> RegistryError:
+        """The error for an answer that was not hoped for."""
+        detail = response.detail()
+        response.discard()
+        if response.status == 404:
+            return NotFound(f"{what} does not exist ({detail})", "check the name and the tag")
+        if response.status in (401, 403):
+            login = f"pybuild login {self.name}, as a user who may"
+            return Unauthorized(f"{what}: not allowed with these credentials ({detail})", login)
+        return RegistryError(f"{self.name} answered {response.status} for {what}: {detail}")
+
+
+def _speaks_http(host: str) -> bool:
+    """Whether a registry answers plain HTTP (one that wants TLS does not); asked without credentials."""
+    if proxies.proxy_for(f"http://{host}/v2/", os.environ):
+        return True  # who is insecure and behind a proxy cannot be looked at
+    parts = urlsplit(f"//{host}")
+    for _ in range(_PROBES):
+        try:
+            address = (parts.hostname or "", parts.port or 80)
+            with socket.create_connection(address, timeout=_PROBE_SECONDS) as connection:
+                connection.settimeout(_PROBE_SECONDS)
+                connection.sendall(f"GET /v2/ HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+                answer = connection.recv(64)
+        except ConnectionResetError:
+            continue
+        except OSError:
+            break
+        # A TLS server answers either with an alert or, in words, with 400.
+        return answer.startswith(b"HTTP/") and b" 400 " not in answer
+    return False

@@ -1,0 +1,280 @@
+"""One blob on its way to a registry (distribution-spec 1.1, "Pushing blobs").
+
+POST begins an upload and says where it is (Location, which each answer may change). One PUT sends
+the whole. Where that breaks off, or is too large for the registry or a proxy before it, what is
+missing is sent in chunks by PATCH: GET of the upload's Location says what has arrived. A PUT
+without bytes ends it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+from urllib.parse import quote
+
+from builder.registry.errors import Untrusted
+from builder.registry.session import Session
+from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response
+from cache.descriptor import Descriptor
+
+_CHUNK = 16 << 20  # bytes of a PATCH
+_SMALLEST_CHUNK = 1 << 18  # what no proxy finds too large
+_PROGRESS = 1 << 20  # bytes that have to arrive before an upload breaks off, to be no failure
+_STREAM = "application/octet-stream"
+_TOO_LARGE = 413
+_TAKEN = (201, 202, 204)
+
+
+@dataclass(slots=True)
+class Upload:
+    """The state of one upload. ``_location`` is "" before it is begun, ``_arrived`` the bytes that the
+    registry has, ``_chunk`` the size of a PATCH, 0 while the whole is sent by one PUT.
+    """
+
+    session: Session
+    repository: str
+    descriptor: Descriptor
+    path: str
+    progress: Callable[[int], None]
+    _location: str = ""
+    _own: bool = True  # whether the location is the registry itself, which gets credentials
+    _arrived: int = 0
+    _chunk: int = 0
+    _whole_refused: bool = False
+    _counted: int = 0
+
+    def run(self, mount_from: str) -> bool:
+        """Have the blob mounted from the repository *mount_from* ("": none), or send it.
+
+        Returns whether bytes were sent. Raises RegistryError.
+        """
+        failures, best = 0, 0
+        while True:
+            if not self._location:
+                if failures and has_blob(self.session, self.repository, self.descriptor):
+                    self._show(self.descriptor.size)  # only the answer was lost
+                    return True
+                if self._begin(mount_from):
+                    self._show(self.descriptor.size)
+                    return False
+                mount_from = ""
+            response = None
+            try:
+                response = self._send_chunks() if self._chunk else self._send_whole()
+                if response is None:
+                    return True
+                why = f"it answered {response.status} {response.detail()}".strip()
+                response.discard()
+            except BrokenOff as error:
+                why = str(error)
+                self._look()
+            failures += 1
+            if self._arrived - best >= _PROGRESS:
+                failures, best = 1, self._arrived
+            if failures >= self.session.transport.tries:
+                raise self.session.transport.give_up(f"{self._what} broke off: {why}")
+            self.session.transport.pause(failures, response)
+
+    @property
+    def _what(self) -> str:
+        return f"the upload of {self.session.name}/{self.repository}@{self.descriptor.digest}"
+
+    def _begin(self, mount_from: str) -> bool:
+        """Begin an upload; True where the blob was mounted and there is nothing to send."""
+        start = f"{self.session.base}/{quote(self.repository)}/blobs/uploads/"
+        scopes = push_scopes(self.repository)
+        self._arrived = 0
+        self._show(0)
+        if mount_from:
+            url = f"{start}?mount={self.descriptor.digest}&from={quote(mount_from, safe='')}"
+            both = (*scopes, f"repository:{mount_from}:pull")
+            response = self.session.ask("POST", url, both, {"Content-Length": "0"}, b"")
+            if response.status == 201:
+                return True
+            if response.status == 202:
+                self._move(url, response)
+                return False
+            # The registry does not do that, or not for us.
+        response = self.session.ask("POST", start, scopes, {"Content-Length": "0"}, b"")
+        if response.status != 202:
+            raise self.session.failure(response, f"starting {self._what}")
+        self._move(start, response)
+        return False
+
+    def _send_whole(self) -> Response | None:
+        """PUT all bytes. None where they arrived, the answer where trying again may help."""
+        response = self._put(0, self.descriptor.size)
+        if response.status in (201, 204):
+            response.discard()
+            return None
+        if response.status == _TOO_LARGE:
+            self._whole_refused = True
+            self._chunk = _CHUNK
+        elif response.status in TRANSIENT:
+            self._chunk = _CHUNK
+        elif response.status not in (404, 416):  # the upload is gone, or somewhere else
+            raise self.session.failure(response, self._what)
+        self._location = ""
+        return response
+
+    def _send_chunks(self) -> Response | None:
+        """PATCH what is missing, PUT the end. None where all is done, the answer that was no help if not."""
+        while self._arrived < self.descriptor.size:
+            start, count = self._arrived, min(self._chunk, self.descriptor.size - self._arrived)
+            response = self._patch(start, count)
+            if response.status in _TAKEN and self._arrived == start + count:
+                continue
+            if response.status == _TOO_LARGE and self._chunk > _SMALLEST_CHUNK:
+                response.discard()
+                self._shrink()
+                continue
+            if response.status in _TAKEN:
+                pass  # not all of it: counted as a failure
+            elif response.status == 416 or response.status in TRANSIENT:
+                self._look()
+            elif response.status == 404:
+                self._location = ""
+            elif self._whole_refused:
+                raise self.session.failure(response, self._what)
+            else:  # it does not take chunks
+                self._chunk, self._location = 0, ""
+            return response
+        response = self._put(self.descriptor.size, 0)
+        if response.status in _TAKEN:
+            response.discard()
+            return None
+        if response.status in TRANSIENT:
+            self._look()
+        elif response.status in (404, 416):
+            self._location = ""
+        elif self._whole_refused:
+            raise self.session.failure(response, self._what)
+        else:
+            self._chunk, self._location = 0, ""
+        return response
+
+    def _shrink(self) -> None:
+        self._chunk = max(_SMALLEST_CHUNK, min(self._chunk, self.descriptor.size) // 4)
+
+    def _look(self) -> None:
+        """Ask what has arrived. Where the registry does not know, the upload is begun anew.
+
+        In any case smaller pieces are sent: what is too large for someone may just break off.
+        """
+        if self._chunk:
+            self._shrink()
+        self._chunk = self._chunk or _CHUNK
+        try:
+            response = self._ask("GET", self._location, {}, None)
+        except BrokenOff:
+            self._location = ""
+            return
+        if response.status == 204:
+            self._take(response, self._arrived, self._location)
+        else:
+            response.discard()
+            self._location = ""
+
+    def _put(self, start: int, count: int) -> Response:
+        mark = "&" if "?" in self._location else "?"
+        url = f"{self._location}{mark}digest={quote(self.descriptor.digest, safe='')}"
+        headers = {"Content-Type": _STREAM, "Content-Length": str(count)}
+        return self._ask("PUT", url, headers, self._slice(start, count))
+
+    def _patch(self, start: int, count: int) -> Response:
+        headers = {
+            "Content-Type": _STREAM,
+            "Content-Length": str(count),
+            "Content-Range": f"{start}-{start + count - 1}",
+        }
+        source = self._location
+        response = self._ask("PATCH", source, headers, self._slice(start, count))
+        if response.status in _TAKEN:
+            self._take(response, start + count, source)
+        return response
+
+    def _take(self, response: Response, assumed: int, source: str) -> None:
+        """Note what an answer says has arrived, *assumed* where it does not say, and where to go on."""
+        text = response.headers.get("range", "").removeprefix("bytes=")
+        first, _, last = text.partition("-")
+        arrived = int(last) + 1 if first == "0" and last.isdigit() and len(last) < 19 else assumed
+        # "0-0" is what registries say of an upload without bytes, and of one with a single byte.
+        self._arrived = 0 if text == "0-0" and assumed != 1 else arrived
+        if self._arrived > self.descriptor.size:
+            raise Untrusted(f"{self.session.name} says that more has arrived of {self._what} than there is")
+        self._show(self._arrived)
+        if "location" in response.headers:
+            self._move(source, response)
+        else:
+            response.discard()
+
+    def _move(self, source: str, response: Response) -> None:
+        """Go on where the answer says, which may not be the registry itself (REG-07)."""
+        location = response.headers.get("location", "")
+        response.discard()
+        if not location:
+            raise Untrusted(f"{self.session.name} does not say where to go on with {self._what}")
+        was_own = self._own if self._location else True
+        self._location, same = self.session.transport.resolve(source, location)
+        self._own = was_own and same
+
+    def _ask(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
+        """One try, with credentials where it is the registry that is asked. Raises BrokenOff."""
+        if self._own:
+            return self.session.ask(method, url, push_scopes(self.repository), headers, body, once=True)
+        return self.session.transport.attempt(method, url, headers, body)
+
+    def _slice(self, start: int, count: int) -> Body:
+        """A part of the file, told to the progress while it is read."""
+        if not count:
+            return b""
+
+        def opened() -> BinaryIO:
+            self._show(start)
+            return cast(BinaryIO, _Part(self.path, start, count, lambda done: self._show(start + done)))
+
+        return opened
+
+    def _show(self, position: int) -> None:
+        self.progress(position - self._counted)
+        self._counted = position
+
+
+def push_scopes(repository: str) -> tuple[str, ...]:
+    """What a token for pushing is to be good for."""
+    return (f"repository:{repository}:pull,push",)
+
+
+def has_blob(session: Session, repository: str, descriptor: Descriptor) -> bool:
+    """Whether the repository has a blob already. Raises RegistryError."""
+    url = f"{session.base}/{quote(repository)}/blobs/{descriptor.digest}"
+    response = session.ask("HEAD", url, push_scopes(repository), {})
+    length = response.headers.get("content-length", str(descriptor.size))
+    return response.status == 200 and length == str(descriptor.size)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file; ``read`` tells *show* how many there were so far."""
+
+    def __init__(self, path: str, start: int, count: int, show: Callable[[int], None]) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file.seek(start)
+        self._left = count
+        self._done = 0
+        self._show = show
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        self._done += len(data)
+        self._show(self._done)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,332 @@
+"""HTTP servers that do anything at all: one that is told each answer, one before a real registry that
+lets chosen requests go wrong. Both remember what they were asked, with every header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+_STALL_LIMIT = 20.0
+_KEPT = ("host", "connection", "content-length", "transfer-encoding", "keep-alive")
+
+
+@dataclass
+class Asked:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    @property
+    def route(self) -> str:
+        return self.path.partition("?")[0]
+
+
+@dataclass
+class Answer:
+    """An answer as it is to be sent; its length is stated unless ``headers`` do."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Exchange:
+    """One request and the connection that waits for its answer."""
+
+    def __init__(self, asked: Asked, handler: http.server.BaseHTTPRequestHandler) -> None:
+        self.asked = asked
+        self._handler = handler
+        self._left = int(asked.headers.get("content-length", "0"))
+        self._body = b""
+
+    def read(self, count: int = -1) -> bytes:
+        """The request's body, or what there is of it after *count* more bytes."""
+        wanted = self._left if count < 0 else min(count, self._left)
+        data = self._handler.rfile.read(wanted)
+        self._left -= len(data)
+        self._body += data
+        return self._body
+
+    def send(self, answer: Answer) -> None:
+        """Answer, after reading all that was sent."""
+        self.read()
+        self._handler.wfile.write(self.head(answer) + self.shown(answer))
+
+    def shown(self, answer: Answer) -> bytes:
+        return b"" if self.asked.method == "HEAD" else answer.body
+
+    def head(self, answer: Answer) -> bytes:
+        headers = {"Content-Length": str(len(answer.body)), **answer.headers}
+        if answer.status == 204:
+            headers.pop("Content-Length")
+        lines = [f"HTTP/1.1 {answer.status} X", *(f"{name}: {value}" for name, value in headers.items())]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def write(self, data: bytes) -> None:
+        self._handler.wfile.write(data)
+
+    def end(self) -> None:
+        """Close the connection in good order."""
+        self._handler.close_connection = True
+
+    def reset(self) -> None:
+        """End the connection by RST."""
+        self._handler.close_connection = True
+        connection = self._handler.connection
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self._handler.rfile.close()
+        self._handler.wfile.close()
+        connection.close()
+
+    def stall(self) -> None:
+        """Say nothing until the client hangs up."""
+        self._handler.close_connection = True
+        connection = self._handler.connection
+        connection.settimeout(_STALL_LIMIT)
+        with contextlib.suppress(OSError):
+            while connection.recv(1 << 16):
+                pass
+
+    def forward(self, host: str) -> Answer:
+        """What another server answers."""
+        connection = http.client.HTTPConnection(host, timeout=30)
+        try:
+            kept = {name: value for name, value in self.asked.headers.items() if name not in _KEPT}
+            headers = {**kept, "Host": self.asked.headers["host"]}
+            connection.request(self.asked.method, self.asked.path, self.read(), headers)
+            answer = connection.getresponse()
+            body = answer.read()
+            found = {name: value for name, value in answer.getheaders() if name.lower() != "connection"}
+            return Answer(answer.status, found, body)
+        finally:
+            connection.close()
+
+
+class Listener:
+    """A server on loopback whose every answer is made by ``answer``; ``asked`` is all it heard.
+
+    With *tls* (key, certificate) it speaks HTTPS, as its ``context`` is set up.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", tls: tuple[Path, Path] | None = None) -> None:
+        self.asked: list[Asked] = []
+        self.connections = 0
+        self.peak = 0
+        self.answer: Callable[[Exchange], None] = lambda exchange: exchange.send(Answer(404))
+        self._now = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = -1
+
+            def any(self) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                asked = Asked(self.command, self.path, headers)
+                exchange = Exchange(asked, self)
+                if self.request_version == "HTTP/1.0":
+                    exchange.send(Answer(200))  # only a look at what is spoken here
+                    return
+                outer.enter(asked)
+                try:
+                    outer.answer(exchange)
+                finally:
+                    outer.leave()
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = any
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def process_request(self, request: Any, address: Any) -> None:
+                outer.connections += 1
+                super().process_request(request, address)
+
+            def handle_error(self, request: Any, address: Any) -> None:
+                pass  # clients that hang up are what many tests are about
+
+        self._server = Server((host, 0), Handler)
+        self.port = int(self._server.server_address[1])
+        self.host = f"{host}:{self.port}"
+        if tls is not None:
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.context.load_cert_chain(tls[1], tls[0])
+            self._server.socket = self.context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def enter(self, asked: Asked) -> None:
+        with self._lock:
+            self.asked.append(asked)
+            self._now += 1
+            self.peak = max(self.peak, self._now)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._now -= 1
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+Fault = Callable[[Exchange, Answer], None]
+
+
+class Faulty(Listener):
+    """What stands before a real registry. ``plan`` says for each request (its number, from 0, and what
+    it is) which fault it meets, or None. Tokens are given to everybody.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.plan: Callable[[int, Asked], Fault | None] = lambda number, asked: None
+        self.answer = self._answer
+        self.count = 0
+
+    def begin(self, plan: Callable[[int, Asked], Fault | None]) -> None:
+        """Forget what was, and go by *plan*."""
+        self.asked.clear()
+        self.count = 0
+        self.plan = plan
+
+    def _answer(self, exchange: Exchange) -> None:
+        if exchange.asked.route == "/token":
+            exchange.send(Answer(200, {"Content-Type": "application/json"}, b'{"token": "fine"}'))
+            return
+        with self._lock:
+            number, self.count = self.count, self.count + 1
+        fault = self.plan(number, exchange.asked)
+        if fault is None:
+            exchange.send(exchange.forward(self.upstream))
+        else:
+            fault(exchange, Answer())
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+
+def faults(host: str, upstream: str) -> dict[str, tuple[Fault, bool]]:
+    """Faults by name, and whether each passes if it is only met once."""
+    page = b"<html><body>please log in</body></html>" * 20
+
+    def status(code: int, **headers: str) -> Fault:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return lambda exchange, _: exchange.send(Answer(code, named, b'{"errors": [{"code": "NO"}]}'))
+
+    def reset(exchange: Exchange, _: Answer) -> None:
+        exchange.reset()
+
+    def half_a_header(exchange: Exchange, _: Answer) -> None:
+        head = exchange.head(exchange.forward(upstream))
+        exchange.write(head[: len(head) // 2])
+        exchange._handler.wfile.flush()
+        exchange.reset()
+
+    def cut(part: float) -> Fault:
+        """Break off in the body: the request's if it has one, else the answer's."""
+
+        def play(exchange: Exchange, _: Answer) -> None:
+            size = int(exchange.asked.headers.get("content-length", "0"))
+            if size:
+                exchange.read(int((size - 1) * part))
+            else:
+                answer = exchange.forward(upstream)
+                body = exchange.shown(answer)
+                exchange.write(exchange.head(answer) + body[: int(max(0, len(body) - 1) * part)])
+                exchange._handler.wfile.flush()
+            exchange.reset()
+
+        return play
+
+    def stall(exchange: Exchange, _: Answer) -> None:
+        exchange.stall()
+
+    def stall_in_body(exchange: Exchange, _: Answer) -> None:
+        answer = exchange.forward(upstream)
+        exchange.write(exchange.head(answer) + exchange.shown(answer)[: len(answer.body) // 2])
+        exchange._handler.wfile.flush()
+        exchange.stall()
+
+    def length(difference: int) -> Fault:
+        def play(exchange: Exchange, _: Answer) -> None:
+            answer = exchange.forward(upstream)
+            answer.headers["Content-Length"] = str(max(0, len(answer.body) + difference))
+            exchange.send(answer)
+            exchange.end()
+
+        return play
+
+    def flipped(exchange: Exchange, _: Answer) -> None:
+        answer = exchange.forward(upstream)
+        middle = len(answer.body) // 2
+        changed = bytes(byte ^ 1 for byte in answer.body[middle : middle + 1])
+        answer.body = answer.body[:middle] + changed + answer.body[middle + 1 :]
+        exchange.send(answer)
+
+    def with_page(exchange: Exchange, _: Answer) -> None:
+        exchange.send(Answer(200, {"Content-Type": "text/html"}, page))
+
+    def squeezed(exchange: Exchange, _: Answer) -> None:
+        answer = exchange.forward(upstream)
+        answer.headers["Content-Encoding"] = "gzip"
+        exchange.send(answer)
+
+    def around(exchange: Exchange, _: Answer) -> None:
+        exchange.send(Answer(307, {"Location": exchange.asked.path}))
+
+    soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3))
+    challenge = f'Bearer realm="http://{host}/token",service="x"'
+    return {
+        "reset": (reset, True),
+        "half-a-header": (half_a_header, True),
+        **{f"cut-{part}": (cut(part / 9), True) for part in range(10)},
+        **{str(code): (status(code), True) for code in (408, 425, 429, 500, 502, 503, 504)},
+        "429-seconds": (status(429, Retry_After="2"), True),
+        "429-date": (status(429, Retry_After=soon), True),
+        "503-seconds": (status(503, Retry_After="7"), True),
+        "401": (status(401, WWW_Authenticate=challenge), True),
+        "stall": (stall, True),
+        "stall-in-body": (stall_in_body, True),
+        "longer-length": (length(10), True),
+        "shorter-length": (length(-10), False),
+        "flipped": (flipped, False),
+        "401-bare": (status(401), False),
+        "403": (status(403), False),
+        "400": (status(400), False),
+        "501": (status(501), False),
+        "page": (with_page, False),
+        "gzip": (squeezed, False),
+        "loop": (around, False),
+    }
