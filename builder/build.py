@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from builder import VERSION
 from builder.assemble import assemble
+from builder.deliver import Built, deliver, first_of, known_steps
 from builder.errors import BuildError, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
-from builder.execute.mounts import cache_name
 from builder.execute.run import check_shared_network
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
@@ -23,18 +23,17 @@ from builder.image.local import put_config
 from builder.image.model import ImageConfig
 from builder.inputs import Inputs, read_ignore
 from builder.plan.graph import Plan, Step
-from builder.plan.ops import CacheMount, CopyFiles, RunCommand
+from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import BuildRequest, BuildResult, Output
+from builder.request import BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime.rootless import was_real_root
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest, digest
-from cache.errors import CacheError
 from cache.kernel import ONE_ID, keeps_owners
-from cache.layers import clamped, diff_id
+from cache.layers import diff_id
 from cache.scan import StatIndex
 from cache.store import Store
 from grammar import ast
@@ -44,48 +43,57 @@ from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
 
 if TYPE_CHECKING:
-    from builder.caching.exports import Known
     from builder.caching.imports import Imports
 
 
 def build(
     request: BuildRequest, inputs: Inputs, workshop: Workshop, session: Session, look: Look | None = None
 ) -> tuple[BuildResult, Plan, Solver]:
-    """Build an image and tag it. Raises BuildError (with an excerpt of the file) or CacheError.
+    """Build an image for each platform, and tag it. Raises BuildError (with an excerpt) or CacheError.
 
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
     seen of the context a moment ago.
     """
-    store, sink = workshop.store, workshop.sink
     findings: list[Finding] = []
-    made = plan_file(request, inputs, workshop, findings)
-    _prepare(made, workshop, session)
+    requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
+    plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]
+    _prepare(plans, workshop, session)
     workshop.contexts = _contexts(request, inputs, workshop, look)
     imports = _imports(request, workshop)
-    try:
-        solver, config = _solve(request, inputs, made, workshop, imports)
-    except LayerLost as error:
-        if imports is None:
-            raise
-        sink(Notice(f"building without the caches, as one cannot be used: {error.message}", True))
-        imports.forget()
-        made = plan_file(request, inputs, workshop, [])  # bases that were left in their registries
-        solver, config = _solve(request, inputs, made, workshop, None)
-    store.sync()
-    image = put_config(store, config)
+    built: list[Built] = []
+    for wanted, made in zip(requests, plans, strict=True):
+        first = 1 + sum(len(one.made.steps) for one in built)
+        try:
+            built.append(_solve(wanted, inputs, made, workshop, imports, first))
+        except LayerLost as error:
+            if imports is None:
+                raise
+            note = f"building without the caches, as one cannot be used: {error.message}"
+            workshop.sink(Notice(note, warning=True))
+            imports.forget()
+            imports = None
+            again = plan_file(wanted, inputs, workshop, [])  # bases that were left in their registries
+            built.append(_solve(wanted, inputs, again, workshop, None, first))
+    workshop.store.sync()
     workshop.layers.tag_complete()
-    _deliver(request, made, store, image, config, sink)
-    _export_caches(request, made, solver, workshop)
+    deliver(request, built, workshop)
     if imports is not None:
         imports.close()
-    declared = tuple(argument.name for argument in made.arguments)
-    return BuildResult(image, made.unused_args, shown_findings(findings, inputs), declared), made, solver
+    chosen = first_of(built)
+    result = BuildResult(
+        chosen.image,
+        chosen.made.unused_args,
+        tuple(dict.fromkeys(shown_findings(findings, inputs))),
+        tuple(argument.name for argument in chosen.made.arguments),
+        tuple((str(one.platform), one.image) for one in built if one is not chosen),
+    )
+    return result, chosen.made, chosen.solver
 
 
-def _prepare(made: Plan, workshop: Workshop, session: Session) -> None:
+def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
     """See that steps have what they need, and say what they have to do without."""
     sink = workshop.sink
-    runs = [step.op for step in made.steps if isinstance(step.op, RunCommand)]
+    runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
     if any(op.network == "default" for op in runs):
         workshop.launcher = session.add_network()
         if session.shares_network:
@@ -98,10 +106,13 @@ def _prepare(made: Plan, workshop: Workshop, session: Session) -> None:
 
 
 def _solve(
-    request: BuildRequest, inputs: Inputs, made: Plan, workshop: Workshop, imports: Imports | None
-) -> tuple[Solver, ImageConfig]:
-    """Solve every step and put the image's config together; its layers are in the store then."""
-    solver = Solver(made, workshop, workshop.sink, request.no_cache, imports)
+    request: BuildRequest, inputs: Inputs, made: Plan, workshop: Workshop, imports: Imports | None, first: int
+) -> Built:
+    """Solve every step and put the image's config together; its layers are in the store then.
+
+    *first* is the number that the first step is shown with.
+    """
+    solver = Solver(made, workshop, workshop.sink, request.no_cache, imports, first)
     try:
         solver.run(request.jobs)
     except StepError as error:
@@ -111,7 +122,8 @@ def _solve(
             for context in workshop.contexts.values():
                 context.index.save(_write_index(workshop.store))
     inline = any(place.kind == "inline" for place in request.cache_to)
-    return solver, _image(made, solver, workshop, inline)
+    config = _image(made, solver, workshop, inline)
+    return Built(put_config(workshop.store, config), config, made, solver)
 
 
 def _imports(request: BuildRequest, workshop: Workshop) -> Imports | None:
@@ -274,125 +286,9 @@ def _image(made: Plan, solver: Solver, workshop: Workshop, with_cache: bool) -> 
         from builder.caching.exports import records_of
         from builder.caching.records import INLINE, encode
 
-        records = records_of(workshop.store, _known(made, solver, workshop.store), False)
+        records = records_of(workshop.store, known_steps(made, solver, workshop.store), False)
         config = replace(config, extra={**config.extra, INLINE: encode(records)})
     return config
-
-
-def _export_caches(request: BuildRequest, made: Plan, solver: Solver, workshop: Workshop) -> None:
-    """Write what --cache-to asks for. Raises BuildError or CacheError."""
-    wanted = [place for place in request.cache_to if place.kind != "inline"]
-    if not wanted:
-        return
-    from builder.caching.exports import export
-
-    known = _known(made, solver, workshop.store)
-    for place in wanted:
-        try:
-            export(workshop.store, workshop.layers, known, place, request.insecure_registries, workshop.sink)
-        except (BuildError, CacheError) as error:
-            if not place.ignore_error:
-                raise
-            workshop.sink(Notice(f"the cache {place.place} was not written: {error.message}", True))
-
-
-def _known(made: Plan, solver: Solver, store: Store) -> Known:
-    """What this build knows of its steps, for shared caches."""
-    from builder.caching.exports import Known, StepResult
-
-    steps, mounts = [], dict[str, list[tuple[str, str]]]()
-    for step in made.steps:
-        result = solver.results[id(step)]
-        if not result.layer:
-            continue  # it came from outside
-        linked = isinstance(step.op, CopyFiles) and step.op.link
-        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ""
-        steps.append(StepResult(result.key, run, result.created, result.layer))
-        for mount in step.op.mounts if isinstance(step.op, RunCommand) else ():
-            if isinstance(mount, CacheMount) and mount.origin < 0:
-                name = cache_name(mount, ())
-                folder = store.path("caches", name)
-                if os.path.isdir(folder) and (name, folder) not in mounts.setdefault(mount.id, []):
-                    mounts[mount.id].append((name, folder))
-    last = frozenset(solver.results[id(line.step)].key for line in made.lines if line.step is not None)
-    return Known(tuple(steps), last, tuple(solver.contents.items()), mounts)
-
-
-def _deliver(
-    request: BuildRequest, made: Plan, store: Store, image: Digest, config: ImageConfig, sink: Sink
-) -> None:
-    """Outputs first, names last: a name never means an image whose export failed."""
-    for output in request.outputs:
-        _export(output, request, made, store, image, config, sink)
-    for tag in request.tags:
-        store.tag(tag, image)
-    if request.iidfile:
-        try:
-            with open(request.iidfile, "w", encoding="ascii") as file:
-                file.write(image)
-        except OSError as error:
-            raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
-
-
-def _export(
-    output: Output,
-    request: BuildRequest,
-    made: Plan,
-    store: Store,
-    image: Digest,
-    config: ImageConfig,
-    sink: Sink,
-) -> None:
-    epoch = made.epoch if output.rewrite_timestamp else None
-    if output.kind in ("tar", "local"):
-        from builder.export.root import write_folder, write_root
-
-        (write_root if output.kind == "tar" else write_folder)(store, config, output.dest, sink, epoch)
-        return
-    from builder.export.archive import write_archive
-    from builder.export.image import Form, form
-
-    marks: dict[Digest, dict[str, str]] = {}
-    if epoch is not None:
-        image, config, marks = _rewritten(made, store, config, epoch)
-    names = output.names or request.tags
-    wanted = Form(
-        output.compression,
-        output.level,
-        output.force,
-        output.docker_types,
-        dict(output.annotations),
-        dict(output.index_annotations),
-    )
-    base = len(config.diff_ids) - sum(line.step is not None for line in made.lines)
-    formed = form(store, image, config, wanted, sink, base, marks)
-    if output.kind == "registry":
-        from builder.push import push
-        from grammar.reference import parse_reference
-
-        if not names:
-            raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
-        for name in names:
-            push(store, formed, parse_reference(name), sink, request.insecure_registries)
-            sink(Notice(f"pushed {name}@{formed.top.digest}"))
-        return
-    docker = output.kind == "docker"
-    write_archive(store, formed, config, names, output.dest, sink, docker, wanted.index_annotations)
-
-
-def _rewritten(
-    made: Plan, store: Store, config: ImageConfig, epoch: int
-) -> tuple[Digest, ImageConfig, dict[Digest, dict[str, str]]]:
-    """The image with no time of this build's layers after *epoch*; what marks such layers (T90)."""
-    new = sum(line.step is not None for line in made.lines)
-    kept = len(config.diff_ids) - new
-    layers = [clamped(store, layer, epoch) for layer in config.diff_ids[kept:]]
-    config = replace(config, diff_ids=(*config.diff_ids[:kept], *layers))
-    return (
-        put_config(store, config),
-        config,
-        {layer: {"buildkit/rewritten-timestamp": str(epoch)} for layer in layers},
-    )
 
 
 def warn_unused(result: BuildResult, sink: Sink) -> None:

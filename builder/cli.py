@@ -297,7 +297,7 @@ def _save(args: Sequence[str]) -> int:
     )
     options = parser.parse_args(args)
     from builder.export.archive import write_archive
-    from builder.export.image import Form, form
+    from builder.export.image import Form, form, picture
     from builder.image.local import find, names_for
 
     options.progress, options.quiet = "auto", False
@@ -307,15 +307,8 @@ def _save(args: Sequence[str]) -> int:
         names = names_for(store, options.name, image)
         sink = _sink(options)
         try:
-            write_archive(
-                store,
-                form(store, image, config, Form(), sink),
-                config,
-                names,
-                options.output,
-                sink,
-                docker=True,
-            )
+            shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
+            write_archive(store, shown, names, options.output, sink, docker=True)
         finally:
             sink.close()
     return 0

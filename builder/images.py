@@ -52,7 +52,7 @@ def pull(args: Sequence[str], tools: Tools) -> int:
 def push(args: Sequence[str], tools: Tools) -> int:
     options = _options(tools, "push", "Push images to the registries in their names.", args, many=True)
     tools.enter(options)
-    from builder.export.image import Form, form
+    from builder.export.image import Form, form, picture
     from builder.push import push as send
 
     sink = tools.sink(options)
@@ -61,9 +61,9 @@ def push(args: Sequence[str], tools: Tools) -> int:
             for name in options.name:
                 image, config = find(store, name)
                 wanted = reference(name)
-                formed = form(store, image, config, Form(), sink)
-                send(store, formed, wanted, sink, frozenset(options.insecure_registry))
-                tools.show(f"{wanted.name}@{formed.top.digest}")
+                shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
+                send(store, shown, wanted, sink, frozenset(options.insecure_registry))
+                tools.show(f"{wanted.name}@{shown.top.digest}")
             store.sync()
     finally:
         sink.close()

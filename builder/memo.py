@@ -42,6 +42,7 @@ def remember(
         or request.no_cache_stages
         or request.pull in ("always", "newer")
         or request.cache_to
+        or request.platforms
     ):
         return  # asked for anew each time
     if result.unused_args:  # to be warned of each time

@@ -47,6 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "-f", "--file", metavar="FILE", help="the Dockerfile (default: CONTEXT/Dockerfile; -: standard input)"
     )
+    add(
+        "--platform",
+        action="append",
+        default=[],
+        metavar="OS/ARCH[,...]",
+        help="what to build for (default: this machine's)",
+    )
     add("--target", default="", metavar="STAGE", help="build up to this stage")
     add("--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="set an ARG (repeatable)")
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="label the image (repeatable)")
@@ -166,6 +173,7 @@ def build_request(options: argparse.Namespace) -> Any:
         contexts=dict(_named_context(item) for item in options.build_context),
         epoch=_epoch(arguments),
         sandbox=sandbox(options),
+        platforms=_platforms(options.platform),
         cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
         cache_to=tuple(_cache(text, "--cache-to") for text in options.cache_to),
     )
@@ -353,6 +361,16 @@ def _output(text: str) -> Any:
     if kind == "local" and dest == "-":
         raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
     return made
+
+
+def _platforms(items: list[str]) -> tuple[str, ...]:
+    from builder.image.model import host, parse_platform
+
+    try:
+        found = [str(parse_platform(word, host())) for item in items for word in item.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--platform: {error}") from None
+    return tuple(dict.fromkeys(found))
 
 
 def _cache(text: str, option: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from builder.events import Meter, Sink
-from builder.export.image import Formed
+from builder.export.image import Picture
 from builder.registry.client import Registry
 from builder.registry.sources import another_source, remember_source
 from cache.descriptor import Descriptor
@@ -16,15 +16,15 @@ from grammar.reference import Reference
 _AT_ONCE = 4
 
 
-def push(store: Store, formed: Formed, reference: Reference, sink: Sink, insecure: frozenset[str]) -> None:
-    """Push an image as *reference*.
+def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecure: frozenset[str]) -> None:
+    """Push an image, or an index of several, as *reference*.
 
     Blobs that the repository has are not sent, those that another repository of the registry is
     known to have are mounted from there. The name means the image only when all of it is there.
     Raises BuildError or CacheError.
     """
-    blobs = list(dict.fromkeys((item.digest, item.size) for item in (*formed.layers, formed.config)))
-    meter = Meter(f"pushing {reference.familiar}", sum(size for _, size in blobs), sink)
+    blobs = shown.blobs()
+    meter = Meter(f"pushing {reference.familiar}", sum(blobs.values()), sink)
     with Registry(reference.registry, insecure) as registry:
 
         def send(item: tuple[Digest, int]) -> None:
@@ -40,8 +40,11 @@ def push(store: Store, formed: Formed, reference: Reference, sink: Sink, insecur
             remember_source(store, reference, digest)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for job in [pool.submit(send, item) for item in blobs]:
+            for job in [pool.submit(send, item) for item in blobs.items()]:
                 job.result()
         meter.finish()
-        name = reference.tag or reference.digest or formed.top.digest
-        registry.push_manifest(reference.repository, name, formed.top.media_type, formed.body)
+        if len(shown.parts) > 1:
+            for part, _platform in shown.parts:
+                registry.push_manifest(reference.repository, part.top.digest, part.top.media_type, part.body)
+        name = reference.tag or reference.digest or shown.top.digest
+        registry.push_manifest(reference.repository, name, shown.top.media_type, shown.body)

@@ -115,6 +115,7 @@ class BuildRequest:
     ``context`` is a folder, or "" where ``remote`` says what it is instead: a URL, or STDIN;
     ``dockerfile`` is then a path in it. ``contexts`` go by their normalised names.
     ``pull`` is when registries are asked for base images: always, missing, never or newer.
+    ``platforms`` are what it is built for, this machine's without any.
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds: when everything this build makes was made.
     """
@@ -129,6 +130,7 @@ class BuildRequest:
     outputs: tuple[Output, ...] = ()
     network: str = "default"
     no_cache: bool = False
+    platforms: tuple[str, ...] = ()
     pull: str = "missing"
     no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
@@ -147,9 +149,13 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What came out: the image ID (the digest of its config), and what deserves attention."""
+    """What came out: the image ID (the digest of its config), and what deserves attention.
+
+    Of several platforms it is the ID for this machine, else for the first; ``others`` are the rest.
+    """
 
     image: str
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     declared_args: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()

@@ -60,7 +60,7 @@ class StoreResolver:
                 if self.policy == "newer":
                     note = f"{reference.familiar} is used as it is here: {error.message}"
                     self.workshop.sink(Notice(note, warning=True))
-            store.index.set_memo(_memo(reference, platform), image.encode())
+            remember_platform(store, reference, platform, image)
         config = config_of(store, image)
         if not self.metadata_only and not all(map(self.workshop.layers.named, config.diff_ids)):
             snapshots(store, config)  # says what is missing
@@ -104,6 +104,11 @@ def find_image(store: Store, reference: Reference, platform: Platform) -> Digest
     if platform != host() and _architecture(config_of(store, image).platform) != _architecture(platform):
         return None
     return image
+
+
+def remember_platform(store: Store, reference: Reference, platform: Platform, image: Digest) -> None:
+    """Keep in mind which image *reference* means for a *platform* other than this machine's."""
+    store.index.set_memo(_memo(reference, platform), image.encode())
 
 
 def _architecture(platform: Platform) -> tuple[str, str]:

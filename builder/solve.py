@@ -102,14 +102,16 @@ class Solver:
         sink: Callable[[Event], None],
         no_cache: bool,
         imports: Imports | None = None,
+        first: int = 1,
     ) -> None:
+        """*first* is the number that the first step is shown with."""
         self._plan = plan
         self._workshop = workshop
         self._store = workshop.store
         self._imports = imports
         self._sink = sink
         self._no_cache = no_cache
-        self._numbers = {id(step): number for number, step in enumerate(plan.steps, 1)}
+        self._numbers = {id(step): number for number, step in enumerate(plan.steps, first)}
         self.results: dict[int, Solved] = {}
         self.contents: dict[Alias, str] = {}
 

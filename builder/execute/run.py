@@ -71,6 +71,8 @@ def run_command(
             raise BuildError(f"the container launcher is gone: {error.strerror}") from None
     if outcome.error:
         hint = _NETWORK_HINT if outcome.network_failed else ""
+        if op.foreign and "Exec format error" in outcome.error:
+            hint = _FOREIGN_HINT.format(op.foreign)
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
         raise _failure(op, step, outcome, outcome.oom_kills > 0 or _oom_kills() > killed_before)
@@ -79,6 +81,10 @@ def run_command(
     return commit(draft, reduce=True), outcome
 
 
+_FOREIGN_HINT = (
+    "this machine does not run programs for {}: register qemu for them (package qemu-user-static, with the F "
+    "flag), or compile in a stage FROM --platform=$BUILDPLATFORM"
+)
 _NETWORK_HINT = "build with --network=none, or with --network=host if you trust the Dockerfile"
 
 

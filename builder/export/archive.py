@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
-from builder.export.image import Formed
-from builder.image.model import INDEX_TYPE, ImageConfig, to_json
+from builder.export.image import Picture
+from builder.image.model import INDEX_TYPE, to_json
 from cache.descriptor import Descriptor
 from cache.digest import Digest, hex_of
 from cache.entries import DIRECTORY, FILE, Entry
@@ -27,8 +27,7 @@ _CHUNK = 1 << 20
 
 def write_archive(
     store: Store,
-    formed: Formed,
-    config: ImageConfig,
+    shown: Picture,
     names: tuple[str, ...],
     dest: str,
     sink: Sink,
@@ -42,32 +41,31 @@ def write_archive(
     """
     small = {
         "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": _index(formed.top, config, names, annotations or {}),
+        "index.json": _index(shown, names, annotations or {}),
     }
     if docker:
+        ((formed, _platform),) = shown.parts
         small["manifest.json"] = _docker_manifest(formed.config.digest, formed.layers, names)
-    blobs = {item.digest: item.size for item in (formed.config, formed.top, *formed.layers)}
+    blobs = shown.blobs() | {
+        item.digest: item.size for item in (shown.top, *(part.top for part, _ in shown.parts))
+    }
     with destination(dest) as write:
         _write_tar(store, small, blobs, write, sink)
 
 
-def _index(
-    top: Descriptor, config: ImageConfig, names: tuple[str, ...], annotations: Mapping[str, str]
-) -> bytes:
+def _index(shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str]) -> bytes:
     """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
     entries = []
     for name in names or ("",):
-        item = top.to_json()
+        item = shown.top.to_json()
         marks = dict(annotations)
         if name:
             marks["io.containerd.image.name"] = name
             marks["org.opencontainers.image.ref.name"] = parse_reference(name).tag or "latest"
         if marks:
             item["annotations"] = marks
-        platform = {"architecture": config.platform.architecture, "os": config.platform.os}
-        if config.platform.variant:
-            platform["variant"] = config.platform.variant
-        item["platform"] = platform
+        if len(shown.parts) == 1:
+            item["platform"] = shown.parts[0][1].to_json()
         entries.append(item)
     return to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
 

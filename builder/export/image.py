@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from builder.events import Meter, Sink
-from builder.image.model import CONFIG_TYPE, DOCKER_CONFIG_TYPE, ImageConfig, manifest
+from builder.image.model import (
+    CONFIG_TYPE,
+    DOCKER_CONFIG_TYPE,
+    DOCKER_LIST_TYPE,
+    INDEX_TYPE,
+    ImageConfig,
+    Platform,
+    manifest,
+    to_json,
+)
 from cache import compression as comp
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
@@ -41,6 +50,30 @@ class Formed:
     layers: tuple[Descriptor, ...]
     body: bytes
     top: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What an output names: an image, or an index of images for several platforms. ``body`` is its bytes."""
+
+    parts: tuple[tuple[Formed, Platform], ...]
+    top: Descriptor
+    body: bytes
+
+    def blobs(self) -> dict[Digest, int]:
+        """Every blob but the manifests and the index, and how long it is."""
+        return {item.digest: item.size for part, _ in self.parts for item in (part.config, *part.layers)}
+
+
+def picture(store: Store, parts: Sequence[tuple[Formed, Platform]], docker_types: bool = False) -> Picture:
+    """One image, or the index of several, whose bytes are then in the store."""
+    if len(parts) == 1:
+        return Picture(tuple(parts), parts[0][0].top, parts[0][0].body)
+    media = DOCKER_LIST_TYPE if docker_types else INDEX_TYPE
+    items = [{**part.top.to_json(), "platform": platform.to_json()} for part, platform in parts]
+    body = to_json({"schemaVersion": 2, "mediaType": media, "manifests": items})
+    store.put_blob(body)
+    return Picture(tuple(parts), Descriptor(media, digest_of(body), len(body)), body)
 
 
 def form(

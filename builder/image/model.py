@@ -23,6 +23,7 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _MACHINES = {
@@ -45,6 +46,13 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def to_json(self) -> dict[str, str]:
+        """As an index has it (image-spec image-index.md)."""
+        out = {"architecture": self.architecture, "os": self.os}
+        if self.variant:
+            out["variant"] = self.variant
+        return out
 
 
 def host() -> Platform:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from builder.errors import BuildError, Cancelled, PlanError
-from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, scratch
+from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
 from builder.plan.context import Local, Origin, StageContext
 from builder.plan.convert import StageState, clean, convert
 from builder.plan.graph import Argument, HistoryLine, Plan, Step, needed
@@ -76,10 +76,10 @@ class _Planner:
         self._request = request
         self._resolver = resolver
         self._linter = linter
-        self._platform = host()
+        self._platform = parse_platform(request.platforms[0], host()) if request.platforms else host()
         self._escape = file.directives.escape
         target = request.target or file.stages[-1].start.name
-        predefined = platform_args(self._platform, self._platform, target)
+        predefined = platform_args(self._platform, host(), target)
         self._scope = Scope(dict(request.build_args), predefined)
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: list[tuple[str, str, str]] = []
@@ -218,9 +218,10 @@ class _Planner:
         return self._intern(files, None, (), span, f"[internal] context {name}")
 
     def _label(self, stage: Stage) -> str:
+        foreign = f"{self._platform} " if self._platform != host() else ""
         if stage.node.start.name:
-            return stage.node.start.name
-        return f"stage-{stage.index}" if len(self._stages.all) > 1 else ""
+            return foreign + stage.node.start.name
+        return foreign + (f"stage-{stage.index}" if len(self._stages.all) > 1 else "")
 
     def _from_image(self, stage: Stage, counter: _Counter) -> StageState:
         start = stage.node.start

@@ -1,0 +1,203 @@
+"""What becomes of a build: outputs, names, shared caches; in that order, so that no name means half of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from builder.errors import BuildError
+from builder.events import Notice
+from builder.execute.mounts import cache_name
+from builder.execute.workshop import Workshop
+from builder.image.local import put_config
+from builder.image.model import ImageConfig, Platform, host
+from builder.plan.graph import Plan
+from builder.plan.ops import CacheMount, CopyFiles, RunCommand
+from builder.request import BuildRequest, Output
+from builder.resolve import remember_platform
+from builder.solve import Solver
+from cache.digest import Digest
+from cache.errors import CacheError
+from cache.layers import clamped
+from cache.store import Store
+from grammar.reference import parse_reference
+
+if TYPE_CHECKING:
+    from builder.caching.exports import Known
+    from builder.export.image import Formed
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The image for one platform, and how it came about."""
+
+    image: Digest
+    config: ImageConfig
+    made: Plan
+    solver: Solver
+
+    @property
+    def platform(self) -> Platform:
+        return self.config.platform
+
+
+def first_of(built: Sequence[Built]) -> Built:
+    """The image for this machine, else the first."""
+    return next((one for one in built if one.platform == host()), built[0])
+
+
+def deliver(request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+    """Write outputs, then give the image its names, then leave caches. Raises BuildError or CacheError."""
+    store, chosen = workshop.store, first_of(built)
+    for output in request.outputs:
+        _export(output, request, built, workshop)
+    for tag in request.tags:
+        for one in [one for one in built if one.platform != host()]:
+            remember_platform(store, parse_reference(tag), one.platform, one.image)
+        store.tag(tag, chosen.image)
+    if request.iidfile:
+        try:
+            with open(request.iidfile, "w", encoding="ascii") as file:
+                file.write(chosen.image)
+        except OSError as error:
+            raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
+    _export_caches(request, built, workshop)
+
+
+# -- outputs -------------------------------------------------------------------------------
+
+
+def _export(output: Output, request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+    if output.kind in ("tar", "local"):
+        _export_files(output, built, workshop)
+        return
+    from builder.export.archive import write_archive
+    from builder.export.image import picture
+
+    store, sink = workshop.store, workshop.sink
+    names = output.names or request.tags
+    parts = [(_formed(output, one, workshop), one.platform) for one in built]
+    shown = picture(store, parts, output.docker_types)
+    if output.kind == "registry":
+        from builder.push import push
+
+        if not names:
+            raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
+        for name in names:
+            push(store, shown, parse_reference(name), sink, request.insecure_registries)
+            sink(Notice(f"pushed {name}@{shown.top.digest}"))
+        return
+    docker = output.kind == "docker"
+    if docker and len(built) > 1:
+        raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
+    write_archive(store, shown, names, output.dest, sink, docker, dict(output.index_annotations))
+
+
+def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) -> None:
+    """The files alone; of several platforms each in a folder of its own, as docker names them."""
+    from builder.export.root import write_folder, write_root
+
+    if output.kind == "tar" and len(built) > 1:
+        raise BuildError("type=tar holds one platform", "use type=local, or one --platform")
+    for one in built:
+        epoch = one.made.epoch if output.rewrite_timestamp else None
+        dest = output.dest
+        if len(built) > 1:
+            dest = os.path.join(dest, str(one.platform).replace("/", "_"))
+        write = write_root if output.kind == "tar" else write_folder
+        write(workshop.store, one.config, dest, workshop.sink, epoch)
+
+
+def _formed(output: Output, one: Built, workshop: Workshop) -> Formed:
+    """The blobs of one image as the output wants them."""
+    from builder.export.image import Form, form
+
+    epoch = one.made.epoch if output.rewrite_timestamp else None
+    image, config, marks = one.image, one.config, dict[Digest, dict[str, str]]()
+    if epoch is not None:
+        image, config, marks = _rewritten(one.made, workshop.store, config, epoch)
+    wanted = Form(
+        output.compression,
+        output.level,
+        output.force,
+        output.docker_types,
+        dict(output.annotations),
+        dict(output.index_annotations),
+    )
+    base = len(config.diff_ids) - sum(line.step is not None for line in one.made.lines)
+    return form(workshop.store, image, config, wanted, workshop.sink, base, marks)
+
+
+def _rewritten(
+    made: Plan, store: Store, config: ImageConfig, epoch: int
+) -> tuple[Digest, ImageConfig, dict[Digest, dict[str, str]]]:
+    """The image with no time of this build's layers after *epoch*; what marks such layers (T90)."""
+    new = sum(line.step is not None for line in made.lines)
+    kept = len(config.diff_ids) - new
+    layers = [clamped(store, layer, epoch) for layer in config.diff_ids[kept:]]
+    config = replace(config, diff_ids=(*config.diff_ids[:kept], *layers))
+    return (
+        put_config(store, config),
+        config,
+        {layer: {"buildkit/rewritten-timestamp": str(epoch)} for layer in layers},
+    )
+
+
+# -- shared caches -------------------------------------------------------------------------
+
+
+def _export_caches(request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+    """Write what --cache-to asks for; inline ones are in the image already."""
+    wanted = [place for place in request.cache_to if place.kind != "inline"]
+    if not wanted:
+        return
+    from builder.caching.exports import export
+
+    known = known_of(built, workshop.store)
+    for place in wanted:
+        try:
+            export(workshop.store, workshop.layers, known, place, request.insecure_registries, workshop.sink)
+        except (BuildError, CacheError) as error:
+            if not place.ignore_error:
+                raise
+            workshop.sink(Notice(f"the cache {place.place} was not written: {error.message}", True))
+
+
+def known_of(built: Sequence[Built], store: Store) -> Known:
+    """What is known of the steps of all platforms, for shared caches."""
+    from builder.caching.exports import Known
+
+    every = [known_steps(one.made, one.solver, store) for one in built]
+    steps = {step.key: step for known in every for step in known.steps}
+    mounts: dict[str, list[tuple[str, str]]] = {}
+    for known in every:
+        for name, places in known.mounts.items():
+            mounts[name] = list(dict.fromkeys([*mounts.get(name, []), *places]))
+    last = frozenset[str]().union(*(known.last for known in every))
+    return Known(
+        tuple(steps.values()), last, tuple(item for known in every for item in known.contents), mounts
+    )
+
+
+def known_steps(made: Plan, solver: Solver, store: Store) -> Known:
+    """What is known of the steps of one platform."""
+    from builder.caching.exports import Known, StepResult
+
+    steps, mounts = [], dict[str, list[tuple[str, str]]]()
+    for step in made.steps:
+        result = solver.results[id(step)]
+        if not result.layer:
+            continue  # it came from outside
+        linked = isinstance(step.op, CopyFiles) and step.op.link
+        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ""
+        steps.append(StepResult(result.key, run, result.created, result.layer))
+        for mount in step.op.mounts if isinstance(step.op, RunCommand) else ():
+            if isinstance(mount, CacheMount) and mount.origin < 0:
+                name = cache_name(mount, ())
+                folder = store.path("caches", name)
+                if os.path.isdir(folder) and (name, folder) not in mounts.setdefault(mount.id, []):
+                    mounts[mount.id].append((name, folder))
+    last = frozenset(solver.results[id(line.step)].key for line in made.lines if line.step is not None)
+    return Known(tuple(steps), last, tuple(solver.contents.items()), mounts)
