@@ -1,0 +1,195 @@
+"""--platform: images for other machines, and several in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform as machine
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Pybuild, Tree
+from servers import registry
+
+from builder.image.model import host
+
+pytestmark = pytest.mark.e2e
+
+NONE = "--network=none"
+OTHER = "linux/arm64" if str(host()) != "linux/arm64" else "linux/amd64"
+ARCH = OTHER.split("/")[1]
+BOTH = f"--platform={host()},{OTHER}"
+ELF_MACHINE = {"arm64": 183, "amd64": 62}[ARCH]
+TEXT = """\
+FROM --platform=$BUILDPLATFORM busybox AS build
+ARG TARGETARCH TARGETPLATFORM BUILDPLATFORM
+RUN echo "$TARGETPLATFORM by $BUILDPLATFORM on $(uname -m)" > /made
+FROM scratch
+ARG TARGETARCH
+COPY --from=build /made /made
+COPY bin-$TARGETARCH /bin
+ENV ARCH=$TARGETARCH
+"""
+FILES: Tree = {f"bin-{host().architecture}": "ours", f"bin-{ARCH}": "theirs"}
+
+
+@pytest.fixture
+def server(tools: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    with registry(tools["docker-registry"], tmp_path) as host_and_port:
+        yield host_and_port
+
+
+def members(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as tar:
+        files = ((member.name, tar.extractfile(member)) for member in tar if member.isfile())
+        return {name: file.read() for name, file in files if file is not None}
+
+
+def blob(files: dict[str, bytes], digest: str) -> dict[str, object]:
+    value: dict[str, object] = json.loads(files["blobs/sha256/" + digest[7:]])
+    return value
+
+
+def layer_text(files: dict[str, bytes], manifest: dict[str, object], number: int) -> str:
+    import gzip
+
+    layers = json.loads(json.dumps(manifest["layers"]))
+    return gzip.decompress(files["blobs/sha256/" + layers[number]["digest"][7:]]).decode("latin-1")
+
+
+def test_index(pybuild: Pybuild, tools: dict[str, str], tmp_path: Path) -> None:
+    """One index, an image for each, cross-made without running anything foreign; skopeo reads it."""
+    archive = tmp_path / "both.tar"
+    context = pybuild.context(TEXT, FILES)
+    done = pybuild(NONE, BOTH, "-t", "both", "-o", f"type=oci,dest={archive}", context).ok()
+    assert f"[{OTHER} build 2/2]" in done.err
+    files = members(archive)
+    (top,) = json.loads(files["index.json"])["manifests"]
+    assert top["mediaType"] == "application/vnd.oci.image.index.v1+json" and "platform" not in top
+    found = {}
+    for item in json.loads(json.dumps(blob(files, top["digest"])["manifests"])):
+        manifest = blob(files, item["digest"])
+        config = blob(files, json.loads(json.dumps(manifest["config"]))["digest"])
+        assert config["architecture"] == item["platform"]["architecture"]
+        found[item["platform"]["architecture"]] = layer_text(files, manifest, 0) + layer_text(
+            files, manifest, 1
+        )
+    assert set(found) == {host().architecture, ARCH}
+    assert f"{OTHER} by {host()} on {machine.machine()}" in found[ARCH] and "theirs" in found[ARCH]
+    assert f"{host()} by {host()}" in found[host().architecture] and "ours" in found[host().architecture]
+    layout = tmp_path / "layout"
+    subprocess.run(
+        [tools["skopeo"], "copy", "--all", f"oci-archive:{archive}", f"oci:{layout}:x"], check=True, capture_output=True
+    )  # fmt: skip
+    assert len(json.loads((layout / "index.json").read_text())["manifests"]) == 1
+    assert pybuild("inspect", "both").ok().out.count(host().architecture) >= 1
+
+
+def test_same_again(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Cached, and byte for byte the same; the one for this machine is the one a build for it alone gives."""
+    context = pybuild.context(TEXT, FILES)
+    for number in (1, 2):
+        done = pybuild(NONE, BOTH, "-q", "-o", f"type=oci,dest={tmp_path}/{number}.tar", context).ok()
+    assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
+    assert pybuild(NONE, "-q", context).ok().out == done.out
+
+
+def test_one_other(pybuild: Pybuild) -> None:
+    context = pybuild.context(TEXT, FILES)
+    image = pybuild.export(context, NONE, f"--platform={OTHER}")
+    assert image.config["architecture"] == ARCH and image.read("bin") == b"theirs"
+    assert f"ARCH={ARCH}" in image.config["config"]["Env"]
+
+
+def test_registry(pybuild: Pybuild, fresh: Pybuild, server: str, tools: dict[str, str]) -> None:
+    """Pushed as one name; each platform finds its own, in FROM too, and from one store to another."""
+    name = f"{server}/both:1"
+    pybuild(NONE, BOTH, "--push", "-t", name, pybuild.context(TEXT, FILES)).ok()
+    raw = subprocess.check_output(
+        [tools["skopeo"], "inspect", "--raw", "--tls-verify=false", f"docker://{name}"], text=True
+    )
+    assert len(json.loads(raw)["manifests"]) == 2
+    for made in (pybuild, fresh):
+        for wanted, content in ((str(host()), b"ours"), (OTHER, b"theirs")):
+            context = made.context(f"FROM --platform={wanted} {name}\nLABEL a=b\n")
+            image = made.export(context, NONE)
+            assert image.read("bin") == content and image.config["architecture"] == wanted.split("/")[1]
+    child = fresh.context(f"FROM {name}\nLABEL c=d\n")
+    assert fresh.export(child, NONE, f"--platform={OTHER}").read("bin") == b"theirs"
+
+
+def test_folders(pybuild: Pybuild, tmp_path: Path) -> None:
+    context, dest = pybuild.context(TEXT, FILES), tmp_path / "out"
+    pybuild(NONE, BOTH, "-o", f"type=local,dest={dest}", context).ok()
+    assert (dest / f"linux_{ARCH}/bin").read_text() == "theirs"
+    assert (dest / str(host()).replace("/", "_") / "bin").read_text() == "ours"
+    for kind in ("docker", "tar"):
+        said = pybuild(NONE, BOTH, "-o", f"type={kind},dest={tmp_path}/x.tar", context).failed().err
+        assert "holds one platform" in said
+
+
+def test_shared_cache(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path) -> None:
+    """What is made for one platform is cached apart from what is made for another."""
+    context, cache = pybuild.context(TEXT, FILES), tmp_path / "cache"
+    pybuild(NONE, BOTH, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
+    assert fresh(NONE, BOTH, f"--cache-from=type=local,src={cache}", context).ok().executed == 0
+
+
+# -- programs of other machines ------------------------------------------------------------
+
+
+def foreign_program() -> bytes:
+    """The header of a program for the other machine, which is all that the kernel looks at."""
+    head = b"\x7fELF\x02\x01\x01" + bytes(9)
+    return head + (2).to_bytes(2, "little") + ELF_MACHINE.to_bytes(2, "little") + bytes(200)
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[None]:
+    """What says of such programs that it ran them, registered with the kernel as qemu is."""
+    place = Path("/proc/sys/fs/binfmt_misc")
+    if not (place / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", place], check=True)
+    source, program = tmp_path / "emulator.c", tmp_path / "emulator"
+    source.write_text(
+        '#include <stdio.h>\nint main(int n, char **a) { printf("emulated %s %s\\n", a[1], n > 2 ? a[2] : ""); }\n'
+    )
+    subprocess.run(["gcc", "-static", "-o", program, source], check=True)
+    name = f"pybuild-test-{os.getpid()}"
+    magic = "".join(f"\\x{byte:02x}" for byte in foreign_program()[:20])
+    mask = "\\xff" * 20
+    (place / "register").write_text(f":{name}:M::{magic}:{mask}:{program}:F")
+    program.unlink()  # the kernel holds it, as the F says
+    try:
+        yield
+    finally:
+        (place / name).write_text("-1")
+
+
+FOREIGN = 'FROM scratch\nCOPY sh /bin/sh\nRUN one two\nRUN ["/bin/sh", "x"]\n'
+
+
+def test_emulated(pybuild: Pybuild, emulator: None) -> None:
+    """Steps run through what is registered with the kernel."""
+    context = pybuild.context(FOREIGN, {"sh": foreign_program()})
+    (context / "sh").chmod(0o755)
+    done = pybuild(NONE, f"--platform={OTHER}", "--no-cache", context).ok()
+    assert "emulated /bin/sh -c" in done.err and "emulated /bin/sh x" in done.err
+
+
+def test_not_emulated(pybuild: Pybuild) -> None:
+    """Where nothing is, it is said what to do."""
+    context = pybuild.context(FOREIGN, {"sh": foreign_program()})
+    (context / "sh").chmod(0o755)
+    said = pybuild(NONE, f"--platform={OTHER}", "--no-cache", context).failed().err
+    assert (
+        f"does not run programs for {ARCH}" in said and "qemu-user-static" in said and "Dockerfile:3" in said
+    )
+
+
+def test_platform_that_is_none(pybuild: Pybuild) -> None:
+    assert "--platform" in pybuild("--platform=linux/a b", pybuild.context("FROM scratch\n")).failed(2).err
+    assert "--platform" in pybuild("--platform=a/b/c/d", pybuild.context("FROM scratch\n")).failed(2).err
