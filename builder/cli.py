@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from builder.errors import BuildError, Cancelled
-from builder.options import Parser, build_parser, build_request, call_method
+from builder.options import Parser, build_parser, build_request, call_method, outputs
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
@@ -104,6 +104,10 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     method, as_json = call_method("check" if options.check else options.call)
     if method != "build":
         return _call(method, as_json, options)
+    if any(output.kind == "docker" and not output.dest for output in outputs(options)):
+        from builder.loader import prepare
+
+        prepare()
     _enter(options)
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session

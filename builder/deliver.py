@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,17 @@ def _export(output: Output, request: BuildRequest, built: Sequence[Built], works
     docker = output.kind == "docker"
     if docker and len(built) > 1:
         raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
-    write_archive(store, shown, names, output.dest, sink, docker, dict(output.index_annotations))
+    dest = output.dest or store.temporary()
+    try:
+        write_archive(store, shown, names, dest, sink, docker, dict(output.index_annotations))
+        if not output.dest:
+            from builder.loader import load
+
+            sink(Notice(load(dest)))
+    finally:
+        if not output.dest:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(dest)
 
 
 def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) -> None:

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="oci, docker, tar, local or registry (repeatable; docs/outputs.md)",
     )
     add("--push", action="store_true", help="push the image under its names")
+    add("--load", action="store_true", help="load the image into docker or podman")
     add(
         "--cache-from",
         action="append",
@@ -301,10 +302,12 @@ _KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
 
 
 def outputs(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The values of ``-o`` and ``--push``. Raises UsageError."""
+    """The values of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
     found = [_output(text) for text in options.output]
     if options.push and not any(output.kind == "registry" for output in found):
         found.append(_output("type=registry"))
+    if options.load and not any(output.kind == "docker" and not output.dest for output in found):
+        found.append(_output("type=docker"))
     return tuple(found)
 
 
@@ -356,7 +359,7 @@ def _output(text: str) -> Any:
     )
     if fields:
         raise UsageError(f"output option {next(iter(fields))!r} is not supported")
-    if not dest and kind != "registry":
+    if not dest and kind not in ("registry", "docker"):  # those have somewhere else to go
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
     if kind == "local" and dest == "-":
         raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
