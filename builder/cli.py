@@ -140,9 +140,13 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             warn_unused(result, sink)
             if request.metadata_file:
                 recorder.write(request.metadata_file, result, request.tags)
+            if options.progress == "rawjson":
+                for warning in result.warnings:
+                    sink.warn(warning)
         finally:
             sink.close()
-        remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, _silent(options))
+        if options.progress != "rawjson":  # which is asked for to be told
+            remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, _silent(options))
     _conclude(options, result, request.tags)
     return 0
 
@@ -187,6 +191,10 @@ def _sink(options: argparse.Namespace) -> Any:
         from builder.progress.quiet import Quiet
 
         return Quiet(sys.stderr)
+    if options.progress == "rawjson":
+        from builder.progress.rawjson import RawJson
+
+        return RawJson(sys.stderr)
     if options.progress == "tty" or (options.progress == "auto" and sys.stderr.isatty()):
         from builder.progress.tty import Tty
 
@@ -201,7 +209,7 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
 
     if options.quiet:
         _print(result.image)
-    elif not _silent(options):
+    elif not _silent(options) and options.progress != "rawjson":
         _say("\n".join(conclusion(result.image, tags, result.warnings)))
 
 

@@ -130,7 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("--metadata-file", default="", metavar="FILE", help="write what came out, as JSON, to a file")
     add("-q", "--quiet", action="store_true", help="print only the image ID")
-    add("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"), help="how to show progress")
+    add(
+        "--progress",
+        default="auto",
+        choices=("auto", "tty", "plain", "quiet", "rawjson"),
+        help="how to show progress",
+    )
     add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
     add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
     add_options(parser)
