@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from builder.errors import BuildError
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str:
     """The proxy's URL, or "" where none is to be used: loopback never has one. Raises BuildError."""
@@ -56,12 +58,10 @@ def _rule_covers(rule: str, host: str, port: int) -> bool:
     if not rule or rule == "*":
         return bool(rule)
     address = _address(host)
-    try:
-        return address is not None and address in ipaddress.ip_network(rule, strict=False)
-    except ValueError:
-        pass
+    if address is not None and "/" in rule:
+        return _network_has(rule, address)
     name, colon, digits = rule.rpartition(":")
-    if colon and digits.isdigit():
+    if colon and digits.isdigit() and _address(rule) is None:
         rule = name
         if int(digits) != port:
             return False
@@ -71,7 +71,14 @@ def _rule_covers(rule: str, host: str, port: int) -> bool:
     return host == rule or host.endswith(rule if rule.startswith(".") else f".{rule}")
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _network_has(rule: str, address: Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(rule, strict=False)
+    except ValueError:
+        return False
+
+
+def _address(text: str) -> Address | None:
     try:
         return ipaddress.ip_address(text)
     except ValueError:

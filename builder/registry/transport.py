@@ -211,7 +211,7 @@ class Transport:
             response = self._once(method, url, kept, body)
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
-            response._raw.close()
+            response.discard()
             if method not in ("GET", "HEAD"):
                 raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
             url = self._redirect(url, response.headers["location"])

@@ -5,18 +5,21 @@ lets chosen requests go wrong. Both remember what they were asked, with every he
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import http.server
 import socket
 import socketserver
 import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import parse_qs
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
 _STALL_LIMIT = 20.0
@@ -102,6 +105,14 @@ class Exchange:
             while connection.recv(1 << 16):
                 pass
 
+    def take(self, text: str) -> socket.socket:
+        """Say a last thing, and have the connection as it is."""
+        self._handler.close_connection = True
+        self._handler.wfile.write(text.encode())
+        self._handler.wfile.flush()
+        connection: socket.socket = self._handler.connection
+        return connection
+
     def forward(self, host: str) -> Answer:
         """What another server answers."""
         connection = http.client.HTTPConnection(host, timeout=30)
@@ -141,7 +152,7 @@ class Listener:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 asked = Asked(self.command, self.path, headers)
                 exchange = Exchange(asked, self)
-                if self.request_version == "HTTP/1.0":
+                if self.request_version == "HTTP/1.0" and self.path == "/v2/":
                     exchange.send(Answer(200))  # only a look at what is spoken here
                     return
                 outer.enter(asked)
@@ -193,7 +204,7 @@ class Listener:
         self._server.server_close()
         self._thread.join()
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -232,6 +243,117 @@ class Faulty(Listener):
             exchange.send(exchange.forward(self.upstream))
         else:
             fault(exchange, Answer())
+
+
+class Uploads(Listener):
+    """What a registry does with uploads, by the letter of the specification, in memory.
+
+    Bytes that came before a connection broke are kept (``cuts`` says after how many of each request
+    with a body it breaks). No body may be longer than ``largest``; ``chunks`` is whether PATCH is known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = self._answer
+        self.cuts: list[int] = []
+        self.largest = 1 << 40
+        self.refuse_by_reset = False
+        self.chunks = True
+        self.taken = 0  # bytes of bodies, in all
+        self.blobs: dict[str, bytes] = {}
+        self._parts: dict[str, bytes] = {}
+
+    def _answer(self, exchange: Exchange) -> None:
+        asked = exchange.asked
+        name, query = asked.route, parse_qs(asked.path.partition("?")[2])
+        size = int(asked.headers.get("content-length", "0"))
+        if asked.method == "HEAD":
+            data = self.blobs.get(name.rpartition("/")[2])
+            head = {"Content-Length": str(len(data))} if data is not None else {}
+            return exchange.send(Answer(404 if data is None else 200, head))
+        if asked.method == "POST":
+            self._parts[upload := f"{name}{len(self._parts)}"] = b""
+            return exchange.send(Answer(202, {"Location": f"{upload}?state=0", "Range": "0-0"}))
+        if name not in self._parts:
+            return exchange.send(Answer(404))
+        if size > self.largest and self.refuse_by_reset:
+            exchange.read(self.largest)
+            return exchange.reset()
+        if size > self.largest:
+            return exchange.send(Answer(413))
+        if asked.method == "PATCH" and not self.chunks:
+            return exchange.send(Answer(405))
+        here = len(self._parts[name])
+        if asked.method == "PATCH" and int(asked.headers["content-range"].partition("-")[0]) != here:
+            return exchange.send(Answer(416))
+        cut = self.cuts.pop(0) if size and self.cuts else size
+        data = exchange.read(cut)
+        self.taken += len(data)
+        self._parts[name] += data
+        if cut < size:
+            return exchange.reset()
+        whole = self._parts[name]
+        if asked.method == "PUT":
+            digest = "sha256:" + hashlib.sha256(whole).hexdigest()
+            if query["digest"] != [digest]:
+                return exchange.send(
+                    Answer(400, {}, b'{"errors": [{"code": "DIGEST_INVALID", "message": "no"}]}')
+                )
+            self.blobs[digest] = whole
+            return exchange.send(Answer(201))
+        place = {"Location": f"{name}?state={len(whole)}", "Range": f"0-{max(0, len(whole) - 1)}"}
+        return exchange.send(Answer(204 if asked.method == "GET" else 202, place))
+
+
+class Proxy(Listener):
+    """An HTTP proxy that leads to one server, whatever it is asked for; ``asked`` are the requests to it."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+        self.answer = self._answer
+
+    def _answer(self, exchange: Exchange) -> None:
+        if exchange.asked.method != "CONNECT":
+            exchange.asked.path = exchange.asked.path.partition("://")[2].partition("/")[2]
+            exchange.asked.path = f"/{exchange.asked.path}"
+            return exchange.send(exchange.forward(self.target))
+        host, _, port = self.target.rpartition(":")
+        with socket.create_connection((host, int(port))) as there:
+            here = exchange.take("HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(target=_pump, args=(there, here), daemon=True)
+            back.start()
+            _pump(here, there)
+            back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+
+
+def certificate(folder: Path, *names: str, expired: bool = False) -> tuple[Path, Path]:
+    """A key and a certificate that is its own authority, for host names and addresses."""
+    folder.mkdir(exist_ok=True)
+    key, cert, config = folder / "key.pem", folder / "cert.pem", folder / "ca.cnf"
+    (folder / "index.txt").write_text("")
+    kinds = ",".join(f"{'IP' if name.replace('.', '').isdigit() else 'DNS'}:{name}" for name in names)
+    config.write_text(
+        f"[ca]\ndefault_ca=x\n[x]\ndatabase={folder}/index.txt\nnew_certs_dir={folder}\nrand_serial=yes\n"
+        f"default_md=sha256\npolicy=p\nx509_extensions=e\n[p]\ncommonName=supplied\n"
+        f"[e]\nsubjectAltName={kinds}\nbasicConstraints=critical,CA:true\n[req]\ndistinguished_name=d\n[d]\n"
+    )
+    commands = [
+        f"req -new -newkey rsa:2048 -nodes -keyout {key} -out {folder}/csr.pem -subj /CN=test -config {config}",
+        f"ca -selfsign -batch -config {config} -keyfile {key} -in {folder}/csr.pem -out {cert} -notext"
+        f" -startdate 20200101000000Z -enddate {'20210101000000Z' if expired else '20490101000000Z'}",
+    ]
+    for command in commands:
+        subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
+    return key, cert
 
 
 # -- faults ----------------------------------------------------------------------------------
