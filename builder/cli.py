@@ -20,8 +20,8 @@ from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
-_IMAGE_COMMANDS = ("pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
-_COMMANDS = ("build", "images", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
+_IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
+_COMMANDS = ("build", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
 _DOCKERFILE_PEEK = 16 << 20
 
 
@@ -34,7 +34,6 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
     try:
         commands: dict[str, Callable[[Sequence[str]], int]] = {
             "build": lambda args: _build(args, argv, look),
-            "images": _images,
             "save": _save,
             "load": _load,
             "import": _import,
@@ -58,7 +57,7 @@ def _image_command(name: str, args: Sequence[str]) -> int:
     from builder import images
 
     command: Callable[[Sequence[str], images.Tools], int] = getattr(images, name)
-    return command(args, images.Tools(Parser, _print, _sink, _enter))
+    return command(args, images.Tools(Parser, _print, _sink, _enter, _warn))
 
 
 def _cancel(number: int, frame: object) -> NoReturn:
@@ -70,6 +69,12 @@ def _say(text: str) -> None:
         sys.stderr.write(text + "\n")
     except OSError:
         pass
+
+
+def _warn(text: str) -> None:
+    from builder.progress.lines import printable
+
+    _say(f"warning: {printable(text)}")
 
 
 def _print(text: str) -> None:
@@ -269,33 +274,6 @@ def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
 
 
 # -- images --------------------------------------------------------------------------------
-
-
-def _images(args: Sequence[str]) -> int:
-    parser = Parser(prog="pybuild images", description="List the images of the store.")
-    options = parser.parse_args(args)
-    from builder.image.local import config_of, named, reference, size
-    from builder.progress.lines import printable
-
-    damaged: list[BuildError | CacheError] = []
-    with _open_store(options) as store:
-        rows = [("NAME", "IMAGE ID", "CREATED", "SIZE")]
-        for name, image in named(store, damaged):
-            try:
-                config = config_of(store, image)
-                length = f"{size(store, config) / 1e6:.1f} MB"
-            except (BuildError, CacheError) as error:
-                damaged.append(error)
-                continue
-            created = config.created[:19].replace("T", " ") or "-"
-            rows.append((reference(name).familiar, image[7:19], created, length))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        _print(printable(line.rstrip()))
-    for unreadable in damaged:
-        _say(f"warning: {printable(unreadable.message)} ({printable(unreadable.hint)})")
-    return 0
 
 
 def _save(args: Sequence[str]) -> int:

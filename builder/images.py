@@ -1,4 +1,4 @@
-"""Commands on images and registries: pull, push, login, logout, tag, rmi, inspect, history."""
+"""Commands on images and registries: pull, push, login, logout, images, tag, rmi, inspect, history."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from builder.errors import BuildError, UsageError
-from builder.image.local import config_of, find, named, reference
-from builder.image.model import host
+from builder.image.local import config_of, find, named, reference, size
+from builder.image.model import ImageConfig, host
+from builder.shape import show
+from cache.digest import Digest
+from cache.errors import CacheError
 from cache.store import Store, default_root
 
 
@@ -25,11 +28,13 @@ class Tools:
         show: Callable[[str], None],
         sink: Callable[[argparse.Namespace], Any],
         enter: Callable[[argparse.Namespace], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.parser = parser
         self.show = show
         self.sink = sink
         self.enter = enter
+        self.warn = warn
 
 
 def pull(args: Sequence[str], tools: Tools) -> int:
@@ -38,14 +43,19 @@ def pull(args: Sequence[str], tools: Tools) -> int:
     from builder.pull import pull as fetch
 
     sink = tools.sink(options)
+    done: list[dict[str, str]] = []
     try:
         with _store(options) as store:
             for name in options.name:
                 wanted = reference(name)
                 image = fetch(store, wanted, host(), sink, frozenset(options.insecure_registry))
-                tools.show(f"{wanted.familiar} {image}")
+                done.append({"Name": wanted.familiar, "ID": image})
+                if not options.json:
+                    tools.show(f"{wanted.familiar} {image}")
     finally:
         sink.close()
+    if options.json:
+        tools.show(json.dumps(done, indent=2))
     return 0
 
 
@@ -56,6 +66,7 @@ def push(args: Sequence[str], tools: Tools) -> int:
     from builder.push import push as send
 
     sink = tools.sink(options)
+    done: list[dict[str, str]] = []
     try:
         with _store(options) as store:
             for name in options.name:
@@ -63,10 +74,14 @@ def push(args: Sequence[str], tools: Tools) -> int:
                 wanted = reference(name)
                 shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
                 send(store, shown, wanted, sink, frozenset(options.insecure_registry))
-                tools.show(f"{wanted.name}@{shown.top.digest}")
+                done.append({"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image})
+                if not options.json:
+                    tools.show(f"{wanted.name}@{shown.top.digest}")
             store.sync()
     finally:
         sink.close()
+    if options.json:
+        tools.show(json.dumps(done, indent=2))
     return 0
 
 
@@ -158,24 +173,39 @@ def _names(store: Store, name: str) -> list[str]:
 
 
 def inspect(args: Sequence[str], tools: Tools) -> int:
-    parser = tools.parser(prog="pybuild inspect", description="Show an image's config and names as JSON.")
+    parser = tools.parser(prog="pybuild inspect", description="Show what images are, as docker inspect does.")
     parser.add_argument("name", nargs="+", metavar="NAME")
+    add_shape(parser, json_too=False)
     options = parser.parse_args(args)
-    out = []
     with _store(options) as store:
-        for name in options.name:
-            image, _config = find(store, name)
-            config = json.loads(store.read_blob(image))
-            names = [reference(other).familiar for other, its in named(store, []) if its == image]
-            out.append({"Id": image, "RepoTags": names, **config})
-    tools.show(json.dumps(out, indent=2))
+        out = [_inspected(store, *find(store, name)) for name in options.name]
+    if not show(out, False, options.format, tools.show):
+        tools.show(json.dumps(out, indent=2))
     return 0
+
+
+def _inspected(store: Store, image: Digest, config: ImageConfig) -> dict[str, Any]:
+    """An image in docker's words."""
+    value = json.loads(store.read_blob(image))
+    return {
+        "Id": image,
+        "RepoTags": [reference(other).familiar for other, its in named(store, []) if its == image],
+        "Created": config.created,
+        "Author": config.author,
+        "Architecture": config.platform.architecture,
+        "Variant": config.platform.variant,
+        "Os": config.platform.os,
+        "Size": size(store, config),
+        "Config": value.get("config") or {},
+        "RootFS": {"Type": "layers", "Layers": list(config.diff_ids)},
+        "History": value.get("history") or [],
+    }
 
 
 def history(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild history", description="Show how an image was made, newest first.")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    add_shape(parser)
     options = parser.parse_args(args)
     with _store(options) as store:
         image, _config = find(store, options.name)
@@ -183,18 +213,77 @@ def history(args: Sequence[str], tools: Tools) -> int:
         sizes = [store.index.diff_id(store.index.unpacked(layer))[1] for layer in config.diff_ids]
     rows: list[dict[str, Any]] = []
     for line in config.history:
-        size = 0 if line.empty_layer or not sizes else sizes.pop(0)
-        rows.append({"created": line.created, "created_by": line.created_by, "size": size})
-    if options.json:
-        tools.show(json.dumps(rows[::-1], indent=2))
+        length = 0 if line.empty_layer or not sizes else sizes.pop(0)
+        row: dict[str, Any] = {
+            "CreatedAt": line.created,
+            "CreatedBy": line.created_by,
+            "Size": length,
+            "Comment": line.comment,
+        }
+        rows.insert(0, row)
+    if show(rows, options.json, options.format, tools.show):
         return 0
     from builder.progress.lines import printable
 
-    for row in rows[::-1]:
-        created = row["created"][:19].replace("T", " ") or "-"
-        length = f"{row['size'] / 1e6:.1f} MB"
-        tools.show(f"{created:19}  {length:>12}  {printable(row['created_by'])}")
+    for row in rows:
+        created = row["CreatedAt"][:19].replace("T", " ") or "-"
+        shown = f"{row['Size'] / 1e6:.1f} MB"
+        tools.show(f"{created:19}  {shown:>12}  {printable(row['CreatedBy'])}")
     return 0
+
+
+def images(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(prog="pybuild images", description="List the images of the store.")
+    parser.add_argument("-q", "--quiet", action="store_true", help="the IDs alone")
+    parser.add_argument("--no-trunc", action="store_true", help="whole IDs")
+    add_shape(parser)
+    options = parser.parse_args(args)
+    from builder.progress.lines import printable
+
+    damaged: list[BuildError | CacheError] = []
+    rows: list[dict[str, Any]] = []
+    with _store(options) as store:
+        for name, image in named(store, damaged):
+            try:
+                config = config_of(store, image)
+                length = size(store, config)
+            except (BuildError, CacheError) as error:
+                damaged.append(error)
+                continue
+            parsed = reference(name)
+            repository, _, tag = parsed.familiar.rpartition(":")
+            rows.append(
+                {
+                    "Name": parsed.familiar,
+                    "Repository": repository,
+                    "Tag": tag,
+                    "ID": image if options.no_trunc or options.json else image[7:19],
+                    "CreatedAt": config.created,
+                    "Size": length,
+                    "Platform": str(config.platform),
+                }
+            )
+    if options.quiet:
+        for image_id in dict.fromkeys(row["ID"] for row in rows):
+            tools.show(image_id)
+    elif not show(rows, options.json, options.format, tools.show):
+        for line in _table(rows):
+            tools.show(printable(line))
+    for unreadable in damaged:
+        tools.warn(f"{unreadable.message} ({unreadable.hint})")
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [("NAME", "IMAGE ID", "CREATED", "SIZE")]
+    for row in rows:
+        created = row["CreatedAt"][:19].replace("T", " ") or "-"
+        lines.append((row["Name"], row["ID"], created, f"{row['Size'] / 1e6:.1f} MB"))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 # -- options -------------------------------------------------------------------------------
@@ -204,9 +293,19 @@ def _options(tools: Tools, name: str, about: str, args: Sequence[str], many: boo
     parser = tools.parser(prog=f"pybuild {name}", description=about)
     parser.add_argument("name", nargs="+" if many else None, metavar="NAME")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-    parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet"))
+    parser.add_argument("--json", action="store_true", help="what was done as JSON, for programs")
+    parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet", "rawjson"))
     _add_insecure(parser)
     return parser.parse_args(args)
+
+
+def add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
+    """``--json`` and ``--format``."""
+    if json_too:
+        parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.add_argument(
+        "--format", default="", metavar="TEMPLATE", help="as docker has it: {{.Name}}, or json"
+    )
 
 
 def _add_insecure(parser: argparse.ArgumentParser) -> None:

@@ -168,9 +168,9 @@ def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: P
     if known:
         return known
     with draft(store, ()) as made:
-        _verify(store, descriptor, expected, progress, lambda stream: _unpack(made.upper, stream))
+        size = _verify(store, descriptor, expected, progress, lambda stream: _unpack(made.upper, stream))
         snapshot = commit(made)
-    store.index.set_diff_id(snapshot, expected, 0)
+    store.index.set_diff_id(snapshot, expected, size)
     store.index.set_unpacked(expected, snapshot)
     store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
     return snapshot
@@ -197,18 +197,31 @@ def _verify(
     expected: Digest,
     progress: Progress | None,
     take: Callable[[Read], Digest],
-) -> None:
-    """Have *take* read the tar in a stored blob and say its diff ID; it and the digest have to be right."""
+) -> int:
+    """Have *take* read the tar in a stored blob and say its diff ID; it and the digest have to be right.
+
+    Returns the size of the tar in bytes.
+    """
+    size = 0
     with open(store.blob_path(descriptor.digest), "rb") as file:
         sha = hashlib.sha256()
         raw = _hashing(file, sha.update, progress)
-        found = take(comp.decompressing(raw, comp.compression_of(descriptor.media_type)))
+        stream = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+
+        def counted(count: int) -> bytes:
+            nonlocal size
+            data = stream(count)
+            size += len(data)
+            return data
+
+        found = take(counted)
         while raw(1 << 20):
             pass
     if sha.hexdigest() != hex_of(descriptor.digest):
         raise CorruptError(f"blob {descriptor.digest} in {store.root} is damaged", "remove it and pull again")
     if found != expected:
         raise CorruptError(f"layer {descriptor.digest} unpacks to {found}, but it should be {expected}")
+    return size
 
 
 def unpack_tar(read: Read, compression: str, folder: str) -> None:

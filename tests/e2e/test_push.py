@@ -272,12 +272,10 @@ def test_tag_inspect_history_rmi(fresh: Pybuild) -> None:
     fresh("tag", image[7:20], "three").ok()
     (value,) = json.loads(fresh("inspect", "two:2").ok().out)
     assert value["Id"] == image and set(value["RepoTags"]) == {"one:latest", "two:2", "three:latest"}
-    assert "a=1" in value["config"]["Env"]
+    assert "a=1" in value["Config"]["Env"]
     rows = json.loads(fresh("history", "--json", "one").ok().out)
     assert (
-        rows[0]["created_by"] == "ENV a=1"
-        and rows[1]["created_by"].startswith("COPY f /f")
-        and rows[1]["size"]
+        rows[0]["CreatedBy"] == "ENV a=1" and rows[1]["CreatedBy"].startswith("COPY f /f") and rows[1]["Size"]
     )
     assert "ENV a=1" in fresh("history", "one").ok().out.split("\n")[0]
     assert fresh("rmi", "two:2").ok().out == "untagged two:2\n"
