@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
+import struct
 import zlib
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cache.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 GZIP = "gzip"
 ZSTD = "zstd"
@@ -31,6 +37,9 @@ _BY_MEDIA_TYPE = {media: kind for types in (_MEDIA_TYPES, _DOCKER_TYPES) for kin
 }
 _MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD, b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _GZIP_WBITS = 31
+_GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate; nothing said of flags, time or system
+_GZIP_BLOCK = 1 << 20
+_GZIP_WINDOW = 1 << 15
 _XZ_MEMORY = 256 << 20
 _ZSTD_WINDOW = 128 << 20
 _CHUNK = 1 << 18
@@ -168,18 +177,57 @@ class Compressor(Protocol):
 
 
 class _Gzip:
-    """One gzip member with a fixed header (no name, no time), so equal input gives equal bytes."""
+    """One gzip member (RFC 1952) with a fixed header: no name, no time.
+
+    Blocks of a fixed size are deflated side by side, each with the end of the one before as its
+    dictionary. So the bytes are the same however many processors there are.
+    """
 
     def __init__(self, write: Write, level: int) -> None:
         self._write = write
-        self._engine = zlib.compressobj(level, zlib.DEFLATED, _GZIP_WBITS)
+        self._level = level
+        self._held = bytearray()
+        self._before = b""
+        self._crc = self._size = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[bytes]] = deque()
+        write(_GZIP_HEADER)
 
     def write(self, data: bytes) -> None:
-        if packed := self._engine.compress(data):
-            self._write(packed)
+        self._crc = zlib.crc32(data, self._crc)
+        self._size += len(data)
+        self._held += data
+        while len(self._held) > _GZIP_BLOCK:
+            self._start(bytes(self._held[:_GZIP_BLOCK]))
+            del self._held[:_GZIP_BLOCK]
+
+    def _start(self, block: bytes) -> None:
+        """Deflate a block on some processor; what has been waiting longest is written when too much waits."""
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # not for what is small
+
+            self._processors = len(os.sched_getaffinity(0))
+            self._pool = ThreadPoolExecutor(self._processors)
+        self._waiting.append(self._pool.submit(_deflate, block, self._before, self._level, zlib.Z_SYNC_FLUSH))
+        self._before = block[-_GZIP_WINDOW:]
+        while len(self._waiting) > 2 * self._processors:
+            self._write(self._waiting.popleft().result())
 
     def close(self) -> None:
-        self._write(self._engine.flush())
+        last = _deflate(bytes(self._held), self._before, self._level, zlib.Z_FINISH)
+        while self._waiting:
+            self._write(self._waiting.popleft().result())
+        self._write(last)
+        self._write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _deflate(block: bytes, before: bytes, level: int, end: int) -> bytes:
+    """*block* as deflate has it, after *before*, ended by the flush *end*."""
+    options = (level, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_DEFAULT_STRATEGY)
+    engine = zlib.compressobj(*options, before) if before else zlib.compressobj(*options)
+    return engine.compress(block) + engine.flush(end)
 
 
 class _Zstd:
@@ -207,9 +255,9 @@ class _Plain:
 
 
 def compressor(write: Write, compression: str, level: int = 0) -> Compressor:
-    """A compressor into *write*; with *level* 0 gzip at zlib's default level, zstd at level 3."""
+    """A compressor into *write*; with *level* 0 gzip at level 2 (docs/decisions.md), zstd at level 3."""
     if compression == GZIP:
-        return _Gzip(write, level or 6)
+        return _Gzip(write, level or 2)
     if compression == ZSTD:
         return _Zstd(write, level or 3)
     return _Plain(write)
