@@ -58,13 +58,17 @@ class TokenRequest:
 
 
 def authorization(
-    challenges: tuple[str, ...], registry: str, scopes: tuple[str, ...], credentials: Credentials
+    challenges: tuple[str, ...],
+    registry: str,
+    plain: bool,
+    scopes: tuple[str, ...],
+    credentials: Credentials,
 ) -> Generator[TokenRequest, bytes, Grant]:
     """Yield the request for a token, if one has to be made, receive its body, return what answers
     one of the *challenges* (WWW-Authenticate headers): Bearer's, if there is one.
 
-    The realm must be https (or http on the registry's own host) and not a private address other
-    than the registry's (REG-06). Raises Unauthorized and Untrusted.
+    The realm must be https (or http on the host of a registry that is itself *plain*) and not a
+    private address other than the registry's (REG-06). Raises Unauthorized and Untrusted.
     """
     parsed = [parse_challenge(header) for header in challenges]
     scheme, parameters = min(parsed, key=lambda item: item[0] != "bearer")
@@ -75,7 +79,7 @@ def authorization(
     realm = parameters.get("realm", "")
     if scheme != "bearer" or not realm:
         raise Unauthorized(f"{registry} needs credentials", f"pybuild login {registry}")
-    host = _realm_host(realm, registry)
+    host = _realm_host(realm, registry, plain)
     body = yield _token_request(realm, parameters.get("service", ""), scopes, credentials)
     answer = loads(body, f"the token from {host}", TOKEN_LIMIT)
     if not isinstance(answer, dict):
@@ -86,15 +90,17 @@ def authorization(
     return Grant(f"Bearer {token}", _lifetime(answer.get("expires_in")))
 
 
-def _realm_host(realm: str, registry: str) -> str:
+def _realm_host(realm: str, registry: str, plain: bool) -> str:
     """The host of a token server that may be asked. Raises Untrusted."""
     try:
         parts = urlsplit(realm)
         host, _port = parts.hostname or "", parts.port
     except ValueError:
         raise Untrusted(f"{registry} sends token requests to what is no URL") from None
-    own = urlsplit(f"//{registry}").hostname == host
-    if parts.username is not None or (parts.scheme != "https" and not (parts.scheme == "http" and own)):
+    safe = parts.scheme == "https" or (
+        parts.scheme == "http" and plain and urlsplit(f"//{registry}").hostname == host
+    )
+    if not safe or parts.username is not None:
         raise Untrusted(f"{registry} sends token requests to {parts.scheme}://{host}, which is not safe")
     if leads_inside(registry, host):
         raise Untrusted(f"{registry} sends token requests to {host}, which is not on the internet")

@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,19 +49,20 @@ class Credentials:
 
 
 class CredentialStore:
-    """One config.json. ``warnings`` are what could not be read of it."""
+    """One config.json. ``warnings`` are what could not be read of it; *patience* is seconds for a helper."""
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", patience: float = _HELPER_SECONDS) -> None:
         folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
         self.path = path or os.path.join(folder, "config.json")
         self.warnings: list[str] = []
+        self._patience = patience
 
     def find(self, registry: str) -> Credentials:
         """The credentials for a registry's ``host[:port]``; anonymous ones if there are none."""
         config = self._read()
         try:
             if helper := self._helper(config, registry):
-                return _ask(helper, _key(registry))
+                return _ask(helper, _key(registry), self._patience)
             return _stored(config.get("auths"), registry)
         except BuildError as error:
             self.warnings.append(error.message)
@@ -70,7 +73,7 @@ class CredentialStore:
         config = self._read(strict=True)
         if helper := self._helper(config, registry):
             secret = {"ServerURL": _key(registry), "Username": user, "Secret": password}
-            _run_helper(helper, "store", json.dumps(secret))
+            _run_helper(helper, "store", json.dumps(secret), self._patience)
             return f"docker-credential-{helper}"
         auths = config.setdefault("auths", {})
         if not isinstance(auths, dict):
@@ -83,8 +86,8 @@ class CredentialStore:
         """Forget credentials; whether there were any. Raises BuildError."""
         config = self._read(strict=True)
         if helper := self._helper(config, registry):
-            found = not _ask(helper, _key(registry)).anonymous
-            _run_helper(helper, "erase", _key(registry))
+            found = not _ask(helper, _key(registry), self._patience).anonymous
+            _run_helper(helper, "erase", _key(registry), self._patience)
             return found
         auths = config.get("auths")
         names = [name for name in _keys(registry) if isinstance(auths, dict) and name in auths]
@@ -177,8 +180,8 @@ def _stored(auths: object, registry: str) -> Credentials:
     return Credentials(user, password, text("identitytoken"), text("registrytoken"))
 
 
-def _ask(helper: str, server: str) -> Credentials:
-    said = _run_helper(helper, "get", server)
+def _ask(helper: str, server: str, patience: float) -> Credentials:
+    said = _run_helper(helper, "get", server, patience)
     if said is None:
         return Credentials()
     value = loads(said, f"the answer of docker-credential-{helper}", _HELPER_LIMIT)
@@ -189,27 +192,52 @@ def _ask(helper: str, server: str) -> Credentials:
     return Credentials(identity_token=secret) if user == "<token>" else Credentials(user, secret)
 
 
-def _run_helper(helper: str, action: str, given: str) -> bytes | None:
+def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes | None:
     """What a credential helper answers, None where it has nothing. Raises BuildError, without secrets."""
     name = f"docker-credential-{helper}"
     path = shutil.which(name) if _HELPER_NAME.fullmatch(helper) else None
     if path is None:
         raise BuildError(f"{name}, which the docker configuration names, is not installed")
+    end = time.monotonic() + patience
     try:
         with subprocess.Popen(
             [path, action], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
             try:
-                out, _ = process.communicate(given.encode(), timeout=_HELPER_SECONDS)
+                out = _talk(process, given.encode(), end)
+                process.wait(max(0.0, end - time.monotonic()))
             except BaseException:
                 process.kill()
                 raise
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{name} did not answer in {_HELPER_SECONDS:.0f} seconds") from None
+        raise BuildError(f"{name} did not answer in {patience:.0f} seconds") from None
     except OSError as error:
         raise BuildError(f"{name}: {error.strerror}") from None
-    if process.returncode == 0 and len(out) <= _HELPER_LIMIT:
+    if len(out) > _HELPER_LIMIT:
+        raise BuildError(f"{name} answered more than {_HELPER_LIMIT} bytes")
+    if process.returncode == 0:
         return out
-    if b"credentials not found" in out[:_HELPER_LIMIT]:
+    if b"credentials not found" in out:
         return None
     raise BuildError(f"{name} {action} failed with {process.returncode}")
+
+
+def _talk(process: subprocess.Popen[bytes], given: bytes, end: float) -> bytes:
+    """Tell a helper something and hear what it says, until *end* (monotonic seconds); of too much only so
+    much that it can be told. Raises TimeoutExpired.
+    """
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(given)
+    waiting = select.poll()
+    waiting.register(process.stdout)
+    said = b""
+    while len(said) <= _HELPER_LIMIT:
+        if not waiting.poll(max(0.0, end - time.monotonic()) * 1000):
+            raise subprocess.TimeoutExpired(process.args, 0)
+        piece = os.read(process.stdout.fileno(), _HELPER_LIMIT)
+        if not piece:
+            return said
+        said += piece
+    process.kill()
+    return said

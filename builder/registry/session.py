@@ -47,11 +47,12 @@ class Session:
         """*credentials* are those of docker's configuration, if None."""
         self.name = registry
         host = _HUB.get(registry, registry)
-        plain = (insecure or is_loopback(registry)) and _speaks_http(host)
-        scheme = "http" if plain else "https"
+        self._plain = (insecure or is_loopback(registry)) and _speaks_http(host)
+        scheme = "http" if self._plain else "https"
         self.base = f"{scheme}://{host}/v2"
         self.transport = transport or Transport(host, scheme, verified=not insecure, tries=tries)
         self._credentials = credentials
+        self._warnings: list[str] = []  # why there may be no credentials
         self._tokens: dict[tuple[str, ...], _Token] = {}  # by scopes
         self._authorizing = threading.Lock()
 
@@ -79,14 +80,14 @@ class Session:
 
         token = self._token(scopes)
         response = send(token)
-        if response.status != 401 or not response.challenges:
-            return response
-        response.discard()
-        if not same_origin(response.url, url):
-            raise Untrusted(
-                f"{self.name} redirects to {urlsplit(response.url).netloc}, which wants credentials"
-            )
-        return send(self._renewed(scopes, token, response.challenges))
+        if response.status == 401 and response.challenges and same_origin(response.url, url):
+            response.discard()
+            response = send(self._renewed(scopes, token, response.challenges))
+        if response.status == 401 and not same_origin(response.url, url):
+            response.discard()
+            elsewhere = urlsplit(response.url).netloc
+            raise Untrusted(f"{self.name} redirects to {elsewhere}, which wants credentials")
+        return response
 
     def _token(self, scopes: tuple[str, ...]) -> str:
         """The token for *scopes*, a new one where its time is nearly over; "" before the first."""
@@ -108,8 +109,10 @@ class Session:
 
     def _authorization(self, challenges: tuple[str, ...], scopes: tuple[str, ...]) -> _Token:
         if self._credentials is None:
-            self._credentials = CredentialStore().find(self.name)
-        flow = authorization(challenges, self.name, scopes, self._credentials)
+            store = CredentialStore()
+            self._credentials = store.find(self.name)
+            self._warnings = store.warnings
+        flow = authorization(challenges, self.name, self._plain, scopes, self._credentials)
         asked_at = time.monotonic()
         try:
             asked = next(flow)
@@ -117,15 +120,18 @@ class Session:
             response = self.transport.request(method, asked.url, asked.headers, asked.body, TOKEN_LIMIT)
             if response.status != 200:
                 whose = "for nobody" if self._credentials.anonymous else "for these credentials"
-                raise Unauthorized(
-                    f"{self.name} gave no token {whose} ({response.status})", f"pybuild login {self.name}"
-                )
+                raise Unauthorized(f"{self.name} gave no token {whose} ({response.status})")
             flow.send(response.data)
         except StopIteration as done:
             grant = done.value
             good = grant.lifetime - min(_EARLY, grant.lifetime / 4)
             return _Token(grant.value, asked_at + good, challenges)
+        except Unauthorized as error:
+            raise Unauthorized(error.message, self._login_hint()) from None
         raise AssertionError("a token takes one request")
+
+    def _login_hint(self) -> str:
+        return "; ".join([*self._warnings, f"pybuild login {self.name}"])
 
     def failure(self, response: Response, what: str) -> RegistryError:
         """The error for an answer that was not hoped for."""
@@ -134,8 +140,8 @@ class Session:
         if response.status == 404:
             return NotFound(f"{what} does not exist ({detail})", "check the name and the tag")
         if response.status in (401, 403):
-            login = f"pybuild login {self.name}, as a user who may"
-            return Unauthorized(f"{what}: not allowed with these credentials ({detail})", login)
+            hint = f"{self._login_hint()}, as a user who may"
+            return Unauthorized(f"{what}: not allowed with these credentials ({detail})", hint)
         return RegistryError(f"{self.name} answered {response.status} for {what}: {detail}")
 
 

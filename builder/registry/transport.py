@@ -40,6 +40,7 @@ _READ_TIMEOUT = 60.0
 _SLOWEST = 1024  # bytes a second
 _CHUNK = 1 << 18
 _IDLE_CONNECTIONS = 8
+_CLOUD = ipaddress.ip_address("fd00:ec2::254")  # as 169.254.169.254, but not link-local
 _DETAIL = 300  # characters of an error's own words that are shown
 
 
@@ -348,8 +349,8 @@ def same_origin(one: str, other: str) -> bool:
 def leads_inside(registry: str, host: str) -> bool:
     """Whether *registry* names a *host* that only someone inside could reach, as it is not there itself.
 
-    From a private network to the same kind of network is fine; a link-local address, where
-    clouds keep their secrets, never is.
+    From a private network to the same kind of network is fine; where clouds keep their secrets
+    (link-local addresses, mostly) never is.
     """
     own = urlsplit(f"//{registry}").hostname or ""
     if host == own:
@@ -367,7 +368,11 @@ def _kinds(host: str) -> set[str]:
     return {_kind(ipaddress.ip_address(address[0])) for *_, address in found}
 
 
-def _kind(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+def _kind(address: proxies.Address) -> str:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return _kind(address.ipv4_mapped)
+    if address == _CLOUD or address.is_unspecified:
+        return "other"
     if address.is_global:
         return "internet"
     if address.is_loopback:
