@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from faults import Asked, Fault, Faulty, faults
+from harness import Pybuild
 from servers import registry
 
 from builder.errors import BuildError
@@ -221,3 +222,44 @@ def test_fault_in_a_push(
                         assert look.has_blob(target, Descriptor("", digest_of(data), len(data))), where
             elif always and name not in ("flipped", "gzip"):  # answers without a body stay what they are
                 assert error is not None, where
+
+
+# -- by the command ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stocked(faulty: Faulty, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    """The registry with busybox in it, as b:1."""
+    faulty.begin(lambda number, asked: None)
+    work = tmp_path_factory.mktemp("stocked")
+    first = Pybuild(work / "store", work)
+    first("load", busybox).ok()
+    first("tag", "busybox", f"{faulty.host}/b:1").ok()
+    first("push", f"{faulty.host}/b:1").ok()
+    return faulty
+
+
+@pytest.mark.parametrize("name", ["reset", "cut-5", "503", "401", "longer-length"])
+def test_command_survives(stocked: Faulty, tmp_path: Path, name: str) -> None:
+    """One fault in a pull, and one in a push, with the waiting that there is."""
+    faulty, pybuild = stocked, Pybuild(tmp_path / "store", tmp_path)
+    fault, _passes = faults(faulty.host, faulty.upstream)[name]
+    new = f"{faulty.host}/c-{name}:1"
+    faulty.begin(at(2, fault, False))
+    pybuild("pull", f"{faulty.host}/b:1").ok()
+    pybuild("tag", f"{faulty.host}/b:1", new).ok()
+    pybuild("rmi", f"{faulty.host}/b:1").ok()
+    faulty.begin(at(4, fault, False))
+    pybuild("push", new).ok()
+    faulty.begin(lambda number, asked: None)
+    pybuild("pull", new).ok()
+
+
+@pytest.mark.parametrize("name", ["page", "gzip", "loop", "403", "flipped"])
+def test_command_gives_up(stocked: Faulty, tmp_path: Path, name: str) -> None:
+    """One error line, in no time."""
+    faulty, pybuild = stocked, Pybuild(tmp_path / "store", tmp_path)
+    fault, _passes = faults(faulty.host, faulty.upstream)[name]
+    faulty.begin(at(1, fault, True))
+    pybuild("pull", f"{faulty.host}/b:1", timeout=20).failed()
+    assert not list((pybuild.store / "tmp").iterdir()) and f"{faulty.host}/b" not in pybuild("images").out
