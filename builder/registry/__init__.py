@@ -1,1 +1,1 @@
-"""The distribution API (distribution-spec 1.1), anonymous pulls. Nothing here knows the store."""
+"""The distribution API (distribution-spec 1.1): pulls and pushes. Only `sources` knows the store."""

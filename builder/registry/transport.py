@@ -329,7 +329,8 @@ def _reason(error: Exception) -> str:
     """What is wrong with a connection, in words for users."""
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "it said nothing for too long"
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+    timed_out = urllib3.exceptions.ConnectTimeoutError
+    if isinstance(error, timed_out) and not isinstance(error, urllib3.exceptions.NewConnectionError):
         return f"no connection in {_CONNECT_TIMEOUT:.0f} seconds"
     if isinstance(error, urllib3.exceptions.ProxyError):
         return f"the proxy: {_reason(error.original_error)}"

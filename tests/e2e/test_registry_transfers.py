@@ -346,6 +346,19 @@ def test_full_disk_is_no_broken_connection(server: Listener) -> None:
     assert len(server.asked) == 1
 
 
+def test_nobody_listens() -> None:
+    with Listener() as gone:
+        pass
+    slept: list[float] = []
+    transport = Transport(gone.host, sleep=slept.append, jitter=lambda: 1.0)
+    with (
+        Registry(gone.host, transport=transport) as registry,
+        pytest.raises(Unavailable, match="Connection refused"),
+    ):
+        registry.manifest("x", "1")
+    assert slept == [0.5, 1.0]
+
+
 def test_registry_that_is_gone(server: Listener) -> None:
     """Who gave up does not wait again for each of many layers."""
     server.answer = lambda exchange: exchange.send(Answer(503, {"Retry-After": "60"}))
