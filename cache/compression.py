@@ -107,26 +107,38 @@ class _Members:
     def __init__(self, read: Read, kind: str) -> None:
         self._source = read
         self._kind = kind
+        self._errors: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError)
         self._engine = self._fresh()
         self._input = b""
         self._buffer = b""
+        self._place = 0  # how much of it has been read
         self._done = False
 
     def _fresh(self) -> Any:
         """A new decompressor; zlib's, lzma's and bz2's objects share what is used here."""
         if self._kind == GZIP:
-            return zlib.decompressobj(_GZIP_WBITS)
+            return self._inflater()
         if self._kind == "xz":
             return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
         return bz2.BZ2Decompressor()
 
+    def _inflater(self) -> Any:
+        """A decompressor of gzip: isal's, which takes half the time, where it is installed."""
+        try:
+            from isal import isal_zlib
+        except ImportError:
+            return zlib.decompressobj(_GZIP_WBITS)
+        self._errors = (*self._errors, cast("type[Exception]", isal_zlib.error))
+        return isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+
     def read(self, count: int) -> bytes:
-        while not self._buffer and not self._done:
+        while self._place == len(self._buffer) and not self._done:
             try:
-                self._buffer = self._step()
-            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                self._buffer, self._place = self._step(), 0
+            except self._errors as error:
                 raise ArchiveError(f"damaged {self._kind} data: {error}") from None
-        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        data = self._buffer[self._place : self._place + count]
+        self._place += len(data)
         return data
 
     def _step(self) -> bytes:

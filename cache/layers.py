@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from cache import compression as comp
+from cache.ahead import ahead
 from cache.archive import Read
 from cache.confine import confined
 from cache.descriptor import Descriptor
@@ -206,15 +207,16 @@ def _verify(
     with open(store.blob_path(descriptor.digest), "rb") as file:
         sha = hashlib.sha256()
         raw = _hashing(file, sha.update, progress)
-        stream = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+        unpacked = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+        with ahead(unpacked) as stream:
 
-        def counted(count: int) -> bytes:
-            nonlocal size
-            data = stream(count)
-            size += len(data)
-            return data
+            def counted(count: int) -> bytes:
+                nonlocal size
+                data = stream(count)
+                size += len(data)
+                return data
 
-        found = take(counted)
+            found = take(counted)
         while raw(1 << 20):
             pass
     if sha.hexdigest() != hex_of(descriptor.digest):
