@@ -161,6 +161,6 @@ def _speaks_http(host: str) -> bool:
             continue
         except OSError:
             break
-        # A TLS server answers either with an alert or, in words, with 400.
-        return answer.startswith(b"HTTP/") and b" 400 " not in answer
+        # A TLS server answers with an alert or, in words, with 400; a server beside it may send there.
+        return answer.startswith(b"HTTP/") and answer[9:12] != b"400" and answer[9:10] != b"3"
     return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
-from builder.registry.errors import Untrusted
+from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.session import Session
 from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response
 from cache.descriptor import Descriptor
@@ -25,6 +25,7 @@ _PROGRESS = 1 << 20  # bytes that have to arrive before an upload breaks off, to
 _STREAM = "application/octet-stream"
 _TOO_LARGE = 413
 _TAKEN = (201, 202, 204)
+_ENDED = (201, 204)
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class Upload:
     _own: bool = True  # whether the location is the registry itself, which gets credentials
     _arrived: int = 0
     _chunk: int = 0
+    _smallest: int = _SMALLEST_CHUNK
     _whole_refused: bool = False
     _counted: int = 0
 
@@ -87,33 +89,40 @@ class Upload:
         scopes = push_scopes(self.repository)
         self._arrived = 0
         self._show(0)
-        if mount_from:
-            url = f"{start}?mount={self.descriptor.digest}&from={quote(mount_from, safe='')}"
-            both = (*scopes, f"repository:{mount_from}:pull")
-            response = self.session.ask("POST", url, both, {"Content-Length": "0"}, b"")
-            if response.status == 201:
-                return True
-            if response.status == 202:
-                self._move(url, response)
-                return False
-            # The registry does not do that, or not for us.
-        response = self.session.ask("POST", start, scopes, {"Content-Length": "0"}, b"")
+        response = self._mount(start, mount_from) if mount_from else None
+        if response is None:
+            response = self.session.ask("POST", start, scopes, {"Content-Length": "0"}, b"")
+        if response.status == 201 and mount_from:
+            return True
         if response.status != 202:
             raise self.session.failure(response, f"starting {self._what}")
+        least = response.headers.get("oci-chunk-min-length", "")
+        if least.isascii() and least.isdigit() and len(least) < 12:
+            self._smallest = max(_SMALLEST_CHUNK, int(least))
         self._move(start, response)
         return False
+
+    def _mount(self, start: str, mount_from: str) -> Response | None:
+        """What a registry answers that is to mount the blob; None where it does not, or not for us."""
+        url = f"{start}?mount={self.descriptor.digest}&from={quote(mount_from, safe='')}"
+        scopes = (*push_scopes(self.repository), f"repository:{mount_from}:pull")
+        try:
+            response = self.session.ask("POST", url, scopes, {"Content-Length": "0"}, b"")
+        except Unauthorized:
+            return None
+        return response if response.status in (201, 202) else None
 
     def _send_whole(self) -> Response | None:
         """PUT all bytes. None where they arrived, the answer where trying again may help."""
         response = self._put(0, self.descriptor.size)
-        if response.status in (201, 204):
+        if response.status in _ENDED:
             response.discard()
             return None
         if response.status == _TOO_LARGE:
             self._whole_refused = True
-            self._chunk = _CHUNK
+            self._chunk = max(_CHUNK, self._smallest)
         elif response.status in TRANSIENT:
-            self._chunk = _CHUNK
+            self._chunk = max(_CHUNK, self._smallest)
         elif response.status not in (404, 416):  # the upload is gone, or somewhere else
             raise self.session.failure(response, self._what)
         self._location = ""
@@ -126,7 +135,7 @@ class Upload:
             response = self._patch(start, count)
             if response.status in _TAKEN and self._arrived == start + count:
                 continue
-            if response.status == _TOO_LARGE and self._chunk > _SMALLEST_CHUNK:
+            if response.status == _TOO_LARGE and self._chunk > self._smallest:
                 response.discard()
                 self._shrink()
                 continue
@@ -142,7 +151,7 @@ class Upload:
                 self._chunk, self._location = 0, ""
             return response
         response = self._put(self.descriptor.size, 0)
-        if response.status in _TAKEN:
+        if response.status in _ENDED:
             response.discard()
             return None
         if response.status in TRANSIENT:
@@ -156,7 +165,7 @@ class Upload:
         return response
 
     def _shrink(self) -> None:
-        self._chunk = max(_SMALLEST_CHUNK, min(self._chunk, self.descriptor.size) // 4)
+        self._chunk = max(self._smallest, min(self._chunk, self.descriptor.size) // 4)
 
     def _look(self) -> None:
         """Ask what has arrived. Where the registry does not know, the upload is begun anew.
@@ -165,7 +174,7 @@ class Upload:
         """
         if self._chunk:
             self._shrink()
-        self._chunk = self._chunk or _CHUNK
+        self._chunk = self._chunk or max(_CHUNK, self._smallest)
         try:
             response = self._ask("GET", self._location, {}, None)
         except BrokenOff:

@@ -112,6 +112,62 @@ def test_upload_too_large_for_a_proxy(uploads: Uploads, send: Callable[[], None]
     assert sizes[-2] <= MIB and len(uploads.asked) < 60 * 1.6
 
 
+def test_upload_of_chunks_as_large_as_wanted(uploads: Uploads, send: Callable[[], None]) -> None:
+    uploads.cuts, uploads.smallest = [MIB, MIB, 6 * MIB], 7 * MIB
+    send()
+    sizes = [int(asked.headers["content-length"]) for asked in uploads.asked if asked.method == "PATCH"]
+    assert len(sizes) > 2 and min(sizes[:-1]) >= 7 * MIB
+
+
+@pytest.mark.parametrize("status", [200, 202, 302])
+def test_upload_that_is_not_confirmed(uploads: Uploads, send: Callable[[], None], status: int) -> None:
+    """Only 201 and 204 say that a blob is there."""
+    usual = uploads.answer
+
+    def vague(exchange: Exchange) -> None:
+        if exchange.asked.method == "PUT":
+            exchange.send(Answer(status, {"Location": "/x"}))
+        else:
+            usual(exchange)
+
+    uploads.answer = vague
+    with pytest.raises(RegistryError):
+        send()
+    assert len(uploads.asked) < 20
+
+
+@pytest.mark.parametrize("how", ["mounted", "told to upload", "not allowed", "no token", "not known"])
+def test_mount(uploads: Uploads, data: bytes, tmp_path: Path, how: str) -> None:
+    """From another repository; whatever the registry has against that, the blob is sent."""
+    usual = uploads.answer
+
+    def answer(exchange: Exchange) -> None:
+        asked = exchange.asked
+        if asked.route == "/token":
+            return exchange.send(Answer(403))
+        if "mount=" not in asked.path or how == "told to upload":
+            return usual(exchange)
+        assert asked.path.endswith(f"?mount={digest_of(data)}&from=c%2Fd")
+        if how == "mounted":
+            uploads.blobs[digest_of(data)] = data
+        realm = (
+            {"WWW-Authenticate": f'Bearer realm="http://{uploads.host}/token"'} if how == "no token" else {}
+        )
+        exchange.send(
+            Answer({"mounted": 201, "not allowed": 403, "no token": 401, "not known": 405}[how], realm)
+        )
+
+    uploads.answer = answer
+    (tmp_path / "blob").write_bytes(data)
+    counted: list[int] = []
+    with client(uploads.host) as registry:
+        blob = Descriptor("", digest_of(data), len(data))
+        sent = registry.push_blob("a/b", blob, str(tmp_path / "blob"), "c/d", counted.append)
+    assert (
+        sent is (how != "mounted") and sum(counted) == len(data) and uploads.blobs == {digest_of(data): data}
+    )
+
+
 def test_upload_without_chunks(uploads: Uploads, send: Callable[[], None]) -> None:
     """A registry that knows no PATCH gets the whole again."""
     uploads.cuts, uploads.chunks = [5 * MIB], False

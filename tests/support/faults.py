@@ -258,6 +258,7 @@ class Uploads(Listener):
         self.cuts: list[int] = []
         self.largest = 1 << 40
         self.refuse_by_reset = False
+        self.smallest = 0
         self.chunks = True
         self.taken = 0  # bytes of bodies, in all
         self.blobs: dict[str, bytes] = {}
@@ -273,7 +274,12 @@ class Uploads(Listener):
             return exchange.send(Answer(404 if data is None else 200, head))
         if asked.method == "POST":
             self._parts[upload := f"{name}{len(self._parts)}"] = b""
-            return exchange.send(Answer(202, {"Location": f"{upload}?state=0", "Range": "0-0"}))
+            place = {
+                "Location": f"{upload}?state=0",
+                "Range": "0-0",
+                "OCI-Chunk-Min-Length": str(self.smallest),
+            }
+            return exchange.send(Answer(202, place))
         if name not in self._parts:
             return exchange.send(Answer(404))
         if size > self.largest and self.refuse_by_reset:
