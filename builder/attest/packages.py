@@ -1,0 +1,267 @@
+"""Find the packages in the files of an image: Debian's, Alpine's, Python's and npm's.
+
+The files are from strangers: nothing of them is run, links lead nowhere but inside the image, what is no
+regular file is not opened, and sizes, folders and packages are counted. What could not be read is told,
+never passed over: a list of packages with an unknown hole is worth little.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from builder.attest.databases import (
+    JSON_LIMIT,
+    Package,
+    read_alpine,
+    read_debian,
+    read_npm,
+    read_os_release,
+    read_python,
+)
+from builder.errors import BuildError
+from builder.strict_json import valid_text
+from cache.kernel import read_regular
+from cache.tree import Node, Tree
+
+_DATABASE_LIMIT = 32 << 20  # bytes of a database of many packages
+_HEADER_LIMIT = 256 << 10  # bytes that are read of what goes on with a description
+_OS_RELEASE_LIMIT = 64 << 10
+_BYTES = 1 << 30  # that are read in all
+_ENTRIES = 5_000_000  # of all folders
+_PACKAGES = 200_000
+_GAPS = 50  # that are told one by one
+
+_DEBIAN, _DEBIAN_FOLDER = "var/lib/dpkg/status", "var/lib/dpkg/status.d"
+_ALPINE = ("lib/apk/db/installed", "usr/lib/apk/db/installed")
+_OS_RELEASES = ("etc/os-release", "usr/lib/os-release")
+_PYTHON = ("site-packages", "dist-packages")
+_NPM = "node_modules"
+
+_Reader = Callable[[bytes], Iterator[Package | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """What os-release says of an image: ``id`` like "debian", ``version`` like "12", both "" if unknown."""
+
+    id: str = ""
+    version: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The packages of an image, sorted, each with the files that tell of it (from the root, sorted).
+
+    ``gaps`` says what could not be read, in sentences.
+    """
+
+    distribution: Distribution
+    packages: dict[Package, tuple[str, ...]]
+    gaps: tuple[str, ...]
+
+
+class _Enough(Exception):
+    """There is more than can be counted."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """What one search has found, and what it may still look at."""
+
+    tree: Tree
+    bytes_left: int
+    entries_left: int
+    packages: dict[Package, set[str]] = field(default_factory=dict)
+    gaps: list[str] = field(default_factory=list)
+    more_gaps: int = 0
+    seen: set[str] = field(default_factory=set)
+
+    def gap(self, path: str, why: str) -> None:
+        if len(self.gaps) < _GAPS:
+            text = f"/{_shown(path)}: {why}"  # which is printed, and a path is a stranger's
+            self.gaps.append("".join(char if char.isprintable() else "?" for char in text))
+        else:
+            self.more_gaps += 1
+
+
+def find(tree: Tree) -> Found:
+    """The packages in the merged files of an image."""
+    search = _Search(tree, _BYTES, _ENTRIES)
+    distribution = _distribution(search)
+    try:
+        _databases(search)
+        _walk(search)
+    except _Enough as error:
+        search.gaps.append(f"the search ended early: {error}")
+    if search.more_gaps:
+        search.gaps.append(f"{search.more_gaps} more files could not be read")
+    packages = {item: tuple(sorted(search.packages[item])) for item in sorted(search.packages)}
+    return Found(distribution, packages, tuple(search.gaps))
+
+
+# -- files that have one place -------------------------------------------------------------
+
+
+def _distribution(search: _Search) -> Distribution:
+    for path in _OS_RELEASES:
+        node = _regular(search, path)
+        data = _read(search, node, _OS_RELEASE_LIMIT) if node is not None else None
+        if data is None:
+            continue
+        fields = read_os_release(data)
+        version = _plain(fields.get("VERSION_ID", "")) or _plain(fields.get("VERSION_CODENAME", ""))
+        name = "".join(char for char in fields.get("PRETTY_NAME", "") if char.isprintable())[:200]
+        return Distribution(_plain(fields.get("ID", "")), version, name)
+    return Distribution()
+
+
+def _plain(text: str) -> str:
+    """A lower-case word of os-release, "" where it is something else."""
+    allowed = text.isascii() and text.replace(".", "").replace("-", "").replace("_", "").isalnum()
+    return text.lower() if allowed and len(text) <= 64 else ""
+
+
+def _databases(search: _Search) -> None:
+    for path, reader in ((_DEBIAN, read_debian), *((path, read_alpine) for path in _ALPINE)):
+        node = _regular(search, path)
+        if node is not None and node.path not in search.seen:
+            search.seen.add(node.path)  # a link may make two paths one file
+            _take(search, node, reader, _DATABASE_LIMIT, whole=True)
+    folder = _lookup(search, _DEBIAN_FOLDER)
+    if folder is None or not folder.is_dir:
+        return
+    for name, kind in _entries(search, folder):
+        node = search.tree.child(folder, name) if kind == "file" and not name.endswith(".md5sums") else None
+        if node is not None:
+            _take(search, node, read_debian, JSON_LIMIT, whole=True)
+
+
+def _lookup(search: _Search, path: str) -> Node | None:
+    try:
+        return search.tree.lookup(path)
+    except OSError as error:
+        search.gap(path, error.strerror or str(error))
+        return None
+
+
+def _regular(search: _Search, path: str) -> Node | None:
+    node = _lookup(search, path)
+    if node is not None and not stat.S_ISREG(node.found.st_mode):
+        search.gap(path, "it is no regular file")
+        return None
+    return node
+
+
+# -- files that may be anywhere ------------------------------------------------------------
+
+
+def _walk(search: _Search) -> None:
+    """Go through all folders, without following links, for the files that tell of packages."""
+    if search.tree.root is None:
+        return
+    todo = [(search.tree.root, False, False)]
+    while todo:
+        folder, python, npm = todo.pop()
+        own = folder.path.rpartition("/")[2]
+        python, npm = python or own in _PYTHON, npm or own == _NPM
+        for name, kind in _entries(search, folder):
+            if kind == "folder":
+                below = search.tree.child(folder, name)
+                if below is None:  # its path is longer than the kernel takes
+                    search.gap(f"{folder.path}/{name}", "it is nested too deeply")
+                else:
+                    todo.append((below, python, npm))
+            elif kind == "file":
+                _look(search, folder, own, name, python, npm)
+
+
+def _look(search: _Search, folder: Node, own: str, name: str, python: bool, npm: bool) -> None:
+    """Take what a file tells, if it is one that does; *own* is the name of its folder."""
+    if npm and name == "package.json":
+        reader, limit, whole = read_npm, JSON_LIMIT, True
+    elif python and (
+        (name == "METADATA" and own.endswith(".dist-info"))
+        or (name == "PKG-INFO" and (own.endswith(".egg-info") or own == "EGG-INFO"))
+        or name.endswith(".egg-info")
+    ):
+        reader, limit, whole = read_python, _HEADER_LIMIT, False
+    else:
+        return
+    node = search.tree.child(folder, name)
+    if node is None:
+        search.gap(f"{folder.path}/{name}", "it is nested too deeply")
+    else:
+        _take(search, node, reader, limit, whole)
+
+
+def _entries(search: _Search, folder: Node) -> list[tuple[str, str]]:
+    """The names in a merged folder, sorted, each with "file", "folder" or "" (links, devices, removed)."""
+    kinds: dict[str, str] = {}
+    try:
+        for layer in folder.folders:  # from the top: what an upper layer has hides what a lower one has
+            with os.scandir(layer) as entries:
+                for entry in entries:
+                    search.entries_left -= 1
+                    if search.entries_left < 0:
+                        raise _Enough(f"the image has more than {_ENTRIES} files")
+                    kinds.setdefault(entry.name, _kind(entry))
+    except OSError as error:
+        search.gap(folder.path, error.strerror or str(error))
+    return sorted(kinds.items())
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else ""
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def _take(search: _Search, node: Node, reader: _Reader, limit: int, whole: bool) -> None:
+    """Add what *reader* makes of a file; with *whole* one of more than *limit* bytes is a gap."""
+    data = _read(search, node, limit, whole)
+    if data is None:
+        return
+    known = wrong = 0
+    try:
+        for package in reader(data):
+            if package is None:
+                wrong += 1
+                continue
+            known += 1
+            search.packages.setdefault(package, set()).add(_shown(node.path))
+            if len(search.packages) >= _PACKAGES:
+                raise _Enough(f"the image has {_PACKAGES} packages or more")
+    except BuildError as error:
+        search.gap(node.path, error.message)
+        return
+    if wrong:
+        search.gap(node.path, f"{wrong} of its packages have no name or no version")
+    elif not known and data.strip() and reader is not read_npm:
+        search.gap(node.path, "it names no package")
+
+
+def _read(search: _Search, node: Node, limit: int, whole: bool = True) -> bytes | None:
+    """The bytes of a file, its first *limit* if *whole* is off; None where it cannot be read."""
+    try:
+        data = read_regular(node.real, limit)
+    except OSError as error:
+        search.gap(node.path, error.strerror or str(error))
+        return None
+    search.bytes_left -= len(data)
+    if search.bytes_left < 0:
+        raise _Enough(f"its databases are larger than {_BYTES >> 20} MiB together")
+    if len(data) > limit and whole:
+        search.gap(node.path, f"it is larger than {limit} bytes")
+        return None
+    return data[:limit]
+
+
+def _shown(path: str) -> str:
+    return valid_text(path)

@@ -1,0 +1,154 @@
+"""A statement about an image (in-toto Attestation Framework v1), and what carries it beside that image.
+
+That is an OCI manifest whose ``subject`` is the image's own (image-spec v1.1 manifest.md, "Guidelines
+for Artifact Usage"): nothing of the image changes, and a registry lists it among the image's referrers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from packageurl import PackageURL
+
+from builder.image.model import MANIFEST_TYPE, Platform, to_json
+from builder.strict_json import valid_text
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest_of, hex_of
+from cache.store import Store
+from grammar.reference import parse_reference
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+IN_TOTO = "application/vnd.in-toto+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+PREDICATE_MARK = "in-toto.io/predicate-type"
+OURS = "urn:pybuild:"  # what our own identifiers begin with
+_EMPTY = b"{}"
+_NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The image for one platform: its names (canonical), its manifest, and when it was made.
+
+    ``created`` is RFC 3339, of SOURCE_DATE_EPOCH where that was given.
+    """
+
+    names: tuple[str, ...]
+    manifest: Descriptor
+    platform: Platform
+    created: str
+
+    @property
+    def shown(self) -> str:
+        """What people call it."""
+        return parse_reference(self.names[0]).familiar if self.names else self.manifest.digest
+
+    @property
+    def moment(self) -> datetime.datetime:
+        """When it was made, to the second, in UTC; 1970 where that is not said, or nonsense."""
+        try:
+            found = datetime.datetime.fromisoformat(self.created).astimezone(datetime.UTC)
+        except (ValueError, OverflowError):
+            return _NOWHEN
+        return found.replace(microsecond=0)
+
+    @property
+    def time(self) -> str:
+        """The same as RFC 3339 has it."""
+        return f"{self.moment:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")
+
+    def derived(self, what: str) -> uuid.UUID:
+        """An identifier of *what* is said of this image: always the same (RFC 9562, version 5)."""
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"{OURS}{what}:{self.manifest.digest}")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A statement as registries and layouts hold it: ``body`` is the manifest, ``top`` its descriptor."""
+
+    top: Descriptor
+    body: bytes
+    subject: Descriptor
+    predicate_type: str
+    statement: bytes
+
+    @property
+    def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
+        """What the manifest names."""
+        return (_descriptor(EMPTY_TYPE, _EMPTY), _EMPTY), (
+            _descriptor(IN_TOTO, self.statement),
+            self.statement,
+        )
+
+    def keep(self, store: Store) -> None:
+        """Have the manifest and all it names in the store. Raises CacheError."""
+        for data in (self.body, *(data for _, data in self.blobs)):
+            store.put_blob(data)
+
+
+def image_url(name: str, digest: str, platform: Platform | str) -> str:
+    """The package URL of an image of a registry, spelled as BuildKit does."""
+    reference = parse_reference(name)
+    space, _, last = replace(reference, tag="", digest="").familiar.rpartition("/")
+    qualifiers = {"digest": digest or reference.digest, "platform": str(platform)}
+    return PackageURL("docker", space, last, reference.tag, qualifiers).to_string()
+
+
+def statement(subject: Subject, predicate_type: str, predicate: dict[str, object]) -> bytes:
+    """The statement that *predicate* is true of an image; equal values give equal bytes."""
+    digest = {"sha256": hex_of(subject.manifest.digest)}
+    names = [image_url(name, "", subject.platform) for name in subject.names] or ["_"]
+    value = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": digest} for name in names],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }
+    return valid_text(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)).encode()
+
+
+def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
+    """The manifest that carries the statement *said* beside its image."""
+    about = Descriptor(subject.manifest.media_type, subject.manifest.digest, subject.manifest.size)
+    layer = replace(_descriptor(IN_TOTO, said), annotations={PREDICATE_MARK: predicate_type})
+    body = to_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": IN_TOTO,
+            "config": _descriptor(EMPTY_TYPE, _EMPTY).to_json(),
+            "layers": [layer.to_json()],
+            "subject": about.to_json(),
+            "annotations": {PREDICATE_MARK: predicate_type},
+        }
+    )
+    return Artifact(_descriptor(MANIFEST_TYPE, body), body, about, predicate_type, said)
+
+
+def listed(item: Artifact) -> dict[str, object]:
+    """The descriptor of an artifact as an index of referrers, or of a layout, has it."""
+    return {
+        **item.top.to_json(),
+        "artifactType": IN_TOTO,
+        "annotations": {PREDICATE_MARK: item.predicate_type},
+    }
+
+
+def listing(items: Sequence[Artifact]) -> list[dict[str, object]]:
+    """All of them, in a stable order."""
+    return [
+        listed(item) for item in sorted(items, key=lambda item: (item.subject.digest, item.predicate_type))
+    ]
+
+
+def referrers_tag(subject: Digest) -> str:
+    """The tag under which old registries keep what refers to a manifest (distribution-spec v1.1)."""
+    return subject.replace(":", "-")
+
+
+def _descriptor(media: str, data: bytes) -> Descriptor:
+    return Descriptor(media, digest_of(data), len(data))
