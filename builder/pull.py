@@ -12,6 +12,7 @@ from builder.events import Meter, Sink
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
+from builder.registry.mirrors import open_registry
 from builder.registry.sources import remember_source
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
@@ -34,7 +35,7 @@ def pull(
     is verified against the manifest's digests before anything is tagged. Raises BuildError or
     CacheError.
     """
-    with Registry(reference.registry, insecure) as registry:
+    with open_registry(reference, insecure) as registry:
         layers, data, config = metadata(registry, reference, platform)
         total = sum(layer.size for layer in layers)
         pulling = Meter(f"pulling {reference.familiar}", total, sink)
@@ -44,8 +45,12 @@ def pull(
                 pool.submit(_layer, store, registry, reference, layer, expected, pulling, unpacking)
                 for layer, expected in zip(layers, config.diff_ids, strict=True)
             ]
-            for job in jobs:
-                job.result()
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # the layers that are not begun
+                raise
         pulling.finish()
         unpacking.finish()
     store.sync()
@@ -59,7 +64,7 @@ def pull_config(
     reference: Reference, platform: Platform, insecure: frozenset[str]
 ) -> tuple[Digest, ImageConfig]:
     """The image ID and the config of *reference*, without its layers. Raises BuildError."""
-    with Registry(reference.registry, insecure) as registry:
+    with open_registry(reference, insecure) as registry:
         _layers, data, config = metadata(registry, reference, platform)
     return digest_of(data), config
 

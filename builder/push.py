@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from builder.events import Meter, Sink
 from builder.export.image import Picture
-from builder.registry.client import Registry
+from builder.registry.mirrors import open_for_push
 from builder.registry.sources import another_source, remember_source
 from cache.descriptor import Descriptor
 from cache.digest import Digest
@@ -25,7 +25,7 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
     """
     blobs = shown.blobs()
     meter = Meter(f"pushing {reference.familiar}", sum(blobs.values()), sink)
-    with Registry(reference.registry, insecure) as registry:
+    with open_for_push(reference, insecure) as registry:
 
         def send(item: tuple[Digest, int]) -> None:
             digest, size = item
@@ -40,8 +40,13 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
             remember_source(store, reference, digest)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for job in [pool.submit(send, item) for item in blobs.items()]:
-                job.result()
+            jobs = [pool.submit(send, item) for item in blobs.items()]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         meter.finish()
         if len(shown.parts) > 1:
             for part, _platform in shown.parts:

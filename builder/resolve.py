@@ -70,9 +70,9 @@ class StoreResolver:
         """The image ID and the config of an image whose layers stay where they are."""
         from builder.caching.places import Repository
         from builder.pull import metadata
-        from builder.registry.client import Registry
+        from builder.registry.mirrors import open_registry
 
-        registry = Registry(reference.registry, self.insecure)
+        registry = open_registry(reference, self.insecure)
         found, data, config = metadata(registry, reference, platform)
         image = self.workshop.store.put_blob(data)
         for layer, descriptor in zip(config.diff_ids, found, strict=True):

@@ -13,7 +13,7 @@ from builder.errors import BuildError
 from builder.events import Notice
 from builder.execute.layers import Layers, downloaded
 from builder.image.model import parse_config, parse_descriptor
-from builder.registry.client import Registry
+from builder.registry.mirrors import open_for_push
 from builder.request import CachePlace
 from builder.strict_json import loads
 from cache.compression import ZSTD
@@ -116,7 +116,7 @@ def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:
     if given.kind == "local":
         return Folder(given.place, given.tag, given.digest)
     reference = parse_reference(given.place)
-    return Repository(Registry(reference.registry, insecure), reference)
+    return Repository(open_for_push(reference, insecure), reference)
 
 
 def _small(place: Place, descriptor: Descriptor) -> bytes:

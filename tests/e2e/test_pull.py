@@ -68,3 +68,23 @@ def test_registry_that_is_gone(fresh: Pybuild, tools: dict[str, str], tmp_path: 
 
 def test_policy_that_is_none(fresh: Pybuild) -> None:
     assert "--pull" in fresh("--pull=sometimes", fresh.context("FROM scratch\n")).failed(2).err
+
+
+def test_mirrors(fresh: Pybuild, server: str, tmp_path: Path) -> None:
+    """Of registries.conf: a pull and a FROM come from the mirror, a push does not go there, blocked is blocked."""
+    publish(Pybuild(fresh.work / "other", fresh.work), f"{server}/mirror/base:1", "old")
+    conf = tmp_path / "registries.conf"
+    conf.write_text(
+        f'[[registry]]\nprefix = "nowhere.invalid"\n[[registry.mirror]]\nlocation = "{server}/mirror"\n'
+        'insecure = true\n[[registry]]\nlocation = "bad.invalid"\nblocked = true\n'
+    )
+    env = {"CONTAINERS_REGISTRIES_CONF": str(conf)}
+    fresh("pull", "nowhere.invalid/base:1", env=env).ok()
+    assert "nowhere.invalid/base:1" in fresh("images").ok().out
+    context = fresh.context("FROM nowhere.invalid/base:1\nLABEL a=b\n")
+    fresh(NONE, "--pull=always", context, env=env).ok()
+    fresh("push", "nowhere.invalid/base:1", env=env).failed()
+    said = fresh("pull", "bad.invalid/x", env=env).failed().err
+    assert "blocks bad.invalid" in said and str(conf) in said
+    conf.write_text("[[registry]\n")
+    assert str(conf) in fresh("pull", "nowhere.invalid/base:1", env=env).failed().err

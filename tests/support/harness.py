@@ -77,7 +77,12 @@ class Pybuild:
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What the command sees: this store, nothing of the outside that changes a build."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        return {**kept, "PYBUILD_ROOT": str(self.store), "LC_ALL": "C.UTF-8", **(more or {})}
+        ours = {
+            "PYBUILD_ROOT": str(self.store),
+            "LC_ALL": "C.UTF-8",
+            "CONTAINERS_REGISTRIES_CONF": os.devnull,
+        }
+        return {**kept, **ours, **(more or {})}
 
     def context(self, dockerfile: str | None, files: Tree | None = None, name: str = "context") -> Path:
         """A build context, emptied and written anew."""
