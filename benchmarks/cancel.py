@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -81,8 +82,8 @@ def _measure(tool: peers.Tool, context: Path, times: int) -> None:
         left |= _census() - before
     ended.sort()
     worst = ended[min(len(ended) - 1, len(ended) * 99 // 100)]
-    kinds = sorted(left)
-    shown = f"{len(kinds)}: {', '.join(kinds[:8])}" if kinds else "nothing"
+    counts = Counter(word.partition(" ")[0] for word in left)
+    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
     print(
         f"| {tool.version} | {times} | {statistics.median(ended):.2f} s | {worst:.2f} s | {ended[-1]:.2f} s "
         f"| {shown} |",
