@@ -237,6 +237,7 @@ def _make_large(contexts: Path) -> None:
     """The 20,000 files of ``files`` with a blob of 256 MiB, and an empty place for a fresh layer."""
     say("cp", "-a", str(contexts / "files"), str(contexts / "large"))
     (contexts / "large/blob").write_bytes(content(LARGE))
+    (contexts / "large/Dockerfile").write_text("FROM busybox\nCOPY . /files\n")
     (contexts / "fresh").mkdir()
     (contexts / "fresh/Dockerfile").write_text("FROM busybox\nCOPY blob /blob\n")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import lzma
 import os
-import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -37,9 +36,7 @@ _BY_MEDIA_TYPE = {media: kind for types in (_MEDIA_TYPES, _DOCKER_TYPES) for kin
 }
 _MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD, b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _GZIP_WBITS = 31
-_GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"  # deflate; nothing said of flags, time or system
 _GZIP_BLOCK = 1 << 20
-_GZIP_WINDOW = 1 << 15
 _XZ_MEMORY = 256 << 20
 _ZSTD_WINDOW = 128 << 20
 _CHUNK = 1 << 18
@@ -189,57 +186,49 @@ class Compressor(Protocol):
 
 
 class _Gzip:
-    """One gzip member (RFC 1952) with a fixed header: no name, no time.
+    """gzip (RFC 1952) in members of 1 MiB each, which are made side by side; no names, no times in them.
 
-    Blocks of a fixed size are deflated side by side, each with the end of the one before as its
-    dictionary. So the bytes are the same however many processors there are.
+    So the bytes are the same however many processors there are. Every reader of gzip reads on
+    after a member, as a file may be several that were put together (RFC 1952 section 2.2).
     """
 
     def __init__(self, write: Write, level: int) -> None:
         self._write = write
         self._level = level
         self._held = bytearray()
-        self._before = b""
-        self._crc = self._size = 0
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[bytes]] = deque()
-        write(_GZIP_HEADER)
 
     def write(self, data: bytes) -> None:
-        self._crc = zlib.crc32(data, self._crc)
-        self._size += len(data)
         self._held += data
         while len(self._held) > _GZIP_BLOCK:
             self._start(bytes(self._held[:_GZIP_BLOCK]))
             del self._held[:_GZIP_BLOCK]
 
     def _start(self, block: bytes) -> None:
-        """Deflate a block on some processor; what has been waiting longest is written when too much waits."""
+        """Compress a block on some processor; what has waited longest is written when too much waits."""
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor  # not for what is small
 
             self._processors = len(os.sched_getaffinity(0))
             self._pool = ThreadPoolExecutor(self._processors)
-        self._waiting.append(self._pool.submit(_deflate, block, self._before, self._level, zlib.Z_SYNC_FLUSH))
-        self._before = block[-_GZIP_WINDOW:]
+        self._waiting.append(self._pool.submit(_member, block, self._level))
         while len(self._waiting) > 2 * self._processors:
             self._write(self._waiting.popleft().result())
 
     def close(self) -> None:
-        last = _deflate(bytes(self._held), self._before, self._level, zlib.Z_FINISH)
+        last = _member(bytes(self._held), self._level)
         while self._waiting:
             self._write(self._waiting.popleft().result())
         self._write(last)
-        self._write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
         if self._pool is not None:
             self._pool.shutdown()
 
 
-def _deflate(block: bytes, before: bytes, level: int, end: int) -> bytes:
-    """*block* as deflate has it, after *before*, ended by the flush *end*."""
-    options = (level, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_DEFAULT_STRATEGY)
-    engine = zlib.compressobj(*options, before) if before else zlib.compressobj(*options)
-    return engine.compress(block) + engine.flush(end)
+def _member(block: bytes, level: int) -> bytes:
+    import deflate
+
+    return bytes(deflate.gzip_compress(block, level))
 
 
 class _Zstd:
@@ -267,9 +256,9 @@ class _Plain:
 
 
 def compressor(write: Write, compression: str, level: int = 0) -> Compressor:
-    """A compressor into *write*; with *level* 0 gzip at level 2 (docs/decisions.md), zstd at level 3."""
+    """A compressor into *write*; with *level* 0 gzip at level 1 (docs/decisions.md), zstd at level 3."""
     if compression == GZIP:
-        return _Gzip(write, level or 2)
+        return _Gzip(write, level or 1)
     if compression == ZSTD:
         return _Zstd(write, level or 3)
     return _Plain(write)

@@ -25,7 +25,7 @@ PYTHON = "/usr/bin/python3"
 _MAIN = "from builder.main import main; main()"
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _OURS = ("builder", "cache", "grammar")
-_OTHERS = ("lark", "zstandard", "pyroute2", "tqdm", "urllib3")
+_OTHERS = ("lark", "zstandard", "pyroute2", "tqdm", "urllib3", "isal", "deflate")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Names of users are this, the number of the process that made them, and a letter.
 _PREFIX = "pybt"
