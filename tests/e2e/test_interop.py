@@ -46,7 +46,8 @@ ADD caps.tar /
 RUN mkdir /o /swap && echo old > /o/x && ln /o/x /o/y && chmod 4755 /o/x && echo 1 > /swap/file && mkdir /swap/folder
 RUN rm -r /o /swap/* && mkdir /o /swap/file && echo new > /o/z && ln /o/z /o/y && ln /o/z /o/w && ln -s /o /swap/folder && rm /d/gone
 RUN cp /bin/busybox /d/suid && chmod 6755 /d/suid && chmod 2775 /d && chmod 1777 /o && : > /d/empty && ln /o/z /d/three \\
- && ln -s ../nowhere "/d/ü 日" && mkdir -m 700 /d/private && chown 70000:70001 /d/private && mkfifo /d/pipe
+ && ln -s ../nowhere "/d/ü 日" && mkdir -m 700 /d/private && chown 70000:70001 /d/private && mkfifo /d/pipe \\
+ && mkdir /odd && touch /odd/$(printf 'a\\377') && ln -s x /odd/l && ln /odd/l /odd/m && touch /odd/.wh /odd/wh. && ln /d/pipe /odd
 WORKDIR /d
 LABEL of=pybuild
 CMD ["sh", "-c", "echo $greeting; cat /o/* f; ls -ln f | awk '{print $3, $4}'; ls -d s*; ls /o /swap"]
@@ -140,12 +141,16 @@ def make_context(folder: Path) -> Path:
     (folder / "Dockerfile").write_text(DOCKERFILE)
     (folder / "many.Dockerfile").write_text(TWO_PLATFORMS)
     os.setxattr(folder / "d/f", "user.colour", COLOUR)
+    members: list[tuple[str, dict[str, object]]] = [
+        ("caps/ping", {"mode": 0o755, "pax_headers": {"SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape")}}),
+        ("caps/long", {"type": tarfile.SYMTYPE, "linkname": "../" * 100}),
+    ]  # fmt: skip
     with tarfile.open(folder / "caps.tar", "w") as tar:
-        item = tarfile.TarInfo("caps/ping")
-        item.mode = 0o755
-        capability = CAPABILITY.decode("utf-8", "surrogateescape")
-        item.pax_headers = {"SCHILY.xattr.security.capability": capability}
-        tar.addfile(item)
+        for name, values in members:
+            item = tarfile.TarInfo(name)
+            for key, value in values.items():
+                setattr(item, key, value)
+            tar.addfile(item)
     os.setxattr(folder / "d/ä", "security.capability", CAPABILITY)
     return folder
 
@@ -220,6 +225,9 @@ def test_sample(trees: dict[bool, dict[str, Node]]) -> None:
     assert tree["o/z"].names == ("d/three", "o/z")  # overlayfs: a link to what a layer below has is a copy
     assert tree["d/ü 日"].data == b"../nowhere" and tree["swap/folder"].data == b"/o"
     assert tree["swap/file"].kind == "folder" and tree[f"d/{LONG}"].data == b"deep"
+    assert tree["caps/long"].data == b"../" * 100 and tree["odd/a\udcff"].kind == "file"
+    assert tree["odd/l"].names == ("odd/l", "odd/m") and tree["d/pipe"].names == ("d/pipe", "odd/pipe")
+    assert len(tree["d/suid"].data) > 1 << 20, "more than a block of gzip"
     assert not {"o/x", "d/gone", "swap/file/x"} & tree.keys() and tree["d/empty"].data == b""
 
 

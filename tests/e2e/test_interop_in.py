@@ -188,6 +188,9 @@ def makers(
         item.mode = 0o755
         item.pax_headers = {"SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape")}
         tar.addfile(item)
+        item = tarfile.TarInfo("caps/null")
+        item.type, item.mode, item.devmajor, item.devminor = tarfile.CHRTYPE, 0o666, 1, 3
+        tar.addfile(item)
     with peers(tools) as found:
         yield Makers(found, busybox, context)
 
@@ -257,6 +260,7 @@ def check_on_top(ours: Pybuild, place: str, source: dict[str, Any], tree: dict[s
     assert (found.pop("more").kind, found.pop("more/a").data) == ("folder", b"ours")
     assert not [line for line in difference(found, tree) if not line.startswith("'tmp'")]
     assert found["caps/ping"].xattrs == (("security.capability", CAPABILITY),)
+    assert (found["caps/null"].kind, found["caps/null"].data) == ("characters", b"1:3")
     assert found["o/y"].names == ("o/y", "o/z") and found["d/f"].owner == (5, 6)
 
     image = read_image(ours.work / "image.tar")

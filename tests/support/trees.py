@@ -10,13 +10,27 @@ from pathlib import Path
 
 from oci import Image
 
-_KINDS = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.FIFOTYPE: "pipe"}
-_MODES = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFREG: "file"}
+_KINDS = {
+    tarfile.DIRTYPE: "folder",
+    tarfile.SYMTYPE: "link",
+    tarfile.FIFOTYPE: "pipe",
+    tarfile.CHRTYPE: "characters",
+    tarfile.BLKTYPE: "blocks",
+}
+_MODES = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFREG: "file",
+    stat.S_IFCHR: "characters",
+    stat.S_IFBLK: "blocks",
+}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A file of a tree. ``data`` is its content or what the link says, ``names`` are all its hard links."""
+    """A file of a tree. ``data`` is its content, what the link says, or a device's numbers; ``names`` are all
+    its hard links."""
 
     kind: str
     mode: int
@@ -41,9 +55,12 @@ def of_folder(root: Path) -> dict[str, Node]:
             data = b""
             if kind == "file":
                 data = Path(path).read_bytes()
-                links.setdefault(status.st_ino, []).append(os.path.relpath(path, root))
             elif kind == "link":
                 data = os.readlink(os.fsencode(path))
+            elif kind in ("characters", "blocks"):
+                data = b"%d:%d" % (os.major(status.st_rdev), os.minor(status.st_rdev))
+            if kind != "folder":
+                links.setdefault(status.st_ino, []).append(os.path.relpath(path, root))
             found[os.path.relpath(path, root)] = Node(
                 kind,
                 stat.S_IMODE(status.st_mode) if kind != "link" else 0o777,
@@ -69,12 +86,16 @@ def of_image(image: Image) -> dict[str, Node]:
             for key, value in entry.pax_headers.items()
             if key.startswith("SCHILY.xattr.")
         )
+        if entry.issym():
+            data = os.fsencode(entry.linkname)
+        elif entry.isdev() and not entry.isfifo():
+            data = b"%d:%d" % (entry.devmajor, entry.devminor)
         found[path] = Node(
             _KINDS.get(entry.type, "file"),
             entry.mode & 0o7777 if not entry.issym() else 0o777,
             (entry.uid, entry.gid),
             int(entry.mtime),
-            os.fsencode(entry.linkname) if entry.issym() else data,
+            data,
             tuple(xattrs),
         )
     return _linked(found, list(links.values()))
