@@ -82,9 +82,9 @@ def containerd(folder: Path) -> Iterator[list[str]]:
 
 
 def remove_cgroups(name: str) -> None:
-    """Remove the cgroups of this name that are empty, whatever hierarchies there are."""
+    """Remove the cgroups of this name, and those below, that are empty; whatever hierarchies there are."""
     for folder, *_ in os.walk("/sys/fs/cgroup", topdown=False):
-        if os.path.basename(folder) == name:
+        if name in folder.split("/"):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
