@@ -76,7 +76,7 @@ def build(
             built.append(_solve(wanted, inputs, again, workshop, None, first))
     workshop.store.sync()
     workshop.layers.tag_complete()
-    deliver(request, built, workshop)
+    deliver(request, inputs, built, workshop)
     if imports is not None:
         imports.close()
     chosen = first_of(built)

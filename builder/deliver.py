@@ -14,6 +14,7 @@ from builder.execute.mounts import cache_name
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config
 from builder.image.model import ImageConfig, Platform, host
+from builder.inputs import Inputs
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, CopyFiles, RunCommand
 from builder.request import BuildRequest, Output
@@ -26,8 +27,11 @@ from cache.store import Store
 from grammar.reference import parse_reference
 
 if TYPE_CHECKING:
+    from builder.attest.statement import Artifact
     from builder.caching.exports import Known
-    from builder.export.image import Formed
+    from builder.export.image import Formed, Picture
+
+_ATTESTED = ("oci", "registry")  # outputs that have room for statements beside the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,15 @@ def first_of(built: Sequence[Built]) -> Built:
     return next((one for one in built if one.platform == host()), built[0])
 
 
-def deliver(request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+def deliver(request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop) -> None:
     """Write outputs, then give the image its names, then leave caches. Raises BuildError or CacheError."""
     store, chosen = workshop.store, first_of(built)
+    attests = bool(request.sbom or request.provenance)
+    if attests and not any(output.kind in _ATTESTED for output in request.outputs):
+        note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
+        workshop.sink(Notice(note, warning=True))
     for output in request.outputs:
-        _export(output, request, built, workshop)
+        _export(output, request, inputs, built, workshop)
     for tag in request.tags:
         for one in [one for one in built if one.platform != host()]:
             remember_platform(store, parse_reference(tag), one.platform, one.image)
@@ -70,7 +78,9 @@ def deliver(request: BuildRequest, built: Sequence[Built], workshop: Workshop) -
 # -- outputs -------------------------------------------------------------------------------
 
 
-def _export(output: Output, request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+def _export(
+    output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop
+) -> None:
     if output.kind in ("tar", "local"):
         _export_files(output, built, workshop)
         return
@@ -81,6 +91,8 @@ def _export(output: Output, request: BuildRequest, built: Sequence[Built], works
     names = output.names or request.tags
     parts = [(_formed(output, one, workshop), one.platform) for one in built]
     shown = picture(store, parts, output.docker_types)
+    if output.kind in _ATTESTED:
+        shown = replace(shown, attached=_attached(shown, names, request, inputs, built, workshop))
     if output.kind == "registry":
         from builder.push import push
 
@@ -104,6 +116,45 @@ def _export(output: Output, request: BuildRequest, built: Sequence[Built], works
         if not output.dest:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(dest)
+
+
+def _attached(
+    shown: Picture,
+    names: tuple[str, ...],
+    request: BuildRequest,
+    inputs: Inputs,
+    built: Sequence[Built],
+    workshop: Workshop,
+) -> tuple[Artifact, ...]:
+    """The statements that were asked for, of the image for each platform."""
+    if not request.sbom and not request.provenance:
+        return ()
+    from builder.attest.make import packages_of, provenance_of, sbom_of
+    from builder.attest.statement import Subject
+
+    store, out = workshop.store, []
+    for one, (formed, platform) in zip(built, shown.parts, strict=True):
+        subject = Subject(names, formed.top, platform, one.config.created)
+        if request.sbom:
+            found = packages_of(store, one.config)
+            for gap in found.gaps:
+                workshop.sink(Notice(f"the list of packages has a gap: {gap}", warning=True))
+            out.append(sbom_of(store, subject, found, request.sbom))
+        if request.provenance:
+            out.append(
+                provenance_of(
+                    store,
+                    subject,
+                    request,
+                    inputs.dockerfile,
+                    inputs.files,
+                    one.made,
+                    one.solver.results,
+                    request.provenance,
+                    request.builder_id,
+                )
+            )
+    return tuple(out)
 
 
 def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) -> None:

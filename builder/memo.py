@@ -43,6 +43,8 @@ def remember(
         or request.pull in ("always", "newer")
         or request.cache_to
         or request.platforms
+        or request.sbom
+        or request.provenance
     ):
         return  # asked for anew each time
     if result.unused_args:  # to be warned of each time

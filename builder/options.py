@@ -15,7 +15,9 @@ from builder.sandbox import add_options, sandbox
 _METHODS = ("build", "check", "lint", "outline", "targets")
 _PRIVILEGES = ("network.host", "security.insecure")
 _DEFAULT_JOBS = 8
-_PULL = "--pull-policy"  # --pull=VALUE, for argparse, which would take the context for a value of --pull
+# --pull=VALUE and its like, for argparse, which would take the context for a value of --pull
+_PULL, _SBOM, _PROVENANCE = "--pull-policy", "--sbom-form", "--provenance-mode"
+_WITH_VALUES = {"--pull": _PULL, "--sbom": _SBOM, "--provenance": _PROVENANCE}
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,11 +29,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; an option that may have a value, or not, has it behind an equals sign."""
-        words = [_PULL + word[6:] if word.startswith("--pull=") else word for word in args]
-        return super().parse_args(words, namespace)
+        return super().parse_args(list(map(_with_value, args)), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the options")
+
+
+def _with_value(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{_WITH_VALUES[name]}={value}" if equals and name in _WITH_VALUES else word
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,12 +126,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--check", action="store_true", help="check the Dockerfile without building anything")
     add("--call", default="build", metavar="METHOD", help=f"{', '.join(_METHODS)}; with ,format=json as JSON")
-    add("--pull", action="store_const", const="always", default="missing", help="the same as --pull=always")
     add(
-        _PULL,
-        dest="pull",
-        choices=("always", "missing", "never", "newer"),
-        help="when registries are asked for base images (default: missing)",
+        "--pull",
+        action="store_const",
+        const="always",
+        default="missing",
+        help="ask registries for base images that are here; or --pull=always|missing|never|newer",
+    )
+    add(_PULL, dest="pull", choices=("always", "missing", "never", "newer"), help=argparse.SUPPRESS)
+    add(
+        "--sbom",
+        action="append_const",
+        const="",
+        default=[],
+        help="put a list of its packages beside the image; or --sbom=spdx|cyclonedx (docs/attestations.md)",
+    )
+    add(_SBOM, dest="sbom", action="append", help=argparse.SUPPRESS)
+    add(
+        "--provenance",
+        action="append_const",
+        const="",
+        default=[],
+        help="put beside the image how it was built; or --provenance=mode=min|max",
+    )
+    add(_PROVENANCE, dest="provenance", action="append", help=argparse.SUPPRESS)
+    add(
+        "--attest",
+        action="append",
+        default=[],
+        metavar="type=sbom|provenance,...",
+        help="either of them, as docker spells it (repeatable)",
     )
     add("--iidfile", default="", metavar="FILE", help="write the image ID to a file")
     add("--metadata-file", default="", metavar="FILE", help="write what came out, as JSON, to a file")
@@ -144,9 +174,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_request(options: argparse.Namespace) -> Any:
+    from builder.attest.ask import asked
     from builder.image.local import reference
     from builder.request import STDIN, BuildRequest
 
+    wanted = asked(options.sbom, options.provenance, options.attest)
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
     arguments = _build_args(options.build_arg)
@@ -182,6 +214,9 @@ def build_request(options: argparse.Namespace) -> Any:
         platforms=_platforms(options.platform),
         cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
         cache_to=tuple(_cache(text, "--cache-to") for text in options.cache_to),
+        sbom=wanted.sbom,
+        provenance=wanted.provenance,
+        builder_id=wanted.builder_id,
     )
 
 

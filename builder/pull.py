@@ -36,7 +36,7 @@ def pull(
     CacheError.
     """
     with open_registry(reference, insecure) as registry:
-        layers, data, config = metadata(registry, reference, platform)
+        layers, data, config, named = metadata(registry, reference, platform)
         total = sum(layer.size for layer in layers)
         pulling = Meter(f"pulling {reference.familiar}", total, sink)
         unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
@@ -55,6 +55,7 @@ def pull(
         unpacking.finish()
     store.sync()
     image = store.put_blob(data)
+    remember_manifest(store, reference, image, named)
     if platform == host():
         store.tag(str(reference), image)
     return image
@@ -65,14 +66,21 @@ def pull_config(
 ) -> tuple[Digest, ImageConfig]:
     """The image ID and the config of *reference*, without its layers. Raises BuildError."""
     with open_registry(reference, insecure) as registry:
-        _layers, data, config = metadata(registry, reference, platform)
+        _layers, data, config, _named = metadata(registry, reference, platform)
     return digest_of(data), config
+
+
+def remember_manifest(store: Store, reference: Reference, image: Digest, named: Digest) -> None:
+    """Keep in mind what *reference* named when it was *image*, for builder.attest.provenance."""
+    store.index.set_memo(f"manifest:{reference} {image}", named.encode())
 
 
 def metadata(
     registry: Registry, reference: Reference, platform: Platform
-) -> tuple[list[Descriptor], bytes, ImageConfig]:
-    """The layers' descriptors, the config's bytes, and what they say. Raises BuildError."""
+) -> tuple[list[Descriptor], bytes, ImageConfig, Digest]:
+    """The layers' descriptors, the config's bytes, what they say, and the digest of what *reference* names,
+    be it an image or an index of some. Raises BuildError.
+    """
     fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
     manifest = _image_manifest(registry, reference, fetched, platform)
     data = _config(registry, reference, parse_descriptor(manifest.get("config"), "the config"))
@@ -80,7 +88,7 @@ def metadata(
     layers = [parse_descriptor(item, "a layer") for item in _items(manifest, "layers")]
     if len(config.diff_ids) != len(layers):
         raise Untrusted(f"{reference} has {len(layers)} layers, its config names {len(config.diff_ids)}")
-    return layers, data, config
+    return layers, data, config, fetched.digest
 
 
 def _image_manifest(

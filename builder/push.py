@@ -20,7 +20,8 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
     """Push an image, or an index of several, as *reference*.
 
     Blobs that the repository has are not sent, those that another repository of the registry is
-    known to have are mounted from there. The name means the image only when all of it is there.
+    known to have are mounted from there. The name means the image only when all of it is there, and
+    what is said of it beside it.
     Raises BuildError or CacheError.
     """
     blobs = shown.blobs()
@@ -51,5 +52,9 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
         if len(shown.parts) > 1:
             for part, _platform in shown.parts:
                 registry.push_manifest(reference.repository, part.top.digest, part.top.media_type, part.body)
+        if shown.attached:
+            from builder.attest.publish import publish
+
+            publish(store, shown.attached, registry, reference.repository)
         name = reference.tag or reference.digest or shown.top.digest
         registry.push_manifest(reference.repository, name, shown.top.media_type, shown.body)

@@ -117,7 +117,8 @@ class BuildRequest:
     ``pull`` is when registries are asked for base images: always, missing, never or newer.
     ``platforms`` are what it is built for, this machine's without any.
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
-    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made.
+    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made. ``sbom`` is its form,
+    ``provenance`` its mode, "" for none (builder.attest.ask).
     """
 
     context: str
@@ -145,6 +146,9 @@ class BuildRequest:
     sandbox: Sandbox = field(default_factory=Sandbox)
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
+    sbom: str = ""
+    provenance: str = ""
+    builder_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

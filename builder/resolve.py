@@ -69,12 +69,13 @@ class StoreResolver:
     def _leave(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
         """The image ID and the config of an image whose layers stay where they are."""
         from builder.caching.places import Repository
-        from builder.pull import metadata
+        from builder.pull import metadata, remember_manifest
         from builder.registry.mirrors import open_registry
 
         registry = open_registry(reference, self.insecure)
-        found, data, config = metadata(registry, reference, platform)
+        found, data, config, named = metadata(registry, reference, platform)
         image = self.workshop.store.put_blob(data)
+        remember_manifest(self.workshop.store, reference, image, named)
         for layer, descriptor in zip(config.diff_ids, found, strict=True):
             self.workshop.layers.add(layer, Repository(registry, reference), descriptor)
         self.workshop.layers.expect(str(reference), image, config.diff_ids)

@@ -77,6 +77,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
             "commit_time": op.commit_time,
         }
         key = derive("git", fields)
+        workshop.store.index.set_memo(f"commit:{key}", wanted.encode())  # for builder.attest.provenance
         memo = f"git:{key}"
         if not fresh and (last := workshop.store.index.remembered(memo)):
             return key, last

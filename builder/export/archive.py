@@ -49,12 +49,16 @@ def write_archive(
     blobs = shown.blobs() | {
         item.digest: item.size for item in (shown.top, *(part.top for part, _ in shown.parts))
     }
+    for said in shown.attached:
+        blobs |= {item.digest: item.size for item in (said.top, *(item for item, _ in said.blobs))}
     with destination(dest) as write:
         _write_tar(store, small, blobs, write, sink)
 
 
 def _index(shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str]) -> bytes:
-    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
+    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image. Then what is
+    said of it.
+    """
     entries = []
     for name in names or ("",):
         item = shown.top.to_json()
@@ -67,6 +71,10 @@ def _index(shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str
         if len(shown.parts) == 1:
             item["platform"] = shown.parts[0][1].to_json()
         entries.append(item)
+    if shown.attached:
+        from builder.attest.statement import listing
+
+        entries += listing(shown.attached)
     return to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from builder.events import Meter, Sink
 from builder.image.model import (
@@ -22,6 +23,9 @@ from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.layers import blob
 from cache.store import Store
+
+if TYPE_CHECKING:
+    from builder.attest.statement import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +58,18 @@ class Formed:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What an output names: an image, or an index of images for several platforms. ``body`` is its bytes."""
+    """What an output names: an image, or an index of images for several platforms. ``body`` is its bytes.
+
+    ``attached`` is what is said of the images beside them.
+    """
 
     parts: tuple[tuple[Formed, Platform], ...]
     top: Descriptor
     body: bytes
+    attached: tuple[Artifact, ...] = ()
 
     def blobs(self) -> dict[Digest, int]:
-        """Every blob but the manifests and the index, and how long it is."""
+        """Every blob of the images but their manifests and the index, and how long it is."""
         return {item.digest: item.size for part, _ in self.parts for item in (part.config, *part.layers)}
 
 

@@ -159,7 +159,7 @@ class _Archive:
             )
         index = _object(self._small("index.json"), "index.json")
         found: dict[Digest, list[str]] = {}
-        for item in _list(index, "manifests"):
+        for item in _images(index):
             manifest = self._manifest(item, 0)
             if manifest is not None:
                 names = found.setdefault(self._from_manifest(manifest), [])
@@ -170,7 +170,7 @@ class _Archive:
     def oci_image(self, what: str, tag: str, wanted: str) -> Digest:
         """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
         index = _object(self._small("index.json"), "index.json")
-        all_items = _list(index, "manifests")
+        all_items = _images(index)
         items = [item for item in all_items if _is_meant(item, tag, wanted)]
         if not items and not tag and not wanted and len(all_items) == 1:
             items = all_items
@@ -293,6 +293,11 @@ def _list(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise BuildError(f"{key!r} in the archive is not a list of descriptors")
     return items
+
+
+def _images(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """The descriptors of an index but those of what is said of images (image-spec v1.1)."""
+    return [item for item in _list(index, "manifests") if "artifactType" not in item]
 
 
 def _matches(platform: dict[str, Any], wanted: Platform) -> bool:

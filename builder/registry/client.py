@@ -184,8 +184,11 @@ class Registry:
         """
         return Upload(self._open(), repository, descriptor, path, progress).run(mount_from)
 
-    def push_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> None:
-        """PUT a manifest or index under a tag or its digest. Raises RegistryError."""
+    def push_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> bool:
+        """PUT a manifest or index under a tag or its digest. Raises RegistryError.
+
+        Returns whether the registry lists it among what refers to its subject (OCI-Subject).
+        """
         session = self._open()
         what = f"pushing the manifest {self.name}/{repository}:{reference}"
         url = f"{session.base}/{quote(repository)}/manifests/{quote(reference, safe=':')}"
@@ -196,6 +199,7 @@ class Registry:
         # 201 it has to be; whoever says something else may be no registry.
         if response.status != 201 and self.manifest(repository, reference).data != data:
             raise RegistryError(f"{self.name} answered {response.status} for {what}, but has not got it")
+        return "oci-subject" in response.headers
 
     def check_login(self) -> None:
         """Whether the credentials are good, as /v2/ says. Raises Unauthorized."""

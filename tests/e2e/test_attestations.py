@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import importlib.metadata
 import json
 import subprocess
+import sys
+import tarfile
+import threading
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import Pybuild
+from harness import Pybuild, Tree
+from oci import Image, read_image
+from servers import registry, send
 
 from builder.attest.make import packages_of, sbom_of
 from builder.attest.packages import Found
@@ -16,6 +25,7 @@ from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX
 from builder.attest.statement import Subject
 from builder.image.local import find
 from builder.image.model import MANIFEST_TYPE, ImageConfig
+from builder.registry.client import Registry
 from cache.descriptor import Descriptor
 from cache.store import Store
 
@@ -124,3 +134,194 @@ RUN mkdir -p /var/lib/dpkg /lib/apk/db /node_modules/a /node_modules/b /usr/lib 
     assert found.packages == {}
     places = [gap.partition(": ")[0] for gap in found.gaps]
     assert places == ["/etc/os-release", "/var/lib/dpkg/status", "/node_modules/a/package.json"]
+
+
+# -- by the command ------------------------------------------------------------------------
+
+DOCKERFILE = """FROM busybox AS base
+ARG TOKEN
+COPY a.json /node_modules/a/package.json
+"""
+FILES: Tree = {"a.json": '{"name": "a", "version": "1"}'}
+EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
+IN_TOTO = "application/vnd.in-toto+json"
+SLSA = "https://slsa.dev/provenance/v1"
+
+
+def statements(image: Image) -> dict[str, dict[str, Any]]:
+    """What the archive of an image says of it, by predicate types; every digest was checked."""
+    out: dict[str, dict[str, Any]] = {}
+    for item in image.index["manifests"][1:]:
+        manifest = blob(image, item)
+        assert manifest["artifactType"] == item["artifactType"] == IN_TOTO
+        assert blob(image, manifest["config"]) == {}
+        (layer,) = manifest["layers"]
+        said: dict[str, Any] = blob(image, layer)
+        about = manifest["subject"]["digest"].removeprefix("sha256:")
+        assert all(subject["digest"]["sha256"] == about for subject in said["subject"])
+        assert said["predicateType"] == item["annotations"]["in-toto.io/predicate-type"]
+        out[said["predicateType"] + out_of(out, said)] = {**said, "about": manifest["subject"]["digest"]}
+    return out
+
+
+def out_of(out: dict[str, Any], said: dict[str, Any]) -> str:
+    """What tells statements of one type about several images apart."""
+    return f" {len(out)}" if said["predicateType"] in out else ""
+
+
+def check_spdx(document: dict[str, Any], folder: Path) -> None:
+    """Have the document judged by the specification's own tools."""
+    (folder / "x.spdx.json").write_text(json.dumps(document))
+    judge = Path(sys.executable).with_name("pyspdxtools")
+    subprocess.run([judge, "-i", folder / "x.spdx.json"], check=True)
+
+
+def blob(image: Image, descriptor: dict[str, Any]) -> Any:
+    data = image.files["blobs/" + descriptor["digest"].replace(":", "/")]
+    assert len(data) == descriptor["size"]
+    assert "sha256:" + hashlib.sha256(data).hexdigest() == descriptor["digest"]
+    return json.loads(data)
+
+
+def test_archive(pybuild: Pybuild, fresh: Pybuild, tools: dict[str, str], tmp_path: Path) -> None:
+    """Beside the image, which is the same as without; equal builds say equal things; others read the archive."""
+    context = pybuild.context(DOCKERFILE, FILES)
+    options = ("-t", "said:1", NONE, "--build-arg", "TOKEN=hunter2", "--provenance", "--sbom")
+    plain = pybuild.export(context, "-t", "said:1", NONE, "--build-arg", "TOKEN=hunter2")
+    image = pybuild.export(context, *options)
+    first = (tmp_path / "export.tar").read_bytes()
+    assert image.index["manifests"][0] == plain.index["manifests"][0] and len(plain.index["manifests"]) == 1
+    said = statements(image)
+    assert set(said) == {SLSA, PREDICATE_TYPES[SPDX]}
+    assert {item["about"] for item in said.values()} == {image.index["manifests"][0]["digest"]}
+    assert said[SLSA]["subject"][0]["name"].startswith("pkg:docker/said@1?platform=linux/")
+    check_spdx(said[PREDICATE_TYPES[SPDX]]["predicate"], tmp_path)
+    assert "pkg:npm/a@1" in json.dumps(said[PREDICATE_TYPES[SPDX]])
+    definition = said[SLSA]["predicate"]["buildDefinition"]
+    digest = hashlib.sha256(DOCKERFILE.encode()).hexdigest()
+    assert definition["externalParameters"]["configSource"] == {
+        "path": "Dockerfile",
+        "digest": {"sha256": digest},
+    }
+    (base,) = definition["resolvedDependencies"]
+    assert base["uri"].startswith("pkg:docker/busybox@latest?platform=linux/")
+    assert "hunter2" not in json.dumps(said)
+    pybuild.export(context, *options)
+    assert (tmp_path / "export.tar").read_bytes() == first
+    assert fresh("load", tmp_path / "export.tar").ok().out == "loaded docker.io/library/said:1\n"
+    copied = tmp_path / "copied"
+    archive = f"oci-archive:{tmp_path}/export.tar:1"
+    subprocess.run([tools["skopeo"], "--insecure-policy", "copy", "-q", archive, f"dir:{copied}"], check=True)
+    assert (copied / "manifest.json").is_file()
+
+
+def test_max_and_cyclonedx(pybuild: Pybuild) -> None:
+    context = pybuild.context(DOCKERFILE, FILES)
+    given = ("--build-arg", "TOKEN=hunter2", "--attest", "type=provenance,mode=max", "--sbom=cyclonedx")
+    said = statements(pybuild.export(context, NONE, "--target", "base", *given))
+    asked_for = said[SLSA]["predicate"]["buildDefinition"]["externalParameters"]["request"]
+    assert asked_for["args"] == {"TOKEN": "hunter2"} and asked_for["target"] == "base"
+    assert said[PREDICATE_TYPES[CYCLONEDX]]["predicate"]["components"][0]["purl"] == "pkg:npm/a@1"
+
+
+def test_epoch(pybuild: Pybuild, fresh: Pybuild) -> None:
+    """With SOURCE_DATE_EPOCH two stores say the same, byte by byte."""
+    said = []
+    for command in (pybuild, fresh):
+        archive = command.work / "epoch.tar"
+        given = (NONE, "--provenance", "--sbom", "-o", f"type=oci,dest={archive},rewrite-timestamp=true")
+        command(*given, command.context(DOCKERFILE, FILES), env=EPOCH).ok()
+        said.append(read_image(archive).index)
+        found = statements(read_image(archive))
+        assert found[SLSA]["predicate"]["runDetails"]["metadata"]["finishedOn"] == "2023-11-14T22:13:20Z"
+    assert said[0] == said[1] and len(said[0]["manifests"]) == 3
+
+
+def test_platforms(pybuild: Pybuild) -> None:
+    """Each platform's image has its own."""
+    context = pybuild.context("FROM scratch\nLABEL a=1\n")
+    given = (
+        "--platform",
+        "linux/amd64,linux/arm64",
+        "--provenance",
+        "-o",
+        f"type=oci,dest={pybuild.work}/p.tar",
+    )
+    pybuild(NONE, *given, context).ok()
+    with tarfile.open(pybuild.work / "p.tar") as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore[union-attr]
+    top, *rest = json.loads(files["index.json"])["manifests"]
+    index = json.loads(files["blobs/" + top["digest"].replace(":", "/")])
+    about = [
+        json.loads(files["blobs/" + item["digest"].replace(":", "/")])["subject"]["digest"] for item in rest
+    ]
+    assert sorted(about) == sorted(item["digest"] for item in index["manifests"]) and len(about) == 2
+
+
+def test_nowhere_to_go(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Nothing is silently left out, and what is wrong is said before anything is built."""
+    context = pybuild.context(DOCKERFILE, FILES)
+    for output in ((), ("-o", f"type=docker,dest={tmp_path}/d.tar"), ("-o", f"type=local,dest={tmp_path}/d")):
+        assert "attestations go to registries" in pybuild(NONE, "--sbom", *output, context).ok().err
+    for wrong in ("--sbom=spdx3", "--provenance=mode=all", "--attest=vex"):
+        pybuild(NONE, wrong, context).failed(2)
+
+
+def ask(host: str, path: str) -> Any:
+    kinds = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+    request = urllib.request.Request(f"http://{host}/v2/{path}", headers={"Accept": kinds})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as answer:
+        data = answer.read()
+    return data
+
+
+def test_registry(pybuild: Pybuild, tools: dict[str, str], tmp_path: Path) -> None:
+    """In a registry that knows no referrers they are under the tag that the specification says. A base
+    image that was pulled goes by the digest that it has there.
+    """
+    with registry(tools["docker-registry"], tmp_path) as host:
+        pybuild("tag", "busybox", f"{host}/base:1").ok()
+        base = pybuild("push", f"{host}/base:1").ok().out.strip().rpartition("@")[2]
+        context = pybuild.context(DOCKERFILE.replace("busybox", f"{host}/base:1"), FILES)
+        given = ("--pull", "--push", "-t", f"{host}/team/app:1", "--sbom")
+        pybuild(NONE, *given, context).ok()
+        pybuild(NONE, *given, "--provenance", context).ok()
+        body = ask(host, "team/app/manifests/1")
+        assert "layers" in json.loads(body)  # the name means the image itself, no index
+        digest = hashlib.sha256(body).hexdigest()
+        listed = json.loads(ask(host, f"team/app/manifests/sha256-{digest}"))["manifests"]
+        found = {}
+        for item in listed:
+            manifest = json.loads(ask(host, f"team/app/manifests/{item['digest']}"))
+            assert manifest["subject"]["digest"] == f"sha256:{digest}" and item["artifactType"] == IN_TOTO
+            said = json.loads(ask(host, f"team/app/blobs/{manifest['layers'][0]['digest']}"))
+            found[said["predicateType"]] = said["predicate"]
+        assert len(listed) == 2 and set(found) == {SLSA, PREDICATE_TYPES[SPDX]}
+        (dependency,) = found[SLSA]["buildDefinition"]["resolvedDependencies"]
+        assert dependency["digest"] == {"sha256": base.removeprefix("sha256:")}
+
+
+def test_registry_that_knows_referrers() -> None:
+    """It says so when it takes what has a subject."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            known = {"OCI-Subject": "sha256:" + "0" * 64} if b"subject" in body else {}
+            send(self, b"", status=201, **known)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with Registry(f"127.0.0.1:{server.server_port}") as target:
+            for body, listed in ((b'{"subject": 1}', True), (b"{}", False)):
+                assert target.push_manifest("app", "1", MANIFEST_TYPE, body) is listed
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
