@@ -32,6 +32,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(list(map(_with_value, args)), namespace)
 
     def error(self, message: str) -> NoReturn:
+        for name, inner in _WITH_VALUES.items():
+            message = message.replace(inner, name)
         raise UsageError(message, f"{self.prog} --help lists the options")
 
 
