@@ -12,14 +12,14 @@ from builder.errors import BuildError
 from builder.events import Notice
 from builder.execute.mounts import cache_name
 from builder.execute.workshop import Workshop
-from builder.image.local import put_config
+from builder.image.local import put_config, remember_platform
 from builder.image.model import ImageConfig, Platform, host
 from builder.inputs import Inputs
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, CopyFiles, RunCommand
 from builder.request import BuildRequest, Output
-from builder.resolve import remember_platform
 from builder.solve import Solver
+from cache.compression import ZSTD
 from cache.digest import Digest
 from cache.errors import CacheError
 from cache.layers import clamped
@@ -89,6 +89,9 @@ def _export(
 
     store, sink = workshop.store, workshop.sink
     names = output.names or request.tags
+    if output.docker_types and output.compression == ZSTD:
+        note = "nothing is known to read zstd layers of docker's media types (oci-mediatypes=false)"
+        sink(Notice(note, warning=True))
     parts = [(_formed(output, one, workshop), one.platform) for one in built]
     shown = picture(store, parts, output.docker_types)
     if output.kind in _ATTESTED:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from builder.errors import BuildError
 from builder.events import Notice
 from builder.execute.workshop import Workshop
-from builder.image.local import config_of, snapshots
+from builder.image.local import config_of, platform_memo, remember_platform, snapshots
 from builder.image.model import ImageConfig, Platform, host
 from builder.plan.ops import Files
 from cache.digest import Digest, digest
@@ -81,10 +81,10 @@ class StoreResolver:
         self.workshop.layers.expect(str(reference), image, config.diff_ids)
         return image, config
 
-    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+    def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:
         from builder.image.load import load_layout
 
-        image = load_layout(self.workshop.store, place)
+        image = load_layout(self.workshop.store, place, platform)
         return image, config_of(self.workshop.store, image)
 
     def files(self, url: str) -> Files:
@@ -96,7 +96,7 @@ class StoreResolver:
 def find_image(store: Store, reference: Reference, platform: Platform) -> Digest | None:
     """The image of a name in the store: the one that was pulled for *platform*, else any."""
     if platform != host():
-        found = (store.index.memo(_memo(reference, platform)) or b"").decode()
+        found = (store.index.memo(platform_memo(reference, platform)) or b"").decode()
         if found and store.has_blob(digest(found)):
             return digest(found)
     image = store.resolve(str(reference))
@@ -107,14 +107,5 @@ def find_image(store: Store, reference: Reference, platform: Platform) -> Digest
     return image
 
 
-def remember_platform(store: Store, reference: Reference, platform: Platform, image: Digest) -> None:
-    """Keep in mind which image *reference* means for a *platform* other than this machine's."""
-    store.index.set_memo(_memo(reference, platform), image.encode())
-
-
 def _architecture(platform: Platform) -> tuple[str, str]:
     return platform.os, platform.architecture
-
-
-def _memo(reference: Reference, platform: Platform) -> str:
-    return f"platform:{platform} {reference}"

@@ -143,8 +143,9 @@ class Store:
             with open(mark, encoding="ascii", errors="replace") as file:
                 self._owners = file.read(100).strip()
         except FileNotFoundError:
-            with open(mark, "w", encoding="ascii") as file:
-                file.write(f"{here}\n")
+            pass
+        if not self._owners:
+            self.write_file(mark, f"{here}\n".encode())
             self._owners = here
         if self._owners != here:
             had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")

@@ -480,7 +480,32 @@ class Writer:
         if self._stream.in_order:
             return list(self._entries.values())
         # "/" sorts first, so that this is the order of a lexical walk.
-        return sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
+        ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
+        return _files_first(ordered) if self._linked else ordered
+
+
+def _files_first(entries: list[Entry]) -> list[Entry]:
+    """*entries* in their order; of the names of one file the first is the file, the others links to it."""
+    known = {entry.path: entry for entry in entries}
+
+    def file_of(entry: Entry) -> Entry:
+        while entry.kind == HARDLINK:
+            entry = known[entry.link]
+        return entry
+
+    first: dict[str, str] = {}  # the first name of each file, by the name that it was written under
+    out = []
+    for entry in entries:
+        if entry.kind not in (FILE, HARDLINK):
+            out.append(entry)
+            continue
+        file = file_of(entry)
+        name = first.setdefault(file.path, entry.path)
+        if name == entry.path:
+            out.append(file._replace(path=name))
+        else:
+            out.append(file._replace(path=entry.path, kind=HARDLINK, link=name, size=0))
+    return out
 
 
 def _write_all(target: int, content: Iterator[bytes], size: int, update: Callable[[bytes], object]) -> None:

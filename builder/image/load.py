@@ -12,10 +12,11 @@ import os
 import posixpath
 import shutil
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from builder.errors import BuildError
-from builder.image.local import reference
+from builder.image.local import config_of, reference, remember_platform
 from builder.image.model import INDEX_TYPE, Platform, host, parse_config, parse_descriptor
 from builder.strict_json import loads
 from cache import compression as comp
@@ -36,6 +37,7 @@ _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 def load(store: Store, read: Read) -> list[str]:
     """Load every image of an archive; the names it now has here (image IDs for unnamed ones).
 
+    Of images for several platforms a name means that for this machine, or else the first.
     Raises BuildError or CacheError, and then nothing has been tagged.
     """
     folder = store.temporary()
@@ -44,15 +46,19 @@ def load(store: Store, read: Read) -> list[str]:
     archive.read(comp.detecting(read))
     images = archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
     if not images:
-        raise BuildError("the archive holds no image for this platform", f"this machine is {host()}")
-    for image, names in images:
-        for name in names:
-            store.tag(name, image)
-    return [name for image, names in images for name in (names or [image])]
+        raise BuildError("the archive holds no image")
+    for name in dict.fromkeys(name for _, names in images for name in names):
+        own = [image for image, names in images if name in names]
+        platforms = [config_of(store, image).platform for image in own]
+        for image, platform in zip(own, platforms, strict=True):
+            if platform != host():
+                remember_platform(store, reference(name), platform, image)
+        store.tag(name, own[platforms.index(host())] if host() in platforms else own[0])
+    return list(dict.fromkeys(name for image, names in images for name in (names or [image])))
 
 
-def load_layout(store: Store, place: str) -> Digest:
-    """The image of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
+def load_layout(store: Store, place: str, platform: Platform) -> Digest:
+    """The image for *platform* of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
 
     Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
     """
@@ -65,7 +71,7 @@ def load_layout(store: Store, place: str) -> Digest:
     layout = _Archive(store, "")
     for name in ("index.json", *_blobs(folder)):
         layout.files[name] = os.path.join(folder, name)
-    return layout.oci_image(f"the OCI layout {folder}", tag, wanted)
+    return layout.oci_image(f"the OCI layout {folder}", tag, wanted, platform)
 
 
 def _blobs(folder: str) -> list[str]:
@@ -160,14 +166,13 @@ class _Archive:
         index = _object(self._small("index.json"), "index.json")
         found: dict[Digest, list[str]] = {}
         for item in _images(index):
-            manifest = self._manifest(item, 0)
-            if manifest is not None:
+            for manifest in self._manifests(item, 0, None):
                 names = found.setdefault(self._from_manifest(manifest), [])
                 if name := _name(item):
                     names.append(name)
         return list(found.items())
 
-    def oci_image(self, what: str, tag: str, wanted: str) -> Digest:
+    def oci_image(self, what: str, tag: str, wanted: str, platform: Platform) -> Digest:
         """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
         index = _object(self._small("index.json"), "index.json")
         all_items = _images(index)
@@ -176,9 +181,9 @@ class _Archive:
             items = all_items
         if not items:
             raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
-        manifest = self._manifest(items[0], 0)
+        manifest = next(self._manifests(items[0], 0, platform), None)
         if manifest is None:
-            raise BuildError(f"{what} has no image for this platform", f"it is {host()}")
+            raise BuildError(f"{what} has no image for {platform}")
         return self._from_manifest(manifest)
 
     def _blob(self, item: object, what: str) -> bytes:
@@ -188,21 +193,23 @@ class _Archive:
             raise _mismatch(wanted)
         return data
 
-    def _manifest(self, item: dict[str, Any], depth: int) -> dict[str, Any] | None:
-        """The image manifest a descriptor leads to for this platform."""
+    def _manifests(
+        self, item: dict[str, Any], depth: int, wanted: Platform | None
+    ) -> Iterator[dict[str, Any]]:
+        """The image manifests that a descriptor leads to, for *wanted* or for any platform."""
         platform = item.get("platform")
-        if isinstance(platform, dict) and not _matches(platform, host()):
-            return None
+        if isinstance(platform, dict) and (
+            platform.get("architecture") == "unknown" or (wanted and not _matches(platform, wanted))
+        ):
+            return
         body = _object(self._blob(item, "a manifest"), "a manifest")
         if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
-            return body
+            yield body
+            return
         if "layers" in body or depth >= _MAX_DEPTH:
             raise BuildError("the archive holds a manifest that is an index and an image at once")
-        for below in _list(body, "manifests"):
-            found = self._manifest(below, depth + 1)
-            if found is not None:
-                return found
-        return None
+        for below in _images(body):
+            yield from self._manifests(below, depth + 1, wanted)
 
     def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
         layers = [parse_descriptor(item, "a layer") for item in _list(manifest, "layers")]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from builder.errors import BuildError
-from builder.image.model import History, ImageConfig, host, parse_config, scratch
+from builder.image.model import History, ImageConfig, Platform, host, parse_config, scratch
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
@@ -75,6 +75,16 @@ def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, Digest]]:
             continue
         if image is not None:  # or it was removed meanwhile
             yield name, image
+
+
+def remember_platform(store: Store, name: Reference, platform: Platform, image: Digest) -> None:
+    """Keep in mind which image *name* means for a *platform* other than this machine's."""
+    store.index.set_memo(platform_memo(name, platform), image.encode())
+
+
+def platform_memo(name: Reference, platform: Platform) -> str:
+    """Where the index keeps that."""
+    return f"platform:{platform} {name}"
 
 
 def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:

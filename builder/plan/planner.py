@@ -38,7 +38,7 @@ class Resolver(Protocol):
         """The image ID and config of *reference*. Raises BuildError or CacheError."""
         ...
 
-    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+    def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:
         """The same of an image in an OCI layout: ``path[:tag|@digest]``."""
         ...
 
@@ -328,7 +328,8 @@ class _Planner:
                 self._named_targets.pop()
                 return state.root, state.config
             case "layout":
-                image, config = self._resolved(lambda: self._resolver.layout(context.value), span)
+                wanted = platform or self._platform
+                image, config = self._resolved(lambda: self._resolver.layout(context.value, wanted), span)
                 op = FromImage(name, image, config.diff_ids)
             case _:
                 op, config = self._image(context.value, span, platform or self._platform)

@@ -239,3 +239,32 @@ REFUSED = {
 def test_refused(pybuild: Pybuild, line: str, says: str) -> None:
     said = pybuild.refuse(f"FROM scratch\n{line}\n", SOURCE)
     assert says in said and "Dockerfile:2" in said
+
+
+LINKED = {
+    "before": [("z", FILE, "1"), ("a", HARD, "z")],
+    "chain": [("m", FILE, "1"), ("z", HARD, "m"), ("a", HARD, "z"), ("b", HARD, "m")],
+    "folders": [
+        ("z", DIR, ""),
+        ("z/f", FILE, "1"),
+        ("a", DIR, ""),
+        ("a/f", HARD, "z/f"),
+        ("z-", HARD, "a/f"),
+    ],
+    "replaced": [("m", FILE, "0"), ("a", HARD, "m"), ("m", FILE, "1")],
+}
+
+
+@pytest.mark.parametrize("members", LINKED.values(), ids=LINKED.keys())
+def test_hard_links_in_any_order(
+    pybuild: Pybuild, fresh: Pybuild, members: list[tuple[str, bytes, str]]
+) -> None:
+    """The first name of a file in the layer is the file, so that everybody can unpack it."""
+    image = pybuild.build("FROM scratch\nADD x.tar /\n", {"x.tar": tar(*members)})
+    with tarfile.open(fileobj=io.BytesIO(image.layers[0].data)) as layer:
+        seen: set[str] = set()
+        for member in layer:
+            assert not member.islnk() or member.linkname in seen, f"{member.name} comes before its file"
+            seen.add(member.name)
+    assert {name for name, kind, _ in members if kind != DIR} <= set(image.tree())
+    fresh("load", pybuild.work / "export.tar").ok()

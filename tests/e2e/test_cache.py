@@ -495,3 +495,10 @@ def test_rewrite_timestamp(pybuild: Pybuild) -> None:
         mark = {"buildkit/rewritten-timestamp": "1000"}
         assert [item.get("annotations") for item in image.manifest["layers"]] == [None, mark]
     pybuild("-o", f"type=oci,dest={archive},rewrite-timestamp=perhaps", context).failed(2)
+
+
+def test_half_made_mark_of_owners(fresh: Pybuild) -> None:
+    """A store whose maker was killed at the wrong moment is used on."""
+    (fresh.store / "owners").write_text("")
+    fresh("--network=none", fresh.context("FROM busybox\nRUN true\n")).ok()
+    assert (fresh.store / "owners").read_text() == "all\n"

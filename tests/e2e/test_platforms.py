@@ -138,6 +138,34 @@ def test_shared_cache(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path) -> None:
     assert fresh(NONE, BOTH, f"--cache-from=type=local,src={cache}", context).ok().executed == 0
 
 
+def test_loaded(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path) -> None:
+    """An archive of several platforms, or of another, is loaded whole; a layout gives what is asked for."""
+    archive, layout = tmp_path / "both.tar", tmp_path / "layout"
+    pybuild(NONE, BOTH, "-t", "many:1", "-o", f"type=oci,dest={archive}", pybuild.context(TEXT, FILES)).ok()
+    assert fresh("load", archive).ok().out == "loaded docker.io/library/many:1\n"
+    child = fresh.context("FROM many:1\nLABEL a=b\n")
+    for platform, content in ((str(host()), b"ours"), (OTHER, b"theirs")):
+        image = fresh.export(child, NONE, f"--platform={platform}", "--pull=never")
+        assert image.read("bin") == content and image.config["architecture"] == platform.split("/")[1]
+    with tarfile.open(archive) as tar:
+        tar.extractall(layout, filter="data")
+    child = fresh.context("FROM base\nLABEL a=b\n")
+    for platform, content in ((str(host()), b"ours"), (OTHER, b"theirs")):
+        named = f"--build-context=base=oci-layout://{layout}:1"
+        assert fresh.export(child, NONE, named, f"--platform={platform}").read("bin") == content
+    pybuild(
+        NONE,
+        f"--platform={OTHER}",
+        "-t",
+        "one:1",
+        "-o",
+        f"type=oci,dest={archive}",
+        pybuild.context(TEXT, FILES),
+    ).ok()
+    fresh("load", archive).ok()
+    assert fresh("inspect", "--format={{.Architecture}}", "one:1").ok().out == f"{ARCH}\n"
+
+
 # -- programs of other machines ------------------------------------------------------------
 
 

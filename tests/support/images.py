@@ -25,7 +25,7 @@ class Images:
         layer = digest_of(str(reference).encode())
         return layer, replace(scratch(host()), diff_ids=(layer,))
 
-    def layout(self, place: str) -> tuple[Digest, ImageConfig]:
+    def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:
         raise BuildError(f"no {place}")
 
     def files(self, url: str) -> Files:
