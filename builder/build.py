@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from builder import VERSION
 from builder.assemble import assemble
-from builder.deliver import Built, deliver, first_of, known_steps
+from builder.deliver import Built, check_places, deliver, first_of, known_steps
 from builder.errors import BuildError, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
@@ -54,12 +54,13 @@ def build(
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
     seen of the context a moment ago.
     """
+    check_places(request)
     findings: list[Finding] = []
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]
     _prepare(plans, workshop, session)
     workshop.contexts = _contexts(request, inputs, workshop, look)
-    imports = _imports(request, workshop)
+    imports = used = _imports(request, workshop)
     built: list[Built] = []
     for wanted, made in zip(requests, plans, strict=True):
         first = 1 + sum(len(one.made.steps) for one in built)
@@ -72,13 +73,12 @@ def build(
             workshop.sink(Notice(note, warning=True))
             imports.forget()
             imports = None
-            again = plan_file(wanted, inputs, workshop, [])  # bases that were left in their registries
-            built.append(_solve(wanted, inputs, again, workshop, None, first))
+            built.append(_solve(wanted, inputs, made, workshop, None, first))
     workshop.store.sync()
     workshop.layers.tag_complete()
-    deliver(request, inputs, built, workshop)
-    if imports is not None:
-        imports.close()
+    deliver(request, inputs, built, workshop, used)
+    if used is not None:
+        used.close()
     chosen = first_of(built)
     result = BuildResult(
         chosen.image,

@@ -29,6 +29,7 @@ from grammar.reference import parse_reference
 if TYPE_CHECKING:
     from builder.attest.statement import Artifact
     from builder.caching.exports import Known
+    from builder.caching.imports import Imports
     from builder.export.image import Formed, Picture
 
 _ATTESTED = ("oci", "registry")  # outputs that have room for statements beside the image
@@ -53,9 +54,19 @@ def first_of(built: Sequence[Built]) -> Built:
     return next((one for one in built if one.platform == host()), built[0])
 
 
-def deliver(request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop) -> None:
+def deliver(
+    request: BuildRequest,
+    inputs: Inputs,
+    built: Sequence[Built],
+    workshop: Workshop,
+    imports: Imports | None = None,
+) -> None:
     """Write outputs, then give the image its names, then leave caches. Raises BuildError or CacheError."""
     store, chosen = workshop.store, first_of(built)
+    inline = any(place.kind == "inline" for place in request.cache_to)
+    if inline and any(output.rewrite_timestamp for output in request.outputs):
+        note = "the cache in the image says nothing of its layers, whose times are rewritten"
+        workshop.sink(Notice(note, warning=True))
     attests = bool(request.sbom or request.provenance)
     if attests and not any(output.kind in _ATTESTED for output in request.outputs):
         note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
@@ -72,7 +83,7 @@ def deliver(request: BuildRequest, inputs: Inputs, built: Sequence[Built], works
                 file.write(chosen.image)
         except OSError as error:
             raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
-    _export_caches(request, built, workshop)
+    _export_caches(request, built, workshop, imports)
 
 
 # -- outputs -------------------------------------------------------------------------------
@@ -213,7 +224,21 @@ def _rewritten(
 # -- shared caches -------------------------------------------------------------------------
 
 
-def _export_caches(request: BuildRequest, built: Sequence[Built], workshop: Workshop) -> None:
+def check_places(request: BuildRequest) -> None:
+    """Raise BuildError where a cache would take the place of an image that is pushed."""
+    for place in request.cache_to:
+        for output in request.outputs:
+            names = (output.names or request.tags) if output.kind == "registry" else ()
+            if place.kind == "registry" and place.place in names:
+                raise BuildError(
+                    f"the cache {place.place} would take the place of the image of that name",
+                    "give the cache a tag of its own, such as NAME:cache",
+                )
+
+
+def _export_caches(
+    request: BuildRequest, built: Sequence[Built], workshop: Workshop, imports: Imports | None
+) -> None:
     """Write what --cache-to asks for; inline ones are in the image already."""
     wanted = [place for place in request.cache_to if place.kind != "inline"]
     if not wanted:
@@ -223,7 +248,8 @@ def _export_caches(request: BuildRequest, built: Sequence[Built], workshop: Work
     known = known_of(built, workshop.store)
     for place in wanted:
         try:
-            export(workshop.store, workshop.layers, known, place, request.insecure_registries, workshop.sink)
+            insecure = request.insecure_registries
+            export(workshop.store, workshop.layers, known, place, imports, insecure, workshop.sink)
         except (BuildError, CacheError) as error:
             if not place.ignore_error:
                 raise
@@ -262,7 +288,8 @@ def known_steps(made: Plan, solver: Solver, store: Store) -> Known:
             if isinstance(mount, CacheMount) and mount.origin < 0:
                 name = cache_name(mount, ())
                 folder = store.path("caches", name)
-                if os.path.isdir(folder) and (name, folder) not in mounts.setdefault(mount.id, []):
-                    mounts[mount.id].append((name, folder))
+                item = (name, folder if os.path.isdir(folder) else "")
+                if item not in mounts.setdefault(mount.id, []):
+                    mounts[mount.id].append(item)
     last = frozenset(solver.results[id(line.step)].key for line in made.lines if line.step is not None)
     return Known(tuple(steps), last, tuple(solver.contents.items()), mounts)

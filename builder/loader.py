@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
+import tempfile
 
 from builder.errors import BuildError
 
@@ -45,7 +47,7 @@ def prepare() -> None:
 
 def load(path: str) -> str:
     """Load the archive *path*; what the command said. Raises BuildError."""
-    with socket.socket(fileno=int(os.environ.pop(_CHANNEL))) as channel, open(path, "rb") as file:
+    with socket.socket(fileno=os.dup(int(os.environ[_CHANNEL]))) as channel, open(path, "rb") as file:
         try:
             socket.send_fds(channel, [b"L"], [file.fileno()])
             answer = channel.recv(_WORDS + 1)
@@ -58,20 +60,35 @@ def load(path: str) -> str:
 
 
 def _serve(channel: socket.socket) -> None:
-    """Run the command when there is something to load; end with the build."""
-    message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
-    if not message:
-        os._exit(0)
-    words = command()
-    if not words:
-        channel.send(b"E" + b"there is neither docker, running, nor podman on this machine")
-        os._exit(1)
+    """Run the command for each archive; end with the build, whatever the command does."""
     environment = {name: value for name, value in os.environ.items() if name != _CHANNEL}
-    done = subprocess.run(words, stdin=fds[0], capture_output=True, env=environment, check=False)
-    if done.returncode:
-        said = b"E" + os.fsencode(" ".join(words)) + b": " + done.stderr
-    else:
-        said = b"A" + done.stdout
-    with contextlib.suppress(OSError):
-        channel.send(said[:_WORDS])
-    os._exit(0)
+    while True:
+        message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
+        if not message:
+            os._exit(0)
+        words = command()
+        if not words:
+            channel.send(b"E" + b"there is neither docker, running, nor podman on this machine")
+            continue
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(words, stdin=fds[0], stdout=out, stderr=err, env=environment)
+            os.close(fds[0])
+            _await(process, channel)
+            out.seek(0)
+            err.seek(0)
+            if process.returncode:
+                said = b"E" + os.fsencode(" ".join(words)) + b": " + err.read(_WORDS)
+            else:
+                said = b"A" + out.read(_WORDS)
+        with contextlib.suppress(OSError):
+            channel.send(said[:_WORDS])
+
+
+def _await(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+    """Wait until *process* has ended; when the build hangs up, end it."""
+    pidfd = os.pidfd_open(process.pid)
+    ready, _, _ = select.select([pidfd, channel.fileno()], [], [])
+    if pidfd not in ready:
+        process.kill()
+    process.wait()
+    os.close(pidfd)

@@ -439,6 +439,8 @@ def _cache(text: str, option: str) -> Any:
     ):
         wanted = f"type=local,{'dest' if writes else 'src'}=FOLDER or type=registry,ref=NAME"
         raise UsageError(f"{option} {text!r} is not {wanted}" + (" or type=inline" if writes else ""))
+    if writes and kind == "registry" and reference(place).digest:
+        raise UsageError(f"{option} {text!r}: a cache is written under a tag, not a digest")
     mounts = fields.pop("mounts", "false")
     made = CachePlace(
         kind,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
+from builder.parallel import each
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
 from builder.registry.mirrors import open_registry
@@ -40,17 +40,10 @@ def pull(
         total = sum(layer.size for layer in layers)
         pulling = Meter(f"pulling {reference.familiar}", total, sink)
         unpacking = Meter(f"unpacking {reference.familiar}", total, sink)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            jobs = [
-                pool.submit(_layer, store, registry, reference, layer, expected, pulling, unpacking)
-                for layer, expected in zip(layers, config.diff_ids, strict=True)
-            ]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # the layers that are not begun
-                raise
+        pairs = zip(layers, config.diff_ids, strict=True)
+        each(
+            lambda pair: _layer(store, registry, reference, *pair, pulling, unpacking), list(pairs), _AT_ONCE
+        )
         pulling.finish()
         unpacking.finish()
     store.sync()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 from builder.events import Meter, Sink
 from builder.export.image import Picture
+from builder.parallel import each
 from builder.registry.mirrors import open_for_push
 from builder.registry.sources import another_source, remember_source
 from cache.descriptor import Descriptor
@@ -40,14 +39,7 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
                 )
             remember_source(store, reference, digest)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            jobs = [pool.submit(send, item) for item in blobs.items()]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        each(send, list(blobs.items()), _AT_ONCE)
         meter.finish()
         if len(shown.parts) > 1:
             for part, _platform in shown.parts:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from builder.errors import BuildError
 from builder.events import Notice
 from builder.execute.workshop import Workshop
 from builder.image.local import config_of, platform_memo, remember_platform, snapshots
-from builder.image.model import ImageConfig, Platform, host
+from builder.image.model import ImageConfig, Platform, host, parse_descriptor
 from builder.plan.ops import Files
 from cache.digest import Digest, digest
 from cache.store import Store
@@ -67,18 +68,29 @@ class StoreResolver:
         return image, config
 
     def _leave(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        """The image ID and the config of an image whose layers stay where they are."""
+        """The image ID and the config of an image whose layers stay where they are.
+
+        What a name meant is kept, so that it means the same the next time and no registry need be there.
+        """
         from builder.caching.places import Repository
         from builder.pull import metadata, remember_manifest
         from builder.registry.mirrors import open_registry
 
+        store, memo = self.workshop.store, f"left:{platform} {reference}"
         registry = open_registry(reference, self.insecure)
-        found, data, config, named = metadata(registry, reference, platform)
-        image = self.workshop.store.put_blob(data)
-        remember_manifest(self.workshop.store, reference, image, named)
-        for layer, descriptor in zip(config.diff_ids, found, strict=True):
-            self.workshop.layers.add(layer, Repository(registry, reference), descriptor)
-        self.workshop.layers.expect(str(reference), image, config.diff_ids)
+        kept = store.index.memo(memo) if self.policy == "missing" else None
+        if kept is not None and store.has_blob(digest(json.loads(kept)["image"])):
+            value = json.loads(kept)
+            image, layers = digest(value["image"]), [parse_descriptor(x, "a layer") for x in value["layers"]]
+            config = config_of(store, image)
+        else:
+            layers, data, config, named = metadata(registry, reference, platform)
+            image = store.put_blob(data)
+            remember_manifest(store, reference, image, named)
+            value = {"image": image, "layers": [layer.to_json() for layer in layers]}
+            store.index.set_memo(memo, json.dumps(value).encode())
+        found = zip(config.diff_ids, layers, strict=True)
+        self.workshop.layers.leave(str(reference), image, found, Repository(registry, reference))
         return image, config
 
     def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:

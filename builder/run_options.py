@@ -48,6 +48,13 @@ def changes(options: argparse.Namespace) -> Changes:
         raise UsageError(f"there are more than {MOST_VOLUMES} volumes")
     if options.publish and options.network == "host":
         raise UsageError("--publish: with --network=host the container has this machine's ports anyway")
+    volumes = tuple(map(_volume, options.volume))
+    mounts = {"sys_admin", "all"} & set(_capabilities(options))
+    if mounts and any(read_only for _, _, read_only in volumes):
+        raise UsageError(
+            "a container with CAP_SYS_ADMIN can make a read-only volume writable",
+            "leave out :ro, or the capability",
+        )
     if options.workdir and not options.workdir.startswith("/"):
         raise UsageError(f"--workdir {options.workdir!r} is not an absolute path")
     lines = [line for path in options.env_file for line in _lines(path)]
@@ -56,10 +63,21 @@ def changes(options: argparse.Namespace) -> Changes:
         tuple(pair for pair in pairs if pair is not None),
         options.workdir,
         options.user,
-        None if options.entrypoint is None else tuple(shlex.split(options.entrypoint)),
-        tuple(map(_volume, options.volume)),
+        _entrypoint(options.entrypoint),
+        volumes,
         tuple(map(_port, options.publish)),
     )
+
+
+def _capabilities(options: argparse.Namespace) -> list[str]:
+    return [word.lower().removeprefix("cap_") for item in options.cap_add for word in item.split(",")]
+
+
+def _entrypoint(text: str | None) -> tuple[str, ...] | None:
+    try:
+        return None if text is None else tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--entrypoint {text!r}: {error}") from None
 
 
 def _lines(path: str) -> list[str]:
@@ -85,13 +103,17 @@ def _variable(text: str) -> tuple[str, str] | None:
 def _volume(text: str) -> tuple[str, str, bool]:
     source, _, rest = text.partition(":")
     target, _, flags = rest.partition(":")
-    if not target.startswith("/") or flags not in ("", "ro", "rw"):
+    words = [word for word in flags.split(",") if word not in ("z", "Z", "")]  # of SELinux: nothing to do
+    if not target.startswith("/") or words not in ([], ["ro"], ["rw"]):
         raise UsageError(f"--volume {text!r} is not PATH:TARGET[:ro]", "for example: -v $PWD:/work")
+    target = os.path.normpath(target)
+    if target in ("/", "//"):
+        raise UsageError(f"--volume {text!r}: the root itself cannot be a volume")
     if "/" not in source and source not in (".", ".."):
         raise UsageError(f"--volume {text!r}: there are no volumes by name", f"for a folder: ./{source}")
     if not os.path.exists(source):
         raise UsageError(f"--volume {text!r}: there is no {source}")
-    return os.path.realpath(source), os.path.normpath(target), flags == "ro"
+    return os.path.realpath(source), target, words == ["ro"]
 
 
 def _port(text: str) -> Port:

@@ -51,7 +51,7 @@ from builder.plan.ops import (
     Picked,
     RunCommand,
 )
-from cache.digest import digest
+from cache.digest import Digest, digest
 from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
@@ -172,7 +172,8 @@ class Solver:
     def _fail(self, shared: _Shared, error: BaseException) -> None:
         if shared.failure is None:
             shared.failure = error
-        self._workshop.cancel()
+        if not isinstance(error, LayerLost):  # then the build goes on, with what runs now
+            self._workshop.cancel()
 
     # -- one step --------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Solver:
                     created = time.time_ns()
                     self._store.index.record(key, layer, created, described)
             run = layer if isinstance(step.op, RunCommand) else parent.run
-            top = self._workshop.layers.named(digest(layer)) if is_packed(layer) else layer
+            top = self._named(digest(layer)) if is_packed(layer) else layer
             return Solved(key, (*parent.stack, top), created, run, layer)
         except (StepError, Cancelled, LayerLost):
             raise
@@ -275,10 +276,16 @@ class Solver:
 
     def _base(self, step: Step, op: FromImage) -> Solved:
         """A base image: its layers are there already, or known to be elsewhere; the resolver saw to it."""
-        stack = tuple(self._workshop.layers.named(layer) for layer in op.diff_ids)
+        stack = tuple(map(self._named, op.diff_ids))
         self._sink(StepCached(self._numbers[id(step)], step.name))
         kind, fields = identity(op)
         return Solved(derive(kind, fields), stack, 0)
+
+    def _named(self, layer: Digest) -> str:
+        """The layer as a stack holds it. Raises LayerLost where nobody has it any more."""
+        if name := self._workshop.layers.named(layer):
+            return name
+        raise LayerLost(f"layer {layer} is gone from the store", "build, load or pull the image again")
 
     def _fetch(self, step: Step, op: Fetch) -> Solved:
         """What is elsewhere; its key is what it is, so that all who use it hit if it is unchanged."""

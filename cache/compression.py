@@ -63,6 +63,11 @@ def compression_of(media: str) -> str:
         raise ArchiveError(f"layers of type {media!r} are not supported") from None
 
 
+def is_layer(media: str) -> bool:
+    """Whether *media* is the type of a layer that can be unpacked."""
+    return media in _BY_MEDIA_TYPE
+
+
 def detect(start: bytes) -> str:
     """The compression that the first bytes of a stream show."""
     for magic, kind in _MAGIC.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from cache import compression as comp
@@ -16,6 +16,7 @@ from cache.ahead import ahead
 from cache.archive import Read
 from cache.confine import confined
 from cache.descriptor import Descriptor
+from cache.diff import check_name
 from cache.digest import Digest, digest, hex_of
 from cache.entries import Entry
 from cache.errors import CorruptError, MissingError
@@ -25,6 +26,10 @@ from cache.store import Store, write_error
 from cache.unpack import unpack_layer
 
 Progress = Callable[[int], None]
+
+# What a blob may unpack to before it is taken for a bomb: any size up to this, then so many times its own.
+_ANY_SIZE = 1 << 30
+_MOST_GROWTH = 2000
 
 
 def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
@@ -82,10 +87,7 @@ def blob(
     for media, name, size in forms:
         if store.has_blob(digest(name)) and (not exact or comp.compression_of(media) == compression):
             return Descriptor(media, digest(name), size)
-    snapshot = store.index.unpacked(value)
-    if not snapshot:
-        raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
-    return _compress(store, snapshot, value, compression, progress, level=level)[1]
+    return _compress(store, snapshot_of(store, value), value, compression, progress, level=level)[1]
 
 
 def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None = None) -> Digest:
@@ -94,12 +96,21 @@ def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None =
     known = (store.index.memo(memo) or b"").decode()
     if known and any(store.has_blob(digest(name)) for _media, name, _size in store.index.blobs(known)):
         return digest(known)
-    snapshot = store.index.unpacked(value)
-    if not snapshot:
-        raise MissingError(f"layer {value} is not in the store {store.root}", "build or pull the image again")
-    made, _blob = _compress(store, snapshot, None, comp.GZIP, progress, epoch)
+    made, _blob = _compress(store, snapshot_of(store, value), None, comp.GZIP, progress, epoch)
     store.index.set_memo(memo, made.encode())
     return made
+
+
+def snapshot_of(store: Store, value: Digest) -> str:
+    """The layer *value* as a snapshot, unpacked now where only a blob of it is here. Raises MissingError."""
+    if snapshot := store.index.unpacked(value):
+        return snapshot
+    for media, name, size in store.index.blobs(value):
+        if store.has_blob(digest(name)):
+            return add_blob(store, Descriptor(media, digest(name), size), value)
+    raise MissingError(
+        f"layer {value} is gone from the store {store.root}", "build, load or pull the image again"
+    )
 
 
 def _compress(
@@ -183,9 +194,12 @@ def check_blob(
     """Verify a stored layer blob as ``add_blob`` does, and remember what it is, without unpacking it."""
 
     def read(stream: Read) -> Digest:
-        sha = hashlib.sha256()
+        sha, left = hashlib.sha256(), max(_ANY_SIZE, descriptor.size * _MOST_GROWTH)
         while data := stream(1 << 20):
             sha.update(data)
+            left -= len(data)
+            if left < 0:
+                raise CorruptError(f"blob {descriptor.digest} grows without end when it is decompressed")
         return Digest("sha256:" + sha.hexdigest())
 
     _verify(store, descriptor, expected, progress, read)
@@ -242,11 +256,18 @@ def pack_folder(folder: str, compression: str, file: BinaryIO) -> Descriptor:
 
     try:
         engine = comp.compressor(write, compression)
-        pack(root, walk(root), engine.write)
+        pack(root, _named_plainly(walk(root)), engine.write)
         engine.close()
     finally:
         os.close(root)
     return Descriptor("", Digest("sha256:" + sha.hexdigest()), file.tell())
+
+
+def _named_plainly(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """*entries*, as far as no name means something else when it is unpacked. Raises LayerError."""
+    for entry in entries:
+        check_name(entry.path.rpartition("/")[2])
+        yield entry
 
 
 def _unpack(folder: str, read: Read, base: bool = False) -> Digest:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cache.diff import normalise
 from cache.entries import Entry
+from cache.errors import MissingError
 from cache.store import Store, write_error
 from cache.tree import Tree
 from cache.trees import remove_tree
@@ -53,8 +54,10 @@ class Draft:
 
 def top_down(snapshots: tuple[str, ...]) -> list[str]:
     """A stack of layers from the top, equal ones once: the upper hides all that the lower holds,
-    and overlayfs refuses a directory that is there twice.
+    and overlayfs refuses a directory that is there twice. Raises MissingError for a layer without a name.
     """
+    if "" in snapshots:  # it would be the folder of all snapshots
+        raise MissingError("a layer is gone from the store", "build, load or pull the image again")
     return list(dict.fromkeys(reversed(snapshots)))
 
 

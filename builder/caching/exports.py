@@ -5,22 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from builder.caching.alias import Alias, portable
-from builder.caching.imports import open_place
+from builder.caching.imports import Imports, open_place
 from builder.caching.places import Place
 from builder.caching.records import ARTIFACT_TYPE, CONFIG_TYPE, MOUNT_TYPE, Record, Records, encode, to_bytes
+from builder.errors import LayerLost
 from builder.events import Meter, Notice, Sink
 from builder.execute.layers import Layers
 from builder.image.model import MANIFEST_TYPE, to_json
+from builder.parallel import each
 from builder.request import CachePlace
 from cache.compression import ZSTD, compression_of, media_type
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, digest_of
-from cache.errors import CorruptError
+from cache.errors import CacheError
 from cache.layers import blob, pack_folder
 from cache.locks import try_lock
 from cache.store import Store
@@ -42,7 +42,7 @@ class StepResult:
 @dataclass(frozen=True, slots=True)
 class Known:
     """All that a build can say. ``last`` are the steps whose layers the image holds, ``mounts`` the
-    cache mounts by their ids: their names, and their folders.
+    cache mounts by their ids: their names, and their folders, "" for one that is not there.
     """
 
     steps: tuple[StepResult, ...]
@@ -67,13 +67,22 @@ def records_of(store: Store, known: Known, everything: bool) -> Records:
 
 
 def export(
-    store: Store, layers: Layers, known: Known, given: CachePlace, insecure: frozenset[str], sink: Sink
+    store: Store,
+    layers: Layers,
+    known: Known,
+    given: CachePlace,
+    imports: Imports | None,
+    insecure: frozenset[str],
+    sink: Sink,
 ) -> None:
-    """Write a cache to the place that *given* names. Raises BuildError or CacheError."""
+    """Write a cache to the place that *given* names; *imports* are those this build has used.
+
+    Raises BuildError or CacheError.
+    """
     records = records_of(store, known, given.mode == "max")
     place = open_place(given, insecure)
     try:
-        _export(store, layers, records, known, given, place, sink)
+        _export(store, layers, records, known, given, imports, place, sink)
     finally:
         place.close()
 
@@ -84,30 +93,37 @@ def _export(
     records: Records,
     known: Known,
     given: CachePlace,
+    imports: Imports | None,
     place: Place,
     sink: Sink,
 ) -> None:
     found: dict[Digest, Descriptor] = {}
 
     def send(layer: Digest) -> None:
-        descriptor = _known_blob(store, layers, layer, given.compression)
+        try:
+            descriptor = _at_its_place(layer, layers, place) or _blob_of(layer, store, layers, given)
+        except LayerLost as error:
+            sink(Notice(f"a step is left out of {place.name}: {error.message}", True))
+            return
         meter = Meter(f"caching in {place.name}", descriptor.size, sink)
-        if place.has(descriptor):
+        if not layers.damaged and place.has(descriptor):  # else who knows what it has
             meter.add(descriptor.size)
         else:
-            if not store.has_blob(descriptor.digest):
-                layers.fetched([layer])
             place.put(descriptor, store.blob_path(descriptor.digest), meter.add)
         meter.finish()
         found[layer] = descriptor
 
-    _in_parallel(send, dict.fromkeys(record.layer for record in records.steps))
+    each(send, list(dict.fromkeys(record.layer for record in records.steps)), _AT_ONCE)
     mounts: dict[str, Descriptor] = {}
-    for name, folder in _wanted(known, given):
-        if (descriptor := _send_mount(store, folder, place, sink)) is not None:
+    for name, folder in _wanted(known, given, sink):
+        if folder:
+            descriptor = _send_mount(store, folder, place, sink)
+        else:
+            descriptor = imports.carried(name, place) if imports is not None else None
+        if descriptor is not None:
             mounts[name] = descriptor
-    records = replace(records, mounts=mounts)
-    body = to_bytes(encode(records, found.items()))
+    steps = tuple(record for record in records.steps if record.layer in found)
+    body = to_bytes(encode(replace(records, steps=steps, mounts=mounts), found.items()))
     config = Descriptor(CONFIG_TYPE, digest_of(body), len(body))
     if not place.has(config):
         place.put(config, store.blob_path(store.put_blob(body)), lambda count: None)
@@ -123,27 +139,38 @@ def _export(
             }
         )
     )
-    sink(Notice(f"cached {len(records.steps)} steps in {place.name}"))
+    sink(Notice(f"cached {len(steps)} steps in {place.name}"))
 
 
-def _known_blob(store: Store, layers: Layers, layer: Digest, compression: str) -> Descriptor:
-    """The layer as a blob: here already, somewhere else, or packed now."""
-    found = layers.blob(layer) or blob(store, layer, compression)
-    return replace(found, media_type=media_type(compression_of(found.media_type)), annotations={})
+def _at_its_place(layer: Digest, layers: Layers, place: Place) -> Descriptor | None:
+    """A layer that this very place said it has, that nobody has fetched, and that need not be."""
+    descriptor = layers.in_cache(layer, place.name)
+    if descriptor is None or layers.damaged or not place.has(descriptor):
+        return None
+    return _plain(descriptor)
 
 
-def _in_parallel(work: Callable[[Digest], object], items: Iterable[Digest]) -> None:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for job in [pool.submit(work, item) for item in items]:
-            job.result()
+def _blob_of(layer: Digest, store: Store, layers: Layers, given: CachePlace) -> Descriptor:
+    """A layer as a blob of the store, verified: there already, fetched, or packed now. Raises LayerLost."""
+    if not store.index.unpacked(layer):
+        layers.fetched([layer])
+    return _plain(layers.here(layer) or blob(store, layer, given.compression))
+
+
+def _plain(found: Descriptor) -> Descriptor:
+    return Descriptor(media_type(compression_of(found.media_type)), found.digest, found.size)
 
 
 # -- cache mounts --------------------------------------------------------------------------
 
 
-def _wanted(known: Known, given: CachePlace) -> list[tuple[str, str]]:
+def _wanted(known: Known, given: CachePlace, sink: Sink) -> list[tuple[str, str]]:
+    """The names and folders of the mounts to take along; a folder that is not there is ""."""
     if given.all_mounts:
         return [item for items in known.mounts.values() for item in items]
+    for name in given.mounts:
+        if name not in known.mounts:
+            sink(Notice(f"no step of this build has a cache mount {name!r}", True))
     return [item for name in given.mounts for item in known.mounts.get(name, ())]
 
 
@@ -161,8 +188,8 @@ def _send_mount(store: Store, folder: str, place: Place, sink: Sink) -> Descript
         try:
             with open(temporary, "x+b") as file:
                 found = replace(pack_folder(folder, ZSTD, file), media_type=MOUNT_TYPE)
-        except CorruptError:  # others who share it have written meanwhile
-            sink(Notice(f"a cache mount has changed while it was read and is not in {place.name}", True))
+        except CacheError as error:  # others who share it have written meanwhile, or it has odd names
+            sink(Notice(f"a cache mount is not in {place.name}: {error.message}", True))
             return None
         fcntl.flock(fd, fcntl.LOCK_UN)
         if not place.has(found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from builder.caching.alias import Alias, portable
 from builder.caching.places import Folder, Place, Repository
@@ -16,7 +17,7 @@ from builder.image.model import parse_config, parse_descriptor
 from builder.registry.mirrors import open_for_push
 from builder.request import CachePlace
 from builder.strict_json import loads
-from cache.compression import ZSTD
+from cache.compression import ZSTD, is_layer
 from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -58,6 +59,21 @@ class Imports:
 
     def _add(self, place: Place) -> None:
         manifest = place.manifest()
+        if "manifests" not in manifest:
+            self._add_one(place, manifest)
+            return
+        said = ""
+        for item in manifest["manifests"]:  # an image for several platforms
+            platform = item.get("platform") or {}
+            if platform.get("architecture") != "unknown" and "artifactType" not in item:
+                try:
+                    self._add_one(place, place.inner(parse_descriptor(item, "a manifest")))
+                except BuildError as error:
+                    said = error.message
+        if said and not self._records:
+            raise BuildError(said)
+
+    def _add_one(self, place: Place, manifest: dict[str, Any]) -> None:
         config = parse_descriptor(manifest.get("config"), "the config of the cache")
         if config.size > LIMIT:
             raise BuildError(f"the records of the cache have {config.size} bytes")
@@ -71,7 +87,7 @@ class Imports:
             records, blobs = _inline(_small(place, config), descriptors)
         known = {item.digest for item in descriptors}
         for layer, descriptor in blobs.items():
-            if descriptor.digest in known:
+            if descriptor.digest in known and is_layer(descriptor.media_type):
                 self.layers.add(layer, place, descriptor)
         for record in records.steps:
             self._records.setdefault(record.key, []).append(record)
@@ -109,6 +125,19 @@ class Imports:
             except (BuildError, CacheError) as error:
                 self.layers.sink(Notice(f"a cache mount of {place.name} is not used: {error.message}", True))
         return False
+
+    def carried(self, name: str, to: Place) -> Descriptor | None:
+        """The blob of a cache mount that no step has used here, put *to* another place if need be."""
+        for place, descriptor in self._mounts.get(name, ()):
+            try:
+                if not to.has(descriptor):
+                    with downloaded(self.store, place, descriptor, self.layers.sink) as path:
+                        to.put(descriptor, path, lambda count: None)
+                return descriptor
+            except (BuildError, CacheError) as error:
+                note = f"a cache mount of {place.name} cannot be taken along: {error.message}"
+                self.layers.sink(Notice(note, True))
+        return None
 
 
 def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:

@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
+from builder.caching.records import ARTIFACT_TYPE
 from builder.errors import BuildError
 from builder.image.model import INDEX_TYPE, MANIFEST_TYPE, parse_descriptor, to_json
 from builder.registry.client import Registry
+from builder.registry.errors import NotFound
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
@@ -32,6 +33,9 @@ class Place(Protocol):
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the cache, or of an image with one in its config."""
+
+    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
+        """The manifest that an index names."""
 
     def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
         """Write a blob, verified by size and digest, to *sink* from its start."""
@@ -66,9 +70,11 @@ class Folder:
             marks = item.get("annotations")
             tag = marks.get(_REF_NAME) if isinstance(marks, dict) else None
             if (item.get("digest") == self.digest) if self.digest else (tag == self.tag):
-                descriptor = parse_descriptor(item, f"the cache in {self.path}")
-                return _object(self._small(descriptor), f"the manifest in {self.path}")
+                return self.inner(parse_descriptor(item, f"the cache in {self.path}"))
         raise BuildError(f"{self.path} holds no cache {self.digest or self.tag!r}")
+
+    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
+        return _object(self._small(descriptor), f"the manifest in {self.path}")
 
     def _small(self, descriptor: Descriptor) -> bytes:
         path = self._blob_path(descriptor.digest)
@@ -103,9 +109,16 @@ class Folder:
 
     def put(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> None:
         final = self._blob_path(descriptor.digest)
-        with self._writing(final) as temporary:
-            shutil.copyfile(path, temporary)
-            progress(descriptor.size)
+        with (
+            self._writing(final) as temporary,
+            open(path, "rb") as source,
+            open(temporary, "xb") as target,
+        ):
+            while data := source.read(1 << 20):
+                target.write(data)
+                progress(len(data))
+            target.flush()
+            os.fsync(target.fileno())
 
     def publish(self, manifest: bytes) -> None:
         value = digest_of(manifest)
@@ -183,6 +196,10 @@ class Repository:
         )
         return _object(fetched.data, f"the manifest of {self.name}")
 
+    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
+        fetched = self.registry.manifest(self.reference.repository, descriptor.digest)
+        return _object(fetched.data, f"a manifest of {self.name}")
+
     def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
         self.registry.blob(self.reference.repository, descriptor, sink, progress)
 
@@ -193,6 +210,12 @@ class Repository:
         self.registry.push_blob(self.reference.repository, descriptor, path, "", progress)
 
     def publish(self, manifest: bytes) -> None:
+        with contextlib.suppress(NotFound):
+            if self.manifest().get("artifactType") != ARTIFACT_TYPE:
+                raise BuildError(
+                    f"{self.name} is an image, which a cache would take the place of",
+                    "give the cache a tag of its own, such as NAME:cache",
+                )
         tag = self.reference.tag or str(digest_of(manifest))
         self.registry.push_manifest(self.reference.repository, tag, MANIFEST_TYPE, manifest)
 

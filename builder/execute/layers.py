@@ -14,9 +14,10 @@ from typing import BinaryIO, Protocol
 
 from builder.errors import BuildError, LayerLost
 from builder.events import Meter, Sink
+from builder.parallel import each
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, hex_of
-from cache.errors import CacheError, SpaceError
+from cache.errors import CacheError, CorruptError, SpaceError
 from cache.layers import add_blob, check_blob
 from cache.store import Store, write_error
 
@@ -45,39 +46,52 @@ class Layers:
 
     store: Store
     sink: Sink
-    _elsewhere: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
+    damaged: set[Digest] = field(default_factory=set)
+    """Blobs that some place has, and that are not what they are named for."""
+    _of_bases: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
+    _of_caches: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
     _images: list[tuple[str, Digest, tuple[Digest, ...]]] = field(default_factory=list)
 
     def add(self, layer: Digest, source: BlobSource, descriptor: Descriptor) -> None:
-        """Say that *source* has the layer as the blob *descriptor*."""
-        self._elsewhere.setdefault(layer, []).append((source, descriptor))
+        """Say that *source*, a shared cache, has the layer as the blob *descriptor*."""
+        self._of_caches.setdefault(layer, []).append((source, descriptor))
+
+    def leave(
+        self, name: str, image: Digest, layers: Iterable[tuple[Digest, Descriptor]], source: BlobSource
+    ) -> None:
+        """Say that the base image *name* is left in *source*; it gets its name once all of it is here."""
+        found = list(layers)
+        for layer, descriptor in found:
+            self._of_bases.setdefault(layer, []).append((source, descriptor))
+        self._images.append((name, image, tuple(layer for layer, _ in found)))
 
     def named(self, layer: Digest) -> str:
         """The layer as a stack holds it: its snapshot, or else its diff ID; "" where nobody has it."""
         if snapshot := self.store.index.unpacked(layer):
             return snapshot
-        return layer if layer in self._elsewhere or self._here(layer) else ""
+        return layer if self._elsewhere(layer) or self.here(layer) else ""
 
     def forget(self) -> None:
-        """No longer take layers from elsewhere."""
-        self._elsewhere.clear()
-
-    def expect(self, name: str, image: Digest, layers: tuple[Digest, ...]) -> None:
-        """Say that *name* means *image*, once all its layers are here; see ``tag_complete``."""
-        self._images.append((name, image, layers))
+        """No longer take layers from shared caches."""
+        self._of_caches.clear()
 
     def tag_complete(self) -> None:
         """Give the images that are here whole their names."""
         for name, image, layers in self._images:
-            if all(self.store.index.unpacked(layer) or self._here(layer) for layer in layers):
+            if all(self.store.index.unpacked(layer) or self.here(layer) for layer in layers):
                 self.store.tag(name, image)
 
-    def blob(self, layer: Digest) -> Descriptor | None:
-        """What the layer is as a blob, here or elsewhere, if it is one."""
-        found = self._here(layer)
-        if found is None and layer in self._elsewhere:
-            found = self._elsewhere[layer][0][1]
-        return found
+    def in_cache(self, layer: Digest, place: str) -> Descriptor | None:
+        """What the layer is as a blob of the shared cache called *place*, as that says itself."""
+        found = self._of_caches.get(layer, ())
+        return next((descriptor for source, descriptor in found if source.name == place), None)
+
+    def here(self, layer: Digest) -> Descriptor | None:
+        """A blob of the store that is the layer."""
+        for media, name, size in self.store.index.blobs(layer):
+            if self.store.has_blob(digest(name)):
+                return Descriptor(media, digest(name), size)
+        return None
 
     def unpacked(self, stack: tuple[str, ...]) -> tuple[str, ...]:
         """*stack* with every layer unpacked. Raises BuildError or CacheError."""
@@ -90,34 +104,33 @@ class Layers:
 
     def _each(self, stack: Iterable[str], work: Callable[[Digest], object]) -> None:
         missing = [digest(layer) for layer in dict.fromkeys(stack) if is_packed(layer)]
-        if not missing:
-            return
-        from concurrent.futures import ThreadPoolExecutor  # not on the path of other builds
-
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for job in [pool.submit(work, layer) for layer in missing]:
-                job.result()
+        if len(missing) == 1:
+            work(missing[0])
+        elif missing:
+            each(work, missing, _AT_ONCE)
 
     def _unpack(self, layer: Digest) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
             if self.store.index.unpacked(layer):
                 return
-            if (here := self._here(layer)) is not None:
-                add_blob(self.store, here, layer)
-            else:
-                self._download(layer, lambda found: add_blob(self.store, found, layer))
+            if (here := self.here(layer)) is not None:
+                try:
+                    add_blob(self.store, here, layer)
+                    return
+                except CorruptError:
+                    if not self._elsewhere(layer):
+                        raise
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.store.blob_path(here.digest))
+            self._download(layer, lambda found: add_blob(self.store, found, layer))
 
     def _fetch(self, layer: Digest) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
-            if not self.store.index.unpacked(layer) and self._here(layer) is None:
+            if not self.store.index.unpacked(layer) and self.here(layer) is None:
                 self._download(layer, lambda found: check_blob(self.store, found, layer))
 
-    def _here(self, layer: Digest) -> Descriptor | None:
-        """A blob of the store that is the layer."""
-        for media, name, size in self.store.index.blobs(layer):
-            if self.store.has_blob(digest(name)):
-                return Descriptor(media, digest(name), size)
-        return None
+    def _elsewhere(self, layer: Digest) -> list[tuple[BlobSource, Descriptor]]:
+        return [*self._of_caches.get(layer, ()), *self._of_bases.get(layer, ())]
 
     def _download(self, layer: Digest, take: Callable[[Descriptor], object]) -> None:
         """Put the layer's blob into the store and have it verified by *take*, from the first place that can.
@@ -125,7 +138,7 @@ class Layers:
         Raises LayerLost where none can.
         """
         failure: BuildError | CacheError | None = None
-        for source, descriptor in self._elsewhere.get(layer, ()):
+        for source, descriptor in self._elsewhere(layer):
             try:
                 if not self.store.has_blob(descriptor.digest):
                     with downloaded(self.store, source, descriptor, self.sink) as path:
@@ -135,6 +148,7 @@ class Layers:
             except SpaceError:
                 raise
             except (BuildError, CacheError) as error:
+                self.damaged.add(descriptor.digest)
                 failure = error
         if failure is None:
             failure = BuildError(f"layer {layer} is gone from the store {self.store.root}")

@@ -7,10 +7,9 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.image.model import History, ImageConfig, Platform, host, parse_config, scratch
-from cache.descriptor import Descriptor
-from cache.digest import Digest, digest
+from cache.digest import Digest
 from cache.errors import CacheError
-from cache.layers import add_blob, diff_id
+from cache.layers import diff_id, snapshot_of
 from cache.store import Store
 from grammar.errors import ReferenceError_
 from grammar.reference import Reference, parse_reference
@@ -88,23 +87,11 @@ def platform_memo(name: Reference, platform: Platform) -> str:
 
 
 def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:
-    """The layer directories of an image, bottom first, unpacked again where only the blob is left."""
-    out = []
-    for layer in config.diff_ids:
-        snapshot = store.index.unpacked(layer)
-        if not snapshot:
-            snapshot = _unpack_again(store, layer)
-        out.append(snapshot)
-    return tuple(out)
+    """The layer directories of an image, bottom first, unpacked again where only the blob is left.
 
-
-def _unpack_again(store: Store, layer: Digest) -> str:
-    for media, name, size in store.index.blobs(layer):
-        if store.has_blob(digest(name)):
-            return add_blob(store, Descriptor(media, digest(name), size), layer)
-    raise BuildError(
-        f"layer {layer} is gone from the store {store.root}", "build, load or pull the image again"
-    )
+    Raises CacheError.
+    """
+    return tuple(snapshot_of(store, layer) for layer in config.diff_ids)
 
 
 def size(store: Store, config: ImageConfig) -> int:

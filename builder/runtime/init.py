@@ -269,7 +269,9 @@ def _attach(root: int, target: bytes, tree: int) -> None:
     except OSError as error:
         kinds = _kind(root, target), _kind(tree, b".")
         what = error.strerror
-        if error.errno == errno.EINVAL and kinds[0] != kinds[1]:
+        if kinds[0] == "link":
+            what = "the image has a link to nowhere there"
+        elif error.errno == errno.EINVAL and kinds[0] != kinds[1]:
             what = f"the image has a {kinds[0]} there, what is mounted is a {kinds[1]}"
         raise StepError(f"mounting at {os.fsdecode(target)}: {what}") from None
     os.close(place)
@@ -277,7 +279,10 @@ def _attach(root: int, target: bytes, tree: int) -> None:
 
 
 def _kind(root: int, path: bytes) -> str:
-    fd = os.dup(root) if path == b"." else open_in_root(root, path, os.O_PATH)
+    try:
+        fd = os.dup(root) if path == b"." else open_in_root(root, path, os.O_PATH)
+    except OSError:
+        return "link"
     kind = "directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
     os.close(fd)
     return kind

@@ -17,6 +17,7 @@ from builder.runtime import syscalls as sc
 _PATIENCE = 0.5  # seconds for a server that is starting
 _TICK = 0.05
 _CHUNK = 1 << 16
+_FREE = threading.BoundedSemaphore(200)  # connections at a time, of two descriptors and two threads each
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +60,39 @@ class Publisher:
 
 
 def _accept(server: socket.socket, inside: int, pidfd: int) -> None:
-    with contextlib.suppress(OSError):  # it was closed: the container has ended
-        while True:
+    """Accept until the server is closed, because the container has ended; in want of descriptors, wait."""
+    while True:
+        try:
             connection, _address = server.accept()
+        except OSError:
+            if server.fileno() < 0:
+                return
+            time.sleep(_TICK)
+            continue
+        if not _FREE.acquire(timeout=_PATIENCE):
+            connection.close()  # more than can be served
+            continue
+        try:
             threading.Thread(target=_serve, args=(connection, inside, pidfd), daemon=True).start()
+        except RuntimeError:  # no more threads
+            _FREE.release()
+            connection.close()
 
 
 def _serve(connection: socket.socket, inside: int, pidfd: int) -> None:
     """Carry one connection. This thread moves into the container's net namespace for good."""
-    with connection:
-        try:
+    try:
+        with connection:
             sc.setns(pidfd, sc.CLONE_NEWNET)
-            server = _connect(inside)
-        except OSError:
-            return  # nobody listens there: the caller sees a connection that ends
-        with server:
-            back = threading.Thread(target=_pump, args=(server, connection), daemon=True)
-            back.start()
-            _pump(connection, server)
-            back.join()
+            with _connect(inside) as server:
+                back = threading.Thread(target=_pump, args=(server, connection), daemon=True)
+                back.start()
+                _pump(connection, server)
+                back.join()
+    except (OSError, RuntimeError):
+        pass  # nobody listens there: the caller sees a connection that ends
+    finally:
+        _FREE.release()
 
 
 def _connect(port: int) -> socket.socket:

@@ -1437,7 +1437,7 @@ def calls(mode: Mode, carrier: str) -> dict[str, str]:
     neighbours = "$(sleep 2; ping6 -c 2 -w 3 -I eth0 ff02::1 | sed -n 's/.*from \\(fe80[^ ]*\\): .*/\\1%eth0/p' | sort -u)"
     script = (
         f"for a in {addresses} $(ip route | awk '/default/ {{print $3}}') 10.0.2.2 {neighbours}; do "
-        f'echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)"; done'
+        f'(echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)") & done; wait'
     )
     context = mode.pybuild.context("FROM busybox\nCOPY s /s\nRUN sh /s\n", {"s": script})
     env = {"PATH": str(_only(carrier, mode.pybuild.work))} if carrier else None

@@ -98,6 +98,7 @@ def test_volume_of_a_user(installation: Installation, busybox: Path) -> None:
     "options",
     """
     -v/nothing/there:/x -vname:/x -v/tmp:x -v/tmp:/x:rx -p80 -p1:2:3:4 -px:80 -p70000:80 -p8080:0 -p127.0.0.1:80/udp
+    -v/tmp:/ -v/tmp:/.. --entrypoint=' --cap-add=SYS_ADMIN,-v/tmp:/x:ro
     --env==x -wrelative --network=host,-p1:1
     """.split(),
 )
@@ -186,3 +187,31 @@ def test_port_that_is_taken(image: Pybuild) -> None:
         port = server.getsockname()[1]
         said = image("run", NONE, "-p", f"{port}:80", "app").failed().err
     assert "listening on a port: " in said
+
+
+def test_many_connections(pybuild: Pybuild) -> None:
+    """More than can be served are closed, and those that come later are served."""
+    port = free_port()
+    words, env = command(
+        pybuild, "run", NONE, "-p", f"{port}:80", "busybox", "sh", "-c", SERVER, "sh", "x", "80"
+    )
+    with subprocess.Popen(["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *words], env=env) as process:
+        try:
+            assert hear(port) == "served-by-x"
+            idle = []
+            for _ in range(150):
+                try:
+                    idle.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+                except OSError:
+                    break
+            for one in idle:
+                one.close()
+            assert hear(port, 20) == "served-by-x"
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def test_volume_over_a_link_to_nowhere(pybuild: Pybuild, tmp_path: Path) -> None:
+    pybuild(NONE, "-t", "dangling", pybuild.context("FROM busybox\nRUN ln -s nowhere /l\n")).ok()
+    said = pybuild("run", NONE, "-v", f"{tmp_path}:/l:z", "dangling", "true").failed().err
+    assert "mounting at /l: the image has a link to nowhere there" in said

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemons import dockerd
 from harness import Pybuild
-from rootless import Installation
+from rootless import Installation, command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop]
 
@@ -29,7 +31,8 @@ def test_into_docker(pybuild: Pybuild, tools: dict[str, str], tmp_path: Path) ->
         assert shown.strip() in done.err, "it has the ID that pybuild says"
         ran = subprocess.check_output([*client, "run", "--rm", "--network=none", "app:1"], text=True)
         assert ran == "loaded\n"
-        pybuild(NONE, "-o", "type=docker,name=other:2", context, env=host).ok()
+        two = ("-o", "type=docker,name=other:2", "-o", "type=docker,name=third:3")
+        assert "third:3" in pybuild(NONE, *two, context, env=host).ok().err
         assert subprocess.check_output([*client, "image", "ls", "-q", "other:2"], text=True)
     said = pybuild(NONE, "--load", "-t", "app:1", context, env=host).failed().err
     assert "loading the image: " in said and "docker" in said and "-o type=docker,dest=FILE" in said
@@ -86,3 +89,23 @@ def test_without_either(pybuild: Pybuild, tmp_path: Path) -> None:
     context = pybuild.context(TEXT)
     said = pybuild(NONE, "--load", context, env={"PATH": str(tmp_path)}).failed().err
     assert "neither docker" in said
+
+
+def test_cancelled_with_the_build(pybuild: Pybuild, tmp_path: Path) -> None:
+    """The command that loads ends when the build does."""
+    (tmp_path / "podman").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    (tmp_path / "podman").chmod(0o755)
+    words, env = command(
+        pybuild, NONE, "--load", pybuild.context(TEXT), env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    )
+    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL) as build:
+        end = time.monotonic() + 20
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        build.send_signal(signal.SIGINT)
+        assert build.wait(10) == 130
+    pid, end = int((tmp_path / "pid").read_text()), time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()

@@ -166,6 +166,42 @@ def test_loaded(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path) -> None:
     assert fresh("inspect", "--format={{.Architecture}}", "one:1").ok().out == f"{ARCH}\n"
 
 
+def test_lost_caches(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path, server: str) -> None:
+    """A cache whose layers are gone: every platform is built anew, on the bases that were left in their registry."""
+    base = f"{server}/base:1"
+    files = {"arch-" + name: name for name in (host().architecture, ARCH)}
+    text = "FROM scratch\nARG TARGETARCH\nCOPY arch-$TARGETARCH /arch\n"
+    pybuild(NONE, BOTH, "--push", "-t", base, pybuild.context(text, files)).ok()
+    text = f"FROM {base} AS x\nFROM scratch\nARG TARGETARCH\nCOPY --from=x / /all\nCOPY f /f-$TARGETARCH\n"
+    context, cache = pybuild.context(text, {"f": "1"}), tmp_path / "cache"
+    reverse = f"--platform={OTHER},{host()}"
+    pybuild(NONE, reverse, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
+    manifest = json.loads((cache / "index.json").read_text())["manifests"][0]["digest"]
+    for layer in json.loads((cache / "blobs/sha256" / manifest[7:]).read_text())["layers"]:
+        (cache / "blobs/sha256" / layer["digest"][7:]).unlink()
+    fresh(NONE, fresh.context("FROM busybox\nRUN echo other > /x\n", name="unrelated")).ok()
+    dest = tmp_path / "out"
+    done = fresh(
+        NONE, reverse, f"--cache-from=type=local,src={cache}", "-o", f"type=local,dest={dest}", context
+    ).ok()
+    assert "building without the caches" in done.err
+    for name in (host().architecture, ARCH):
+        found = {
+            str(path.relative_to(dest / f"linux_{name}")) for path in (dest / f"linux_{name}").rglob("*")
+        }
+        assert found == {"all", "all/arch", f"f-{name}"}
+
+
+def test_inline_cache(pybuild: Pybuild, fresh: Pybuild, server: str) -> None:
+    """Of an image for several platforms, each image has its own."""
+    context, name = (
+        pybuild.context("FROM scratch\nARG TARGETARCH\nCOPY bin-$TARGETARCH /bin\n", FILES),
+        f"{server}/inl:1",
+    )
+    pybuild(NONE, BOTH, "--cache-to=type=inline", "--push", "-t", name, context).ok()
+    assert fresh(NONE, BOTH, "--cache-from", name, context).ok().executed == 0
+
+
 # -- programs of other machines ------------------------------------------------------------
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from harness import Pybuild, Tree
 from oci import read_image
 from servers import registry
@@ -359,3 +361,168 @@ def _busybox(made: Pybuild) -> Path:
     path = made.work / "saved.tar"
     made("save", "busybox", "-o", path).ok()
     return path
+
+
+# -- what a review found -------------------------------------------------------------------
+
+STAGES = """\
+FROM busybox AS b
+RUN echo hello > /x && mkdir /d && cat /proc/sys/kernel/random/uuid > /d/r
+FROM busybox
+COPY --from=b /d/r /r
+RUN echo 1 > /one
+COPY f /f
+"""
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "type=oci,dest={}", "type=docker,dest={}", "type=tar,dest={}", "type=oci,dest={},compression=zstd",
+        "type=oci,dest={},rewrite-timestamp=true", "type=oci,dest={},compression=gzip,force-compression=true",
+    ],
+)  # fmt: skip
+def test_restored_and_exported(fresh: Pybuild, empty: Pybuild, tmp_path: Path, output: str) -> None:
+    """A restored image goes wherever a built one does, and is the same there."""
+    context, cache = fresh.context(STAGES, FILES), tmp_path / "cache"
+    options = ("--build-arg=SOURCE_DATE_EPOCH=1000000000", "-o")
+    one, other = tmp_path / "one", tmp_path / "other"
+    fresh(NONE, f"--cache-to=type=local,dest={cache},mode=max", *options, output.format(one), context).ok()
+    done = empty(NONE, f"--cache-from=type=local,src={cache}", *options, output.format(other), context).ok()
+    assert done.executed == 0
+    if "zstd" not in output:  # where the blob of the cache is taken as it is
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_restored_and_pushed(fresh: Pybuild, empty: Pybuild, tmp_path: Path, server: str) -> None:
+    """The recipe of docs/cache.md."""
+    context, cache = fresh.context(STAGES, FILES), tmp_path / "cache"
+    fresh(NONE, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
+    options = (f"--cache-from=type=local,src={cache}", f"--cache-to=type=local,dest={cache},mode=max")
+    assert empty(NONE, *options, "--push", "-t", f"{server}/app:1", context).ok().executed == 0
+    third = Pybuild(tmp_path / "third", tmp_path)
+    third("pull", f"{server}/app:1").ok()
+    assert third("run", NONE, f"{server}/app:1", "cat", "/one").ok().out == "1\n"
+
+
+def _lose(cache: Path, text: bytes = b"") -> None:
+    """Take away the layers that hold *text*, all without."""
+    for path in _layers(cache):
+        data = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
+        if text in data:
+            path.unlink()
+
+
+def test_layer_lost_while_steps_run(fresh: Pybuild, empty: Pybuild, tmp_path: Path) -> None:
+    """Found when a COPY wants files of a cached stage: that is built then, and nothing is cancelled."""
+    context, cache = fresh.context(STAGES, FILES), tmp_path / "cache"
+    fresh(NONE, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
+    _lose(cache)
+    context = fresh.context(
+        STAGES.replace("RUN echo 1", "COPY --from=b /x /xx\nRUN sleep 0.2; echo 1"), FILES
+    )
+    done = empty(NONE, f"--cache-from=type=local,src={cache}", "-t", "a", context).ok()
+    assert "building without the caches" in done.err
+    assert empty("run", NONE, "a", "cat", "/xx").ok().out == "hello\n"
+
+
+def test_hole_is_left_out(fresh: Pybuild, empty: Pybuild, tmp_path: Path) -> None:
+    """A cache that has lost a layer nobody needs is written on, without that step."""
+    context, cache = fresh.context(STAGES, FILES), tmp_path / "cache"
+    where = f"type=local,dest={cache},mode=max"
+    fresh(NONE, f"--cache-to={where}", context).ok()
+    _lose(cache, b"hello")
+    done = empty(NONE, f"--cache-from=type=local,src={cache}", f"--cache-to={where}", context).ok()
+    assert "a step is left out" in done.err and "cached 3 steps" in done.err
+
+
+def test_damaged_cache_heals(fresh: Pybuild, tmp_path: Path) -> None:
+    """Blobs that are not what they are named for are written again, although they have the right size."""
+    context, cache = (
+        fresh.context("FROM busybox\nRUN touch -d @1 /a /\nRUN touch -d @2 /b /\n"),
+        tmp_path / "cache",
+    )
+    where = f"type=local,dest={cache},mode=max"
+    fresh(NONE, f"--cache-to={where}", context).ok()
+    for path in _layers(cache):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for number, executed in enumerate((2, 0)):
+        made = Pybuild(tmp_path / f"job{number}", tmp_path)
+        made("load", _busybox(fresh)).ok()
+        done = made(NONE, f"--cache-from=type=local,src={cache}", f"--cache-to={where}", context).ok()
+        assert ("building without the caches" in done.err) == bool(executed)
+        assert done.executed == executed
+
+
+def test_cache_mounts_survive_jobs_without_them(fresh: Pybuild, tmp_path: Path) -> None:
+    """A job in which the step was cached hands its cache mount on."""
+    text = "FROM busybox\nCOPY f /f\nRUN --mount=type=cache,id=m,target=/c echo run >> /c/log; wc -l /c/log\n"
+    cache = tmp_path / "cache"
+    said = ""
+    for job, content in enumerate(("1", "1", "2")):
+        made = Pybuild(tmp_path / f"job{job}", tmp_path)
+        made("load", _busybox(fresh)).ok()
+        context = made.context(text, {"f": content})
+        options = (
+            f"--cache-from=type=local,src={cache}",
+            f"--cache-to=type=local,dest={cache},mode=max,mounts=true",
+        )
+        said = made(NONE, *options, context).ok().err
+    assert " 2 /c/log" in said
+
+
+def test_second_place(fresh: Pybuild, tmp_path: Path) -> None:
+    """What is here already, and in one cache as another blob, is written to a second cache."""
+    text = "FROM busybox\nCOPY f /f\nRUN echo 1 > /a\n"
+    context, one, two = fresh.context(text, FILES), tmp_path / "one", tmp_path / "two"
+    fresh(NONE, f"--cache-to=type=local,dest={one}", context).ok()
+    other = Pybuild(tmp_path / "other", tmp_path)
+    other("load", _busybox(fresh)).ok()
+    other(NONE, context).ok()
+    options = (f"--cache-from=type=local,src={one}", f"--cache-to=type=local,dest={two},mode=max")
+    other(NONE, *options, context).ok()
+    last = Pybuild(tmp_path / "last", tmp_path)
+    last("load", _busybox(fresh)).ok()
+    assert last(NONE, f"--cache-from=type=local,src={two}", context).ok().executed == 0
+
+
+def test_offline_again(fresh: Pybuild, tmp_path: Path, tools: dict[str, str]) -> None:
+    """What was restored is built again when the registry is gone, its base having stayed there."""
+    with registry(tools["docker-registry"], tmp_path) as host:
+        fresh("tag", "busybox", f"{host}/base:1").ok()
+        fresh("push", f"{host}/base:1").ok()
+        text = f"FROM {host}/base:1 AS b\nRUN echo hi > /x\nFROM scratch\nCOPY --from=b /x /x\n"
+        context, cache = fresh.context(text), tmp_path / "cache"
+        fresh(NONE, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
+        empty = Pybuild(tmp_path / "empty", tmp_path)
+        image = empty(NONE, "-q", f"--cache-from=type=local,src={cache}", context).ok().out
+    assert empty(NONE, "-q", f"--cache-from=type=local,src={cache}", context).ok().out == image
+
+
+def test_image_is_not_replaced_by_a_cache(fresh: Pybuild, server: str) -> None:
+    name = f"{server}/app:9"
+    context = fresh.context(STAGES, FILES)
+    said = fresh(NONE, f"--cache-to=type=registry,ref={name}", "--push", "-t", name, context).failed().err
+    assert "would take the place" in said
+    fresh(NONE, "--push", "-t", name, context).ok()
+    assert "is an image" in fresh(NONE, f"--cache-to=type=registry,ref={name}", context).failed().err
+
+
+def test_bomb_in_a_cache(fresh: Pybuild, empty: Pybuild, tmp_path: Path) -> None:
+    """A blob that grows without end is given up soon."""
+    context, cache = fresh.context("FROM busybox\nRUN echo 1 > /a\n"), tmp_path / "cache"
+    fresh(NONE, f"--cache-to=type=local,dest={cache}", context).ok()
+    bomb = zstandard.ZstdCompressor().compress(bytes(100 << 20)) * 400
+    manifest = json.loads(json.dumps(_manifest(cache)))
+    records = json.loads(_blob(cache, manifest["config"]["digest"]).read_bytes())
+    for item in (*manifest["layers"], *records["layers"].values()):
+        item |= {"digest": _put(cache, bomb), "size": len(bomb)}
+    data = json.dumps(records).encode()
+    manifest["config"] |= {"digest": _put(cache, data), "size": len(data)}
+    body = json.dumps(manifest).encode()
+    index = json.loads((cache / "index.json").read_text())
+    index["manifests"][0] |= {"digest": _put(cache, body), "size": len(body)}
+    (cache / "index.json").write_text(json.dumps(index))
+    started = time.monotonic()
+    done = empty(NONE, f"--cache-from=type=local,src={cache}", context).ok()
+    assert "grows without end" in done.err and time.monotonic() - started < 30
