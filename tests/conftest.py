@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import PYBUILD, Pybuild
+from shards import FREE, MACHINE
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_ROOT = os.geteuid() == 0
@@ -31,8 +32,14 @@ def remove(folder: str) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """All that makes containers runs in one process, one after the other: each looks for leaks at its end."""
+    if "e2e" in item.path.parts and item.path.name not in FREE:
+        item.add_marker(pytest.mark.xdist_group(MACHINE))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real containers need root until rootless builds are there."""
+    """Real containers need root."""
     if not ON_ROOT:
         why = pytest.mark.skip(reason="needs root: builds make namespaces and mounts")
         for item in items:

@@ -789,16 +789,21 @@ def measured(
 ) -> tuple[int, str, float, int]:
     """Run pybuild: its exit code, progress, seconds, and the most memory it or a child had, in bytes."""
     words, environment = command(pybuild, *args, env=env)
+    # By a small process: what this large one is counts for its own children, too.
+    code = (
+        "import os, subprocess, sys\nrun = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
+        "_pid, status, usage = os.wait4(run.pid, 0)\nprint(os.waitstatus_to_exitcode(status), usage.ru_maxrss)"
+    )
     started = time.monotonic()
     with tempfile.TemporaryFile() as said:
-        run = subprocess.Popen(
-            words, env=environment, cwd=pybuild.work, stdout=subprocess.DEVNULL, stderr=said
-        )
-        _pid, status, usage = os.wait4(run.pid, 0)
-        run.returncode = os.waitstatus_to_exitcode(status)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], env=environment, cwd=pybuild.work,
+            stdout=subprocess.PIPE, stderr=said, text=True, check=True,
+        )  # fmt: skip
         said.seek(0)
         text = said.read().decode("utf-8", "backslashreplace")
-    return run.returncode, text, time.monotonic() - started, usage.ru_maxrss << 10
+    status, peak = map(int, done.stdout.split())
+    return status, text, time.monotonic() - started, peak << 10
 
 
 HUGE_DATABASES = {

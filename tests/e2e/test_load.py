@@ -22,6 +22,7 @@ TEXT = "FROM busybox\nRUN echo loaded > /word\nCMD cat /word\n"
 
 
 def test_into_docker(pybuild: Pybuild, tools: dict[str, str], tmp_path: Path) -> None:
+    """T92: docker loads it, shows the same image, and runs it."""
     context = pybuild.context(TEXT)
     with dockerd(tools, tmp_path) as client:
         host = {"DOCKER_HOST": client[2]}
