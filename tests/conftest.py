@@ -8,10 +8,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import PYBUILD, Pybuild
-from shards import FREE, MACHINE
+from shards import make_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_ROOT = os.geteuid() == 0
@@ -32,10 +33,10 @@ def remove(folder: str) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """All that makes containers runs in one process, one after the other: each looks for leaks at its end."""
-    if "e2e" in item.path.parts and item.path.name not in FREE:
-        item.add_marker(pytest.mark.xdist_group(MACHINE))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Two processes share the work, see tests/run."""
+    return make_scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
