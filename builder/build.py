@@ -76,7 +76,7 @@ def build(
             built.append(_solve(wanted, inputs, made, workshop, None, first))
     workshop.store.sync()
     workshop.layers.tag_complete()
-    deliver(request, inputs, built, workshop, used)
+    top = deliver(request, inputs, built, workshop, used)
     if used is not None:
         used.close()
     chosen = first_of(built)
@@ -86,6 +86,7 @@ def build(
         tuple(dict.fromkeys(shown_findings(findings, inputs))),
         tuple(argument.name for argument in chosen.made.arguments),
         tuple((str(one.platform), one.image) for one in built if one is not chosen),
+        top.to_json() if top is not None else None,
     )
     return result, chosen.made, chosen.solver
 

@@ -216,6 +216,8 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
         _print(result.image)
     elif not _silent(options) and options.progress != "rawjson":
         _say("\n".join(conclusion(result.image, tags, result.warnings)))
+        for platform, image in result.others:
+            _say(f"image {image} for {platform}")
 
 
 def _enter(options: argparse.Namespace) -> None:
@@ -306,11 +308,19 @@ def _save(args: Sequence[str]) -> int:
 
 def _load(args: Sequence[str]) -> int:
     parser = Parser(prog="pybuild load", description="Load an OCI or docker archive into the store.")
-    parser.add_argument("file", metavar="FILE", help='an archive, "-" for standard input')
+    parser.add_argument(
+        "file", metavar="FILE", help='an archive, "-" for standard input; or an OCI layout folder'
+    )
     options = parser.parse_args(args)
-    from builder.image.load import load
+    from builder.image.load import load, load_folder
 
     _enter(options)
+    if os.path.isdir(options.file):
+        with _open_store(options) as store:
+            for name in load_folder(store, options.file):
+                _print(f"loaded {name}")
+            store.sync()
+        return 0
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "loading") as read:
         for name in load(store, read):
             _print(f"loaded {name}")

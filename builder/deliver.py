@@ -20,6 +20,7 @@ from builder.plan.ops import CacheMount, CopyFiles, RunCommand
 from builder.request import BuildRequest, Output
 from builder.solve import Solver
 from cache.compression import ZSTD
+from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.errors import CacheError
 from cache.layers import clamped
@@ -60,8 +61,11 @@ def deliver(
     built: Sequence[Built],
     workshop: Workshop,
     imports: Imports | None = None,
-) -> None:
-    """Write outputs, then give the image its names, then leave caches. Raises BuildError or CacheError."""
+) -> Descriptor | None:
+    """Write outputs, then give the image its names, then leave caches.
+
+    Returns what a registry, or else an archive, calls the image. Raises BuildError or CacheError.
+    """
     store, chosen = workshop.store, first_of(built)
     inline = any(place.kind == "inline" for place in request.cache_to)
     if inline and any(output.rewrite_timestamp for output in request.outputs):
@@ -71,8 +75,10 @@ def deliver(
     if attests and not any(output.kind in _ATTESTED for output in request.outputs):
         note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
         workshop.sink(Notice(note, warning=True))
-    for output in request.outputs:
-        _export(output, request, inputs, built, workshop)
+    tops = {
+        output.kind == "registry": _export(output, request, inputs, built, workshop)
+        for output in request.outputs
+    }
     for tag in request.tags:
         for one in [one for one in built if one.platform != host()]:
             remember_platform(store, parse_reference(tag), one.platform, one.image)
@@ -84,6 +90,7 @@ def deliver(
         except OSError as error:
             raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
     _export_caches(request, built, workshop, imports)
+    return tops.get(True) or tops.get(False)
 
 
 # -- outputs -------------------------------------------------------------------------------
@@ -91,10 +98,11 @@ def deliver(
 
 def _export(
     output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop
-) -> None:
+) -> Descriptor | None:
+    """Write one output; the descriptor of what it names, None where it is files alone."""
     if output.kind in ("tar", "local"):
         _export_files(output, built, workshop)
-        return
+        return None
     from builder.export.archive import write_archive
     from builder.export.image import picture
 
@@ -115,10 +123,17 @@ def _export(
         for name in names:
             push(store, shown, parse_reference(name), sink, request.insecure_registries)
             sink(Notice(f"pushed {name}@{shown.top.digest}"))
-        return
+        return shown.top
     docker = output.kind == "docker"
     if docker and len(built) > 1:
         raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
+    if output.folder:
+        from builder.export.archive import blobs_of, entries_of
+        from builder.export.layout import write_layout
+
+        entries = entries_of(shown, names, dict(output.index_annotations))
+        write_layout(store, blobs_of(shown), entries, output.dest, sink)
+        return shown.top
     dest = output.dest or store.temporary()
     try:
         write_archive(store, shown, names, dest, sink, docker, dict(output.index_annotations))
@@ -130,6 +145,7 @@ def _export(
         if not output.dest:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(dest)
+    return shown.top
 
 
 def _attached(

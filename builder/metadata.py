@@ -38,6 +38,9 @@ class Recorder:
     def write(self, path: str, result: BuildResult, tags: tuple[str, ...]) -> None:
         """Write the file. Raises BuildError."""
         value: dict[str, object] = {"containerimage.config.digest": result.image}
+        if result.descriptor is not None:
+            value["containerimage.digest"] = result.descriptor["digest"]
+            value["containerimage.descriptor"] = result.descriptor
         if tags:
             value["image.name"] = ",".join(tags)
         value["pybuild.steps"] = [self._steps[number] for number in sorted(self._steps)]

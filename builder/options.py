@@ -398,11 +398,14 @@ def _output(text: str) -> Any:
         not switch("oci-mediatypes", True),
         own,
         of_index,
+        not switch("tar", True),
     )
     if fields:
         raise UsageError(f"output option {next(iter(fields))!r} is not supported")
     if not dest and kind not in ("registry", "docker"):  # those have somewhere else to go
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
+    if made.folder and (kind != "oci" or dest == "-"):
+        raise UsageError(f"--output {text!r}: tar=false makes a folder of type=oci")
     if kind == "local" and dest == "-":
         raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
     return made

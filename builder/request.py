@@ -24,6 +24,7 @@ class Output:
     docker_types: bool = False
     annotations: tuple[tuple[str, str], ...] = ()
     index_annotations: tuple[tuple[str, str], ...] = ()
+    folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ class BuildResult:
     """What came out: the image ID (the digest of its config), and what deserves attention.
 
     Of several platforms it is the ID for this machine, else for the first; ``others`` are the rest.
+    ``descriptor`` is what a registry or an archive calls it, as JSON, if it went to one.
     """
 
     image: str
@@ -163,3 +165,4 @@ class BuildResult:
     warnings: tuple[str, ...] = ()
     declared_args: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
+    descriptor: dict[str, object] | None = None

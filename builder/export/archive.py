@@ -41,21 +41,34 @@ def write_archive(
     """
     small = {
         "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": _index(shown, names, annotations or {}),
+        "index.json": to_json(
+            {
+                "schemaVersion": 2,
+                "mediaType": INDEX_TYPE,
+                "manifests": entries_of(shown, names, annotations or {}),
+            }
+        ),
     }
     if docker:
         ((formed, _platform),) = shown.parts
         small["manifest.json"] = _docker_manifest(formed.config.digest, formed.layers, names)
+    with destination(dest) as write:
+        _write_tar(store, small, blobs_of(shown), write, sink)
+
+
+def blobs_of(shown: Picture) -> dict[Digest, int]:
+    """Every blob that a layout holds, and how long it is."""
     blobs = shown.blobs() | {
         item.digest: item.size for item in (shown.top, *(part.top for part, _ in shown.parts))
     }
     for said in shown.attached:
         blobs |= {item.digest: item.size for item in (said.top, *(item for item, _ in said.blobs))}
-    with destination(dest) as write:
-        _write_tar(store, small, blobs, write, sink)
+    return blobs
 
 
-def _index(shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str]) -> bytes:
+def entries_of(
+    shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str]
+) -> list[dict[str, object]]:
     """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image. Then what is
     said of it.
     """
@@ -75,7 +88,7 @@ def _index(shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str
         from builder.attest.statement import listing
 
         entries += listing(shown.attached)
-    return to_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries})
+    return entries
 
 
 def _docker_manifest(image: Digest, layers: tuple[Descriptor, ...], names: tuple[str, ...]) -> bytes:

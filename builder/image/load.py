@@ -44,7 +44,18 @@ def load(store: Store, read: Read) -> list[str]:
     os.mkdir(folder, 0o700)
     archive = _Archive(store, folder)
     archive.read(comp.detecting(read))
-    images = archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
+    return _name_all(
+        store, archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
+    )
+
+
+def load_folder(store: Store, folder: str) -> list[str]:
+    """The same of an OCI image layout in a folder, which is left as it is."""
+    return _name_all(store, _layout(store, folder).oci_images())
+
+
+def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]:
+    """Give images of the store their names; the names, and IDs of those that have none."""
     if not images:
         raise BuildError("the archive holds no image")
     for name in dict.fromkeys(name for _, names in images for name in names):
@@ -68,10 +79,14 @@ def load_layout(store: Store, place: str, platform: Platform) -> Digest:
         folder, _, tag = folder.rpartition(":")
     if not os.path.isdir(folder):
         raise BuildError(f"there is no OCI layout at {place}")
+    return _layout(store, folder).oci_image(f"the OCI layout {folder}", tag, wanted, platform)
+
+
+def _layout(store: Store, folder: str) -> _Archive:
     layout = _Archive(store, "")
     for name in ("index.json", *_blobs(folder)):
         layout.files[name] = os.path.join(folder, name)
-    return layout.oci_image(f"the OCI layout {folder}", tag, wanted, platform)
+    return layout
 
 
 def _blobs(folder: str) -> list[str]:

@@ -246,3 +246,44 @@ def test_progress_on_a_terminal(pybuild: Pybuild) -> None:
     assert build.wait(timeout=20) == 0
     assert b"steps: 1/2" in said
     assert b"RUN echo shown-line" in said and b"shown-line\r\n" in said
+
+
+def test_layout_in_a_folder(pybuild: Pybuild, fresh: Pybuild, tools: dict[str, str], tmp_path: Path) -> None:
+    """Several images in one, each under its name; skopeo reads it, and it is loaded and built on as it is."""
+    dest = tmp_path / "layout"
+    for name, word in (("one:1", "a"), ("two:2", "b"), ("one:1", "c")):
+        context = pybuild.context("FROM scratch\nCOPY f /f\n", {"f": word})
+        pybuild("-t", name, "-o", f"type=oci,dest={dest},tar=false", context).ok()
+    index = json.loads((dest / "index.json").read_text())
+    names = [item["annotations"]["org.opencontainers.image.ref.name"] for item in index["manifests"]]
+    assert sorted(names) == ["1", "2"]
+    subprocess.run(
+        [tools["skopeo"], "copy", f"oci:{dest}:1", f"dir:{tmp_path}/copy"], check=True, capture_output=True
+    )
+    assert fresh("load", dest).ok().out.split() == [
+        "loaded",
+        "docker.io/library/two:2",
+        "loaded",
+        "docker.io/library/one:1",
+    ]
+    assert fresh.export(fresh.context("FROM one:1\nLABEL a=b\n"), "--network=none").read("f") == b"c"
+    for bad in ("type=docker,dest={},tar=false", "type=oci,dest=-,tar=false"):
+        pybuild("-o", bad.format(dest), context).failed(2)
+    (dest / "index.json").write_text("[]")
+    assert "not the index" in pybuild("-o", f"type=oci,dest={dest},tar=false", context).failed().err
+    assert "index.json" in fresh("load", dest).failed().err
+
+
+def test_metadata_of_what_was_exported(pybuild: Pybuild, tmp_path: Path) -> None:
+    """The digest to deploy: that of the manifest."""
+    context, file = pybuild.context("FROM scratch\nLABEL a=b\n"), tmp_path / "m.json"
+    archive = tmp_path / "o.tar"
+    pybuild("-o", f"type=oci,dest={archive}", "--metadata-file", file, context).ok()
+    said = json.loads(file.read_text())
+    with tarfile.open(archive) as tar:
+        packed = tar.extractfile("index.json")
+        assert packed is not None
+        (top,) = json.loads(packed.read())["manifests"]
+    assert said["containerimage.digest"] == top["digest"] == said["containerimage.descriptor"]["digest"]
+    pybuild("--metadata-file", file, context).ok()
+    assert "containerimage.digest" not in json.loads(file.read_text())
