@@ -120,7 +120,8 @@ class _Launcher:
         self._ahead: ContainerSpec | None = None
         with open("/proc/self/oom_score_adj", "rb") as file:
             self._oom_score = max(_OOM_SCORE, int(file.read()))
-        program(os.uname().machine, CAPABILITIES)  # what children will find made
+        self._machine = os.uname().machine
+        self._make_filter(CAPABILITIES, False)
         self._running: dict[int, _Container] = {}  # by the descriptors polled: channel and pidfd
         self._waiting: list[_Request] = []
         self._wiring: list[_Container] = []
@@ -163,6 +164,8 @@ class _Launcher:
         if self._guarded and (not spec["masked"] or spec["capabilities"] & _MOUNTS):
             request.refuse(b"E", _GUARDED)
             return
+        if spec["filtered"]:
+            self._make_filter(spec["capabilities"], spec["any_socketcall"])
         if self._ahead is not None and not _same_group(self._ahead, spec):
             for spare in self._spare:  # they were born in another cgroup
                 self._discard(spare)
@@ -183,6 +186,10 @@ class _Launcher:
         if self._spare:
             self._dispatch(self._spare.pop(), self._waiting.pop(0))
         self._make_ahead()
+
+    def _make_filter(self, capabilities: int, any_socketcall: bool) -> None:
+        """Make the filter of system calls that children will find made: it takes longer than all they do."""
+        program(self._machine, capabilities, any_socketcall, self._single)
 
     def _make_ahead(self) -> None:
         """Have a container wired for each request that waits, and one for the next."""
