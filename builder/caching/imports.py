@@ -62,10 +62,14 @@ class Imports:
         if "manifests" not in manifest:
             self._add_one(place, manifest)
             return
+        items = manifest["manifests"]  # an image for several platforms
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise BuildError("its index names no manifests")
         said = ""
-        for item in manifest["manifests"]:  # an image for several platforms
-            platform = item.get("platform") or {}
-            if platform.get("architecture") != "unknown" and "artifactType" not in item:
+        for item in items:
+            platform = item.get("platform")
+            known = not isinstance(platform, dict) or platform.get("architecture") != "unknown"
+            if known and "artifactType" not in item:
                 try:
                     self._add_one(place, place.inner(parse_descriptor(item, "a manifest")))
                 except BuildError as error:

@@ -289,6 +289,10 @@ def _forge(cache: Path, change: str) -> None:
     manifest["config"] |= {"digest": _put(cache, data), "size": len(data)}
     if change == "huge":
         manifest["config"]["size"] = 1 << 40
+    if change == "index":
+        manifest = {"manifests": [7, {"platform": []}]}
+    elif change == "index-of-nothing":
+        manifest = {"manifests": [{"platform": 7, "digest": "x"}]}
     body = json.dumps(manifest).encode()
     index = json.loads((cache / "index.json").read_text())
     index["manifests"][0] |= {"digest": _put(cache, body), "size": len(body)}
@@ -301,7 +305,19 @@ def _put(cache: Path, data: bytes) -> str:
     return f"sha256:{digest}"
 
 
-CHANGES = ["swapped", "unlisted", "key", "digest", "version", "list", "deep", "twice", "huge"]
+CHANGES = [
+    "swapped",
+    "unlisted",
+    "key",
+    "digest",
+    "version",
+    "list",
+    "deep",
+    "twice",
+    "huge",
+    "index",
+    "index-of-nothing",
+]
 
 
 @pytest.mark.parametrize("change", [*CHANGES, "nothing"])
