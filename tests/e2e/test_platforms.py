@@ -215,7 +215,8 @@ def foreign_program() -> bytes:
 def emulator(tmp_path: Path) -> Iterator[None]:
     """What says of such programs that it ran them, registered with the kernel as qemu is."""
     place = Path("/proc/sys/fs/binfmt_misc")
-    if not (place / "register").exists():
+    mounted = not (place / "register").exists()
+    if mounted:
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", place], check=True)
     source, program = tmp_path / "emulator.c", tmp_path / "emulator"
     source.write_text(
@@ -231,6 +232,8 @@ def emulator(tmp_path: Path) -> Iterator[None]:
         yield
     finally:
         (place / name).write_text("-1")
+        if mounted:
+            subprocess.run(["umount", place], check=True)
 
 
 FOREIGN = 'FROM scratch\nCOPY sh /bin/sh\nRUN one two\nRUN ["/bin/sh", "x"]\n'
