@@ -38,45 +38,50 @@ class Tools:
 
 
 def pull(args: Sequence[str], tools: Tools) -> int:
-    options = _options(tools, "pull", "Pull images from a registry.", args, many=True)
+    options = _transfer_options(tools, "pull", "Pull images from a registry.", args)
     tools.enter(options)
     from builder.pull import pull as fetch
 
-    sink = tools.sink(options)
-    done: list[dict[str, str]] = []
-    try:
-        with _store(options) as store:
-            for name in options.name:
-                wanted = reference(name)
-                image = fetch(store, wanted, host(), sink, frozenset(options.insecure_registry))
-                done.append({"Name": wanted.familiar, "ID": image})
-                if not options.json:
-                    tools.show(f"{wanted.familiar} {image}")
-    finally:
-        sink.close()
-    if options.json:
-        tools.show(json.dumps(done, indent=2))
-    return 0
+    def one(store: Store, name: str, sink: Any) -> tuple[dict[str, str], str]:
+        wanted = reference(name)
+        image = fetch(store, wanted, host(), sink, frozenset(options.insecure_registry))
+        return {"Name": wanted.familiar, "ID": image}, f"{wanted.familiar} {image}"
+
+    return _transfer(options, tools, one)
 
 
 def push(args: Sequence[str], tools: Tools) -> int:
-    options = _options(tools, "push", "Push images to the registries in their names.", args, many=True)
+    options = _transfer_options(tools, "push", "Push images to the registries in their names.", args)
     tools.enter(options)
     from builder.export.image import Form, form, picture
     from builder.push import push as send
 
+    def one(store: Store, name: str, sink: Any) -> tuple[dict[str, str], str]:
+        image, config = find(store, name)
+        wanted = reference(name)
+        shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
+        send(store, shown, wanted, sink, frozenset(options.insecure_registry))
+        done = {"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image}
+        return done, f"{wanted.name}@{shown.top.digest}"
+
+    return _transfer(options, tools, one)
+
+
+def _transfer(
+    options: argparse.Namespace,
+    tools: Tools,
+    one: Callable[[Store, str, Any], tuple[dict[str, str], str]],
+) -> int:
+    """Do *one* to each name with progress, and show what it returns: for ``--json``, and as a line."""
     sink = tools.sink(options)
     done: list[dict[str, str]] = []
     try:
         with _store(options) as store:
             for name in options.name:
-                image, config = find(store, name)
-                wanted = reference(name)
-                shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
-                send(store, shown, wanted, sink, frozenset(options.insecure_registry))
-                done.append({"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image})
+                facts, line = one(store, name, sink)
+                done.append(facts)
                 if not options.json:
-                    tools.show(f"{wanted.name}@{shown.top.digest}")
+                    tools.show(line)
             store.sync()
     finally:
         sink.close()
@@ -175,7 +180,7 @@ def _names(store: Store, name: str) -> list[str]:
 def inspect(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild inspect", description="Show what images are, as docker inspect does.")
     parser.add_argument("name", nargs="+", metavar="NAME")
-    add_shape(parser, json_too=False)
+    _add_shape(parser, json_too=False)
     options = parser.parse_args(args)
     with _store(options) as store:
         out = [_inspected(store, *find(store, name)) for name in options.name]
@@ -205,7 +210,7 @@ def _inspected(store: Store, image: Digest, config: ImageConfig) -> dict[str, An
 def history(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild history", description="Show how an image was made, newest first.")
     parser.add_argument("name", metavar="NAME")
-    add_shape(parser)
+    _add_shape(parser)
     options = parser.parse_args(args)
     with _store(options) as store:
         image, _config = find(store, options.name)
@@ -236,7 +241,7 @@ def images(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild images", description="List the images of the store.")
     parser.add_argument("-q", "--quiet", action="store_true", help="the IDs alone")
     parser.add_argument("--no-trunc", action="store_true", help="whole IDs")
-    add_shape(parser)
+    _add_shape(parser)
     options = parser.parse_args(args)
     from builder.progress.lines import printable
 
@@ -289,9 +294,9 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 # -- options -------------------------------------------------------------------------------
 
 
-def _options(tools: Tools, name: str, about: str, args: Sequence[str], many: bool) -> argparse.Namespace:
+def _transfer_options(tools: Tools, name: str, about: str, args: Sequence[str]) -> argparse.Namespace:
     parser = tools.parser(prog=f"pybuild {name}", description=about)
-    parser.add_argument("name", nargs="+" if many else None, metavar="NAME")
+    parser.add_argument("name", nargs="+", metavar="NAME")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="what was done as JSON, for programs")
     parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet", "rawjson"))
@@ -299,7 +304,7 @@ def _options(tools: Tools, name: str, about: str, args: Sequence[str], many: boo
     return parser.parse_args(args)
 
 
-def add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
+def _add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
     """``--json`` and ``--format``."""
     if json_too:
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")

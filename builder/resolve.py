@@ -79,9 +79,9 @@ class StoreResolver:
         store, memo = self.workshop.store, f"left:{platform} {reference}"
         registry = open_registry(reference, self.insecure)
         kept = store.index.memo(memo) if self.policy == "missing" else None
-        if kept is not None and store.has_blob(digest(json.loads(kept)["image"])):
-            value = json.loads(kept)
-            image, layers = digest(value["image"]), [parse_descriptor(x, "a layer") for x in value["layers"]]
+        value = json.loads(kept) if kept is not None else None
+        if value is not None and store.has_blob(image := digest(value["image"])):
+            layers = [parse_descriptor(x, "a layer") for x in value["layers"]]
             config = config_of(store, image)
         else:
             layers, data, config, named = metadata(registry, reference, platform)

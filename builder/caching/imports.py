@@ -104,11 +104,11 @@ class Imports:
 
     def find(self, key: str, run: str) -> tuple[str, int] | None:
         """The layer, as a stack holds it, and the time of a step with *key* above the layer *run*."""
-        for record in self._records.get(key, ()):
-            if record.run == portable(self.store, run, pack=True) and (
-                layer := self.layers.named(record.layer)
-            ):
-                return layer, record.created
+        if records := self._records.get(key):
+            below = portable(self.store, run, pack=True)
+            for record in records:
+                if record.run == below and (layer := self.layers.named(record.layer)):
+                    return layer, record.created
         return None
 
     def content(self, alias: Alias) -> str:
