@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from typing import Any
+from typing import Any, BinaryIO
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
+from builder.execute.layers import downloaded
 from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
 from builder.parallel import each
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
@@ -18,7 +17,7 @@ from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.layers import add_blob
-from cache.store import Store, write_error
+from cache.store import Store
 from grammar.reference import Reference
 
 _CONFIG_LIMIT = 8 << 20
@@ -165,16 +164,10 @@ def _layer(
     if store.has_blob(layer.digest):
         pulling.add(layer.size)
     else:
-        temporary = store.temporary()
-        try:
-            with open(temporary, "x+b") as file:
-                registry.blob(reference.repository, layer, file, pulling.add)
-                file.flush()
-                os.fsync(file.fileno())
-            store.publish(temporary, store.blob_path(layer.digest))
-        except OSError as error:
-            raise write_error(error, f"layer {layer.digest}") from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+
+        def write(file: BinaryIO) -> None:
+            registry.blob(reference.repository, layer, file, pulling.add)
+
+        with downloaded(store, layer, write) as path:
+            store.publish(path, store.blob_path(layer.digest))
     add_blob(store, layer, expected, unpacking.add)

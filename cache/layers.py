@@ -82,19 +82,27 @@ def blob(
     With *exact* no other compression will do. *progress* hears the number of uncompressed bytes
     handled.
     """
+    found = stored(store, value, compression)
+    if found is not None and (not exact or comp.compression_of(found.media_type) == compression):
+        return found
+    return _compress(store, snapshot_of(store, value), value, compression, progress, level=level)[1]
+
+
+def stored(store: Store, value: Digest, compression: str = "") -> Descriptor | None:
+    """A stored blob that is the layer *value*, in *compression* if there is such a one."""
     forms = store.index.blobs(value)
     forms.sort(key=lambda form: comp.compression_of(form[0]) != compression)
     for media, name, size in forms:
-        if store.has_blob(digest(name)) and (not exact or comp.compression_of(media) == compression):
+        if store.has_blob(digest(name)):
             return Descriptor(media, digest(name), size)
-    return _compress(store, snapshot_of(store, value), value, compression, progress, level=level)[1]
+    return None
 
 
 def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None = None) -> Digest:
     """The layer *value* without times later than *epoch*, in seconds, stored as a blob; its diff ID."""
     memo = f"clamped:{epoch} {value}"
     known = (store.index.memo(memo) or b"").decode()
-    if known and any(store.has_blob(digest(name)) for _media, name, _size in store.index.blobs(known)):
+    if known and stored(store, digest(known)) is not None:
         return digest(known)
     made, _blob = _compress(store, snapshot_of(store, value), None, comp.GZIP, progress, epoch)
     store.index.set_memo(memo, made.encode())
@@ -105,9 +113,8 @@ def snapshot_of(store: Store, value: Digest) -> str:
     """The layer *value* as a snapshot, unpacked now where only a blob of it is here. Raises MissingError."""
     if snapshot := store.index.unpacked(value):
         return snapshot
-    for media, name, size in store.index.blobs(value):
-        if store.has_blob(digest(name)):
-            return add_blob(store, Descriptor(media, digest(name), size), value)
+    if (found := stored(store, value)) is not None:
+        return add_blob(store, found, value)
     raise MissingError(
         f"layer {value} is gone from the store {store.root}", "build, load or pull the image again"
     )

@@ -21,7 +21,7 @@ from cache.compression import ZSTD, compression_of, media_type
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, digest_of
 from cache.errors import CacheError
-from cache.layers import blob, pack_folder
+from cache.layers import blob, pack_folder, stored
 from cache.locks import try_lock
 from cache.store import Store
 
@@ -154,7 +154,7 @@ def _blob_of(layer: Digest, store: Store, layers: Layers, given: CachePlace) -> 
     """A layer as a blob of the store, verified: there already, fetched, or packed now. Raises LayerLost."""
     if not store.index.unpacked(layer):
         layers.fetched([layer])
-    return _plain(layers.here(layer) or blob(store, layer, given.compression))
+    return _plain(stored(store, layer) or blob(store, layer, given.compression))
 
 
 def _plain(found: Descriptor) -> Descriptor:

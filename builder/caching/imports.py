@@ -12,7 +12,8 @@ from builder.caching.places import Folder, Place, Repository
 from builder.caching.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
 from builder.errors import BuildError
 from builder.events import Notice
-from builder.execute.layers import Layers, downloaded
+from builder.execute.layers import Layers, fetched
+from builder.image.layout import Layout
 from builder.image.model import parse_config, parse_descriptor
 from builder.registry.mirrors import open_for_push
 from builder.request import CachePlace
@@ -122,7 +123,7 @@ class Imports:
         """Unpack what is known of the cache mount *name* into the empty *folder*; whether there was some."""
         for place, descriptor in self._mounts.get(name, ()):
             try:
-                found = downloaded(self.store, place, descriptor, self.layers.sink)
+                found = fetched(self.store, place, descriptor, self.layers.sink)
                 with found as path, open(path, "rb") as file:
                     unpack_tar(file.read, ZSTD, folder)
                 return True
@@ -135,7 +136,7 @@ class Imports:
         for place, descriptor in self._mounts.get(name, ()):
             try:
                 if not to.has(descriptor):
-                    with downloaded(self.store, place, descriptor, self.layers.sink) as path:
+                    with fetched(self.store, place, descriptor, self.layers.sink) as path:
                         to.put(descriptor, path, lambda count: None)
                 return descriptor
             except (BuildError, CacheError) as error:
@@ -147,7 +148,7 @@ class Imports:
 def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:
     """The place that an option names."""
     if given.kind == "local":
-        return Folder(given.place, given.tag, given.digest)
+        return Folder(Layout(given.place), given.tag, given.digest)
     reference = parse_reference(given.place)
     return Repository(open_for_push(reference, insecure), reference)
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from builder.caching.records import ARTIFACT_TYPE
 from builder.errors import BuildError
-from builder.image.model import INDEX_TYPE, MANIFEST_TYPE, parse_descriptor, to_json
+from builder.image.layout import Layout, named, ref_name
+from builder.image.model import MANIFEST_TYPE, parse_descriptor
 from builder.registry.client import Registry
 from builder.registry.errors import NotFound
 from builder.strict_json import loads
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest_of, hex_of
-from cache.kernel import read_regular
+from cache.digest import digest_of, hex_of
 from grammar.reference import Reference
 
 _SMALL = 4 << 20
-_REF_NAME = "org.opencontainers.image.ref.name"
 
 
 class Place(Protocol):
@@ -52,42 +51,35 @@ class Place(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Folder:
-    """An OCI image layout. Several builds may write to one: blobs appear whole, index.json under a lock."""
+    """A name in an OCI image layout."""
 
-    path: str
+    layout: Layout
     tag: str
     digest: str = ""
 
     @property
     def name(self) -> str:
-        return self.path
+        return self.layout.path
 
     def manifest(self) -> dict[str, Any]:
-        index = self._index()
-        for item in index["manifests"]:
-            marks = item.get("annotations")
-            tag = marks.get(_REF_NAME) if isinstance(marks, dict) else None
-            if (item.get("digest") == self.digest) if self.digest else (tag == self.tag):
-                return self.inner(parse_descriptor(item, f"the cache in {self.path}"))
-        raise BuildError(f"{self.path} holds no cache {self.digest or self.tag!r}")
+        entries = self.layout.entries()
+        for entry in entries:
+            if (entry.get("digest") == self.digest) if self.digest else (ref_name(entry) == self.tag):
+                return self.inner(parse_descriptor(entry, f"the cache in {self.name}"))
+        what = f"no cache {self.digest or self.tag!r}" if entries else "no cache"
+        raise BuildError(f"there is {what} in {self.name}")
 
     def inner(self, descriptor: Descriptor) -> dict[str, Any]:
-        return _object(self._small(descriptor), f"the manifest in {self.path}")
-
-    def _small(self, descriptor: Descriptor) -> bytes:
-        path = self._blob_path(descriptor.digest)
-        try:
-            data = read_regular(path, _SMALL)
-        except OSError as error:
-            raise BuildError(f"reading {path}: {error.strerror}") from None
-        if len(data) != descriptor.size or digest_of(data) != descriptor.digest:
-            raise BuildError(f"{path} is damaged")
-        return data
+        if descriptor.size > _SMALL:
+            raise BuildError(f"the manifest in {self.name} has {descriptor.size} bytes")
+        buffer = io.BytesIO()
+        self.blob(descriptor, buffer, lambda count: None)
+        return _object(buffer.getvalue(), f"the manifest in {self.name}")
 
     def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
-        path = self._blob_path(descriptor.digest)
+        path = self.layout.blob_path(descriptor.digest)
         sha, left = hashlib.sha256(), descriptor.size
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -103,77 +95,13 @@ class Folder:
             raise BuildError(f"{path} is damaged: it is not the blob that it is named for")
 
     def has(self, descriptor: Descriptor) -> bool:
-        with contextlib.suppress(OSError):
-            return os.stat(self._blob_path(descriptor.digest)).st_size == descriptor.size
-        return False
+        return self.layout.has(descriptor.digest, descriptor.size)
 
     def put(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> None:
-        final = self._blob_path(descriptor.digest)
-        with (
-            self._writing(final) as temporary,
-            open(path, "rb") as source,
-            open(temporary, "xb") as target,
-        ):
-            while data := source.read(1 << 20):
-                target.write(data)
-                progress(len(data))
-            target.flush()
-            os.fsync(target.fileno())
+        self.layout.put(descriptor.digest, path, progress)
 
     def publish(self, manifest: bytes) -> None:
-        value = digest_of(manifest)
-        with self._writing(self._blob_path(value)) as temporary, open(temporary, "xb") as file:
-            file.write(manifest)
-        lock = os.open(os.path.join(self.path, "ingest.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            item: dict[str, Any] = Descriptor(MANIFEST_TYPE, value, len(manifest)).to_json()
-            item["annotations"] = {_REF_NAME: self.tag}
-            kept = [other for other in self._entries() if not _is_named(other, self.tag)]
-            index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [*kept, item]}
-            for name, data in (
-                ("oci-layout", to_json({"imageLayoutVersion": "1.0.0"})),
-                ("index.json", to_json(index)),
-            ):
-                with self._writing(os.path.join(self.path, name)) as temporary, open(temporary, "xb") as file:
-                    file.write(data)
-        finally:
-            os.close(lock)
-
-    def _entries(self) -> list[dict[str, Any]]:
-        if not os.path.exists(os.path.join(self.path, "index.json")):
-            return []
-        entries: list[dict[str, Any]] = self._index()["manifests"]
-        return entries
-
-    def _index(self) -> dict[str, Any]:
-        path = os.path.join(self.path, "index.json")
-        try:
-            data = read_regular(path, _SMALL)
-        except OSError as error:
-            raise BuildError(f"there is no cache in {self.path}: {error.strerror}") from None
-        index = _object(data, path)
-        entries = index.get("manifests")
-        if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
-            raise BuildError(f"{path} is no index of an image layout")
-        return index
-
-    @contextlib.contextmanager
-    def _writing(self, final: str) -> Iterator[str]:
-        """A path beside *final* to write to, which then gets that name."""
-        temporary = f"{final}.pybuild-{os.urandom(4).hex()}"
-        try:
-            os.makedirs(os.path.dirname(final), exist_ok=True)
-            yield temporary
-            os.replace(temporary, final)
-        except OSError as error:
-            raise BuildError(f"writing {final}: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-    def _blob_path(self, value: Digest) -> str:
-        return os.path.join(self.path, "blobs", "sha256", hex_of(value))
+        self.layout.name([named(self.layout.put_bytes(manifest, MANIFEST_TYPE), self.tag)])
 
     def close(self) -> None:
         pass
@@ -228,8 +156,3 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BuildError(f"{what} is not a JSON object")
     return value
-
-
-def _is_named(item: dict[str, Any], tag: str) -> bool:
-    marks = item.get("annotations")
-    return isinstance(marks, dict) and marks.get(_REF_NAME) == tag

@@ -18,7 +18,7 @@ from builder.parallel import each
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest, hex_of
 from cache.errors import CacheError, CorruptError, SpaceError
-from cache.layers import add_blob, check_blob
+from cache.layers import add_blob, check_blob, stored
 from cache.store import Store, write_error
 
 _AT_ONCE = 4
@@ -69,7 +69,7 @@ class Layers:
         """The layer as a stack holds it: its snapshot, or else its diff ID; "" where nobody has it."""
         if snapshot := self.store.index.unpacked(layer):
             return snapshot
-        return layer if self._elsewhere(layer) or self.here(layer) else ""
+        return layer if self._elsewhere(layer) or stored(self.store, layer) else ""
 
     def forget(self) -> None:
         """No longer take layers from shared caches."""
@@ -78,20 +78,13 @@ class Layers:
     def tag_complete(self) -> None:
         """Give the images that are here whole their names."""
         for name, image, layers in self._images:
-            if all(self.store.index.unpacked(layer) or self.here(layer) for layer in layers):
+            if all(self.store.index.unpacked(layer) or stored(self.store, layer) for layer in layers):
                 self.store.tag(name, image)
 
     def in_cache(self, layer: Digest, place: str) -> Descriptor | None:
         """What the layer is as a blob of the shared cache called *place*, as that says itself."""
         found = self._of_caches.get(layer, ())
         return next((descriptor for source, descriptor in found if source.name == place), None)
-
-    def here(self, layer: Digest) -> Descriptor | None:
-        """A blob of the store that is the layer."""
-        for media, name, size in self.store.index.blobs(layer):
-            if self.store.has_blob(digest(name)):
-                return Descriptor(media, digest(name), size)
-        return None
 
     def unpacked(self, stack: tuple[str, ...]) -> tuple[str, ...]:
         """*stack* with every layer unpacked. Raises BuildError or CacheError."""
@@ -113,7 +106,7 @@ class Layers:
         with self.store.making(f"layer-{hex_of(layer)}"):
             if self.store.index.unpacked(layer):
                 return
-            if (here := self.here(layer)) is not None:
+            if (here := stored(self.store, layer)) is not None:
                 try:
                     add_blob(self.store, here, layer)
                     return
@@ -126,7 +119,7 @@ class Layers:
 
     def _fetch(self, layer: Digest) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
-            if not self.store.index.unpacked(layer) and self.here(layer) is None:
+            if not self.store.index.unpacked(layer) and stored(self.store, layer) is None:
                 self._download(layer, lambda found: check_blob(self.store, found, layer))
 
     def _elsewhere(self, layer: Digest) -> list[tuple[BlobSource, Descriptor]]:
@@ -141,7 +134,7 @@ class Layers:
         for source, descriptor in self._elsewhere(layer):
             try:
                 if not self.store.has_blob(descriptor.digest):
-                    with downloaded(self.store, source, descriptor, self.sink) as path:
+                    with fetched(self.store, source, descriptor, self.sink) as path:
                         self.store.publish(path, self.store.blob_path(descriptor.digest))
                 take(descriptor)
                 return
@@ -156,13 +149,24 @@ class Layers:
 
 
 @contextlib.contextmanager
-def downloaded(store: Store, source: BlobSource, descriptor: Descriptor, sink: Sink) -> Iterator[str]:
-    """The path of a blob's file, there for the time being. Raises BuildError or CacheError."""
+def fetched(store: Store, source: BlobSource, descriptor: Descriptor, sink: Sink) -> Iterator[str]:
+    """``downloaded``, shown as a transfer from *source*."""
     meter = Meter(f"fetching from {source.name}", descriptor.size, sink)
+    with downloaded(store, descriptor, lambda file: source.blob(descriptor, file, meter.add)) as path:
+        meter.finish()
+        yield path
+
+
+@contextlib.contextmanager
+def downloaded(store: Store, descriptor: Descriptor, write: Callable[[BinaryIO], None]) -> Iterator[str]:
+    """The path of a file, there for the time being, that *write* has filled with a blob, durable.
+
+    Raises BuildError or CacheError.
+    """
     temporary = store.temporary()
     try:
         with open(temporary, "x+b") as file:
-            source.blob(descriptor, file, meter.add)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -171,4 +175,3 @@ def downloaded(store: Store, source: BlobSource, descriptor: Descriptor, sink: S
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        meter.finish()

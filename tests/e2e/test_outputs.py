@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -272,6 +273,33 @@ def test_layout_in_a_folder(pybuild: Pybuild, fresh: Pybuild, tools: dict[str, s
     (dest / "index.json").write_text("[]")
     assert "not the index" in pybuild("-o", f"type=oci,dest={dest},tar=false", context).failed().err
     assert "index.json" in fresh("load", dest).failed().err
+
+
+def test_two_builds_write_to_one_layout(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Whoever changes a layout's index has it to itself: a name that comes meanwhile is not lost."""
+    dest = tmp_path / "layout"
+    context = pybuild.context("FROM scratch\nCOPY f /f\n", {"f": "a"})
+    pybuild("-t", "one:1", "-o", f"type=oci,dest={dest},tar=false", context).ok()
+    folder = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    command = [PYBUILD, "-t", "two:2", "-o", f"type=oci,dest={dest},tar=false", str(context)]
+    waiting = subprocess.Popen(command, env=pybuild.environment(), stderr=subprocess.DEVNULL)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(2)
+        index = json.loads((dest / "index.json").read_text())
+        (other,) = index["manifests"]
+        other["annotations"]["org.opencontainers.image.ref.name"] = "3"
+        (dest / "index.json").write_text(json.dumps(index))
+    finally:
+        os.close(folder)
+        assert waiting.wait(60) == 0
+    names = [
+        item["annotations"]["org.opencontainers.image.ref.name"]
+        for item in json.loads((dest / "index.json").read_text())["manifests"]
+    ]
+    assert names == ["3", "2"]
+    assert sorted(os.listdir(dest)) == ["blobs", "index.json", "oci-layout"]
 
 
 def test_metadata_of_what_was_exported(pybuild: Pybuild, tmp_path: Path) -> None:
