@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,12 +18,20 @@ from shards import make_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_ROOT = os.geteuid() == 0
+LONGEST = 300  # seconds for a test with what it is the first to need, such as a base image
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Put temporary folders on tmpfs: a disk without a journal is many times too slow for them."""
+    """Put temporary folders on tmpfs: a disk without a journal is many times too slow for them.
+
+    What runs us in the background ignores Ctrl-C, and so would the builds that tests interrupt.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, handler)
     shm = Path("/dev/shm")
     if config.option.basetemp is None and os.access(shm, os.W_OK):
         config.option.basetemp = tempfile.mkdtemp(prefix="pybuild-tests.", dir=shm)
@@ -31,6 +41,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def remove(folder: str) -> None:
     """Remove a folder, deep and odd trees too."""
     subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End a test that hangs, and what it has started: a failure that names it is worth more than silence.
+
+    It is told again and again, as it may wait once more on its way out.
+    """
+
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        for process in _children():
+            os.kill(process, signal.SIGKILL)
+        pytest.fail(f"{item.nodeid} has not ended after {LONGEST} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST, 10)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _children() -> list[int]:
+    """The processes that this one has started."""
+    tasks = Path("/proc/self/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
 
 
 @pytest.hookimpl(optionalhook=True)
