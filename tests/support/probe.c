@@ -910,7 +910,12 @@ PROBE(openat2)
 PROBE(faccess) { return ANSWER(syscall(FACCESSAT2, AT_FDCWD, "/", R_OK, 0)); }
 PROBE(close_range) { return ANSWER(syscall(CLOSE_RANGE, 100, 200, 0)); }
 PROBE(memory_file) { return ANSWER(memfd_create("x", 0)); }
-PROBE(shared_memory) { return ANSWER(open("/dev/shm/x", O_RDWR | O_CREAT, 0600)); }
+PROBE(shared_memory)
+{
+    int answer = ANSWER(open("/dev/shm/x", O_RDWR | O_CREAT, 0600));
+    unlink("/dev/shm/x");
+    return answer;
+}
 
 /* -- system call numbers ---------------------------------------------------------------- */
 
