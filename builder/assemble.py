@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import replace
 
 from builder.image.model import History, ImageConfig
 from builder.plan.graph import Plan, Step
 from cache.digest import Digest
+from grammar.structs import replace
 
 _COMMENT = "buildkit.dockerfile.v0"  # what readers of a history know such lines by
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from builder import VERSION
@@ -41,6 +40,7 @@ from grammar.errors import DockerfileError, IgnoreError, excerpt, file_lines
 from grammar.guess import suggestion
 from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
+from grammar.structs import replace
 
 if TYPE_CHECKING:
     from builder.caching.imports import Imports

@@ -137,8 +137,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             request.secrets,
             request.ssh,
             recorder,
-            shares_network=session.shares_network,
         )
+        workshop.shares_network = session.shares_network
         try:
             inputs = read_inputs(request, workshop)
             result, plan, solver = build(request, inputs, workshop, session, look)

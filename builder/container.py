@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from builder.errors import BuildError, UsageError
 from builder.execute import copies
@@ -18,11 +17,12 @@ from builder.runtime.publish import Port, Publisher
 from builder.runtime.spec import ContainerSpec, VolumeSpec
 from cache.snapshots import draft
 from cache.store import Store
+from grammar.structs import struct
 
 _HOSTNAME = "pybuild"
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Changes:
     """What the command line says otherwise than the image. ``entrypoint`` None: the image's.
 

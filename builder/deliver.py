@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from builder.errors import BuildError
@@ -26,6 +25,7 @@ from cache.errors import CacheError
 from cache.layers import clamped
 from cache.store import Store
 from grammar.reference import parse_reference
+from grammar.structs import replace, struct
 
 if TYPE_CHECKING:
     from builder.attest.statement import Artifact
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _ATTESTED = ("oci", "registry")  # outputs that have room for statements beside the image
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Built:
     """The image for one platform, and how it came about."""
 

@@ -7,18 +7,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 
 from builder.runtime import cgroups, probe, rootless, seccomp, uplink
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES
 from cache.kernel import landlock_version
+from grammar.structs import as_dict, struct
 
 _NO_NETWORK = "build with --network=none, or with --network=host if you trust the Dockerfile"
 _GOOD, _LESS, _MISSING = "yes", "limited", "no"
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Check:
     """One row: whether a thing works ("yes", "limited", "no"), what was found, what to do about it."""
 
@@ -36,7 +36,7 @@ def examine(root: str) -> list[Check]:
     checks = [_identity(real), _user_namespaces(able, said)]
     if not able:
         return checks
-    inside = [asdict(check) for check in _inside(root, real)] if real else _run_inside(root)
+    inside = [as_dict(check) for check in _inside(root, real)] if real else _run_inside(root)
     return checks + [Check(**row) for row in inside]
 
 
@@ -87,11 +87,11 @@ def _run_inside(root: str) -> list[dict[str, str]]:
 
     def work() -> str:
         rootless.enter(protect=False)
-        return json.dumps([asdict(check) for check in _inside(root, False)])
+        return json.dumps([as_dict(check) for check in _inside(root, False)])
 
     able, said = probe.attempt(work)
     if not able:
-        return [asdict(Check("user namespaces", _MISSING, said))]
+        return [as_dict(Check("user namespaces", _MISSING, said))]
     rows: list[dict[str, str]] = json.loads(said)
     return rows
 
@@ -239,4 +239,4 @@ def table(checks: list[Check]) -> str:
 
 
 def as_json(checks: list[Check]) -> str:
-    return json.dumps([asdict(check) for check in checks], indent=2)
+    return json.dumps([as_dict(check) for check in checks], indent=2)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class SolveStarted:
     """The plan is made and has this many steps."""
 
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepStarted:
     """A step is being executed. ``number`` names it in every later event."""
 
@@ -22,13 +23,13 @@ class StepStarted:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepCached:
     number: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepOutput:
     """What the step's process wrote, as it came."""
 
@@ -36,7 +37,7 @@ class StepOutput:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepFinished:
     """A step is done. ``cpu_seconds`` and ``peak`` (memory in bytes) are its container's, 0 without one."""
 
@@ -47,14 +48,14 @@ class StepFinished:
     peak: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepFailed:
     number: int
     name: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Transfer:
     """Progress of something long that is not a step's output: a pull, a scan, an export.
 
@@ -69,7 +70,7 @@ class Transfer:
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Notice:
     """A line for the user; ``warning`` when something deserves attention."""
 

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import sys
-from dataclasses import dataclass
 
 from builder.errors import BuildError, UsageError
 from builder.execute.workshop import Workshop
@@ -14,12 +13,13 @@ from builder.plan.ops import Files
 from builder.request import STDIN, BuildRequest
 from cache.kernel import read_regular
 from cache.snapshots import tree_of
+from grammar.structs import struct
 
 _DOCKERFILE_LIMIT = 16 << 20
 _IGNORE_LIMIT = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Inputs:
     """The files that steer a build, as read: path and bytes (None when there is none).
 

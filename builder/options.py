@@ -27,6 +27,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **given)
         self.add_argument("--root", metavar="DIR", help="the store (default: PYBUILD_ROOT, or by user)")
 
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """argparse wants one for every option that is added, and imports much to learn its width."""
+        try:
+            columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size().columns
+        except (ValueError, OSError):
+            columns = 80
+        return argparse.HelpFormatter(self.prog, width=columns - 2)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; an option that may have a value, or not, has it behind an equals sign."""
         return super().parse_args(list(map(_with_value, args)), namespace)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from grammar.structs import field, struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Output:
     """One ``-o``. ``kind``: "oci" and "docker" are archives of the image, "registry" pushes it, "tar"
     and "local" are its files; ``dest`` is a file, a folder, or "-" for standard output.
@@ -27,7 +27,7 @@ class Output:
     folder: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class CachePlace:
     """A ``--cache-from`` or ``--cache-to``.
 
@@ -47,7 +47,7 @@ class CachePlace:
     ignore_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Secret:
     """Where ``--secret`` takes its content from: a file, or a variable of the environment."""
 
@@ -55,7 +55,7 @@ class Secret:
     env: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Ssh:
     """An ``--ssh``: the socket of an agent, or key files that one is made for."""
 
@@ -66,7 +66,7 @@ class Ssh:
 STDIN = "-"
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class NamedContext:
     """A ``--build-context``. ``kind``: "local" (an absolute path), "image", "layout", "url", "target"."""
 
@@ -74,7 +74,7 @@ class NamedContext:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Limits:
     """What a container may use: memory in bytes, processor time in microseconds per 100 ms, a list
     of processors, processes; nothing where that is 0 or "". ``parent`` is the cgroup to be in.
@@ -87,7 +87,7 @@ class Limits:
     parent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Sandbox:
     """What the command line says of the containers that it starts.
 
@@ -106,10 +106,10 @@ class Sandbox:
     no_new_privileges: bool = False
     any_syscall: bool = False
     system_paths: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(factory=Limits)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
@@ -127,8 +127,8 @@ class BuildRequest:
     remote: str = ""
     tags: tuple[str, ...] = ()
     target: str = ""
-    build_args: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    build_args: dict[str, str] = field(factory=dict)
+    labels: dict[str, str] = field(factory=dict)
     outputs: tuple[Output, ...] = ()
     network: str = "default"
     no_cache: bool = False
@@ -139,12 +139,12 @@ class BuildRequest:
     metadata_file: str = ""
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
-    secrets: dict[str, Secret] = field(default_factory=dict)
+    secrets: dict[str, Secret] = field(factory=dict)
     allow: frozenset[str] = frozenset()
-    ssh: dict[str, Ssh] = field(default_factory=dict)
-    contexts: dict[str, NamedContext] = field(default_factory=dict)
+    ssh: dict[str, Ssh] = field(factory=dict)
+    contexts: dict[str, NamedContext] = field(factory=dict)
     epoch: int | None = None
-    sandbox: Sandbox = field(default_factory=Sandbox)
+    sandbox: Sandbox = field(factory=Sandbox)
     cache_from: tuple[CachePlace, ...] = ()
     cache_to: tuple[CachePlace, ...] = ()
     sbom: str = ""
@@ -152,7 +152,7 @@ class BuildRequest:
     builder_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class BuildResult:
     """What came out: the image ID (the digest of its config), and what deserves attention.
 

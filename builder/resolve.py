@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from builder.errors import BuildError
 from builder.events import Notice
@@ -14,9 +13,10 @@ from builder.plan.ops import Files
 from cache.digest import Digest, digest
 from cache.store import Store
 from grammar.reference import Reference
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StoreResolver:
     """The planner's Resolver. A name the store has is never asked of a registry again.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
 import resource
@@ -147,6 +146,8 @@ def _host(text: str) -> tuple[str, str]:
 
 
 def _address(text: str, option: str) -> str:
+    import ipaddress
+
     try:
         if _ADDRESS.fullmatch(text):
             return str(ipaddress.ip_address(text))

@@ -14,7 +14,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from builder.caching.alias import Alias
@@ -56,6 +55,7 @@ from cache.errors import CacheError
 from cache.keys import derive
 from cache.snapshots import Draft, draft, manifest, tree_of
 from cache.tree import Tree
+from grammar.structs import field, struct
 
 if TYPE_CHECKING:
     from builder.caching.imports import Imports
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Solved:
     """A step's result: its key, the layers of its root (bottom first), when they were made (ns).
 
@@ -79,7 +79,7 @@ class Solved:
     layer: str = ""
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class _Shared:
     """State of one solve that its threads share, under ``lock``; it tells when one ends."""
 
@@ -88,7 +88,7 @@ class _Shared:
     users: dict[int, list[Step]]
     jobs: int
     threads: int = 0
-    lock: threading.Condition = field(default_factory=threading.Condition)
+    lock: threading.Condition = field(factory=threading.Condition)
     failure: BaseException | None = None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from cache.errors import ArchiveError
 
@@ -25,20 +24,20 @@ Read = Callable[[int], bytes]
 _KINDS = {b"0": "f", b"\0": "f", b"7": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d", b"6": "p"}
 
 
-@dataclass(slots=True)
 class Member:
     """One member as the archive states it; ``name`` and ``link`` are unchecked bytes."""
 
-    name: bytes
-    kind: str
-    mode: int = 0
-    uid: int = 0
-    gid: int = 0
-    size: int = 0
-    mtime: int = 0
-    link: bytes = b""
-    rdev: int = 0
-    xattrs: dict[str, bytes] = field(default_factory=dict)
+    def __init__(self, name: bytes, kind: str, mode: int) -> None:
+        self.name = name
+        self.kind = kind
+        self.mode = mode
+        self.uid = 0
+        self.gid = 0
+        self.size = 0
+        self.mtime = 0
+        self.link = b""
+        self.rdev = 0
+        self.xattrs: dict[str, bytes] = {}
 
 
 class TarReader:
@@ -152,16 +151,12 @@ def _parse(block: bytes) -> tuple[Member, bytes]:
     if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
     kind = block[156:157]
-    member = Member(
-        name,
-        _KINDS.get(kind, ""),
-        _number(block[100:108], "mode"),
-        _number(block[108:116], "uid"),
-        _number(block[116:124], "gid"),
-        _number(block[124:136], "size"),
-        _number(block[136:148], "mtime"),
-        block[157:257].split(b"\0", 1)[0],
-    )
+    member = Member(name, _KINDS.get(kind, ""), _number(block[100:108], "mode"))
+    member.uid = _number(block[108:116], "uid")
+    member.gid = _number(block[116:124], "gid")
+    member.size = _number(block[124:136], "size")
+    member.mtime = _number(block[136:148], "mtime")
+    member.link = block[157:257].split(b"\0", 1)[0]
     if member.kind in ("c", "b"):
         member.rdev = _device(_number(block[329:337], "devmajor"), _number(block[337:345], "devminor"))
     if member.kind != "f" and not 0 <= member.size <= _SIZE_LIMIT:

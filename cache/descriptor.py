@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cache.digest import Digest
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """media type, digest and size in bytes (image-spec descriptor.md)."""
 
     media_type: str
     digest: Digest
     size: int
-    annotations: dict[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = MappingProxyType({})
 
     def to_json(self) -> dict[str, object]:
         """The descriptor as JSON writes it; annotations only when there are any."""

@@ -7,7 +7,7 @@ import hashlib
 import marshal
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cache.diff import normalise
 from cache.entries import Entry
@@ -19,8 +19,7 @@ from cache.trees import remove_tree
 _ROOT_MODE = 0o755
 
 
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(NamedTuple):
     """How to mount a container's root, as paths relative to the store."""
 
     lowers: tuple[str, ...]
@@ -28,14 +27,14 @@ class Overlay:
     work: str
 
 
-@dataclass(slots=True)
 class Draft:
     """A layer directory being written; ``upper`` is its absolute path."""
 
-    store: Store
-    parents: tuple[str, ...]
-    folder: str
-    snapshot: str = ""
+    def __init__(self, store: Store, parents: tuple[str, ...], folder: str) -> None:
+        self.store = store
+        self.parents = parents
+        self.folder = folder
+        self.snapshot = ""
 
     @property
     def upper(self) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cache.trees import is_opaque, is_whiteout
 
 _MAX_LINKS = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One existing path of the merged tree.
 
     ``real`` is where its metadata and content live; ``folders`` are the directories, top

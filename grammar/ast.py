@@ -7,12 +7,12 @@ says and nothing of what it does.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from grammar.span import Span
+from grammar.structs import field, struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Heredoc:
     """One ``<<NAME`` with its body.
 
@@ -34,14 +34,14 @@ class Heredoc:
         return re.sub(r"(?m)^\t+", "", self.body) if self.chomp else self.body
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class ShellForm:
     """A command line for the SHELL, as written, continuations joined."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class ExecForm:
     """A JSON array of arguments, run without a shell."""
 
@@ -51,7 +51,7 @@ class ExecForm:
 Command = ShellForm | ExecForm
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Flag:
     """``--name`` or ``--name=value``; ``value`` is None for the bare form."""
 
@@ -60,7 +60,7 @@ class Flag:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Pair:
     """One ``key=value`` of ENV, LABEL or ARG; ``value`` is None for a bare ``ARG key``."""
 
@@ -69,7 +69,7 @@ class Pair:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class From:
     """FROM: ``base`` unexpanded, ``name`` lower-cased or ""."""
 
@@ -80,7 +80,7 @@ class From:
     base_span: Span | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Run:
     """RUN; ``mounts`` are the unparsed values of its ``--mount`` flags."""
 
@@ -93,7 +93,7 @@ class Run:
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Copy:
     """COPY; a heredoc source appears in ``heredocs``, not in ``sources``."""
 
@@ -110,7 +110,7 @@ class Copy:
     source_spans: tuple[Span, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Add:
     """ADD; ``unpack`` is None when the flag was not given."""
 
@@ -128,57 +128,57 @@ class Add:
     source_spans: tuple[Span, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Env:
     span: Span
     pairs: tuple[Pair, ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Label:
     span: Span
     pairs: tuple[Pair, ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Arg:
     span: Span
     pairs: tuple[Pair, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Workdir:
     span: Span
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class User:
     span: Span
     user: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Cmd:
     span: Span
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Entrypoint:
     span: Span
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Shell:
     span: Span
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Expose:
     """EXPOSE; the port words, unexpanded."""
 
@@ -186,19 +186,19 @@ class Expose:
     ports: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Volume:
     span: Span
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StopSignal:
     span: Span
     signal: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Healthcheck:
     """HEALTHCHECK; ``command`` is None for NONE. Durations are the texts written, "" when absent."""
 
@@ -211,7 +211,7 @@ class Healthcheck:
     retries: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Onbuild:
     """ONBUILD; ``text`` is the trigger as the image config stores it.
 
@@ -223,7 +223,7 @@ class Onbuild:
     trigger: Instruction | None
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Maintainer:
     span: Span
     text: str
@@ -251,7 +251,7 @@ Instruction = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Directives:
     """Parser directives at the top of the file; ``check`` and ``syntax`` unparsed."""
 
@@ -260,7 +260,7 @@ class Directives:
     check: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Stage:
     """A FROM and what follows it. ``source`` is the text as written, for display."""
 
@@ -268,7 +268,7 @@ class Stage:
     instructions: tuple[Instruction, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Dockerfile:
     """A parsed file: the ARGs before the first FROM, then its stages in order.
 
@@ -282,6 +282,6 @@ class Dockerfile:
     directives: Directives
     global_args: tuple[Arg, ...]
     stages: tuple[Stage, ...]
-    sources: dict[int, str] = field(default_factory=dict)
-    comments: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    sources: dict[int, str] = field(factory=dict)
+    comments: dict[int, tuple[str, ...]] = field(factory=dict)
     empty_continuations: tuple[int, ...] = ()

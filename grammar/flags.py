@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from grammar.ast import Flag
 from grammar.errors import DockerfileError
 from grammar.guess import suggestion
+from grammar.structs import field, struct
 
 TEXT = "text"
 BOOL = "bool"
@@ -42,11 +41,11 @@ FLAGS: dict[str, dict[str, str]] = {
 }
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Given:
     """The flags of one instruction, checked."""
 
-    flags: dict[str, list[Flag]] = field(default_factory=dict)
+    flags: dict[str, list[Flag]] = field(factory=dict)
 
     def text(self, name: str) -> str:
         return (self.flags[name][0].value or "") if name in self.flags else ""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import bisect
 import json
 import re
-from dataclasses import dataclass
 
 from grammar.ast import Directives, Heredoc
 from grammar.errors import DockerfileError
 from grammar.span import Span
+from grammar.structs import struct
 
 _LINE_LIMIT = 65535
 BLANKS = " \t\v\f\r\n"  # what separates words; other blanks of Unicode do not (L12)
@@ -21,7 +21,7 @@ _DIRECTIVES = ("syntax", "escape", "check")
 _HEREDOC_KEYWORDS = ("add", "copy", "run")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class LogicalLine:
     """One instruction with its continuations joined, and where each part of it stood.
 

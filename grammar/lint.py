@@ -11,17 +11,17 @@ import bisect
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from grammar import ast
 from grammar.guess import suggestion
 from grammar.ignore import Ignore
 from grammar.span import Span
+from grammar.structs import struct
 
 _BUILDKIT_PAGES = "https://docs.docker.com/go/dockerfile/rule/"
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Rule:
     """One check. ``message`` is a format string; ``experimental`` ones have to be asked for."""
 
@@ -178,7 +178,7 @@ _SECRET = re.compile(
 _NO_SECRET = re.compile(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Finding:
     """A rule that something in the file does not follow."""
 
@@ -187,7 +187,7 @@ class Finding:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Checks:
     """Which rules a file wants: ``# check=skip=...;experimental=...;error=true``."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from grammar.errors import DockerfileError
 from grammar.guess import suggestion
 from grammar.span import Span
+from grammar.structs import struct
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
@@ -32,7 +32,7 @@ _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kmgtpKMGTP]?)(?:[iI]?[bB])?")
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Mount:
     """One ``--mount``. Options that were not given are empty, or None where that is a value.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 from grammar import ast
@@ -102,7 +102,8 @@ def _parser(escape: str) -> Any:
     """The parser for one escape character."""
     from lark import Lark
 
-    grammar = (Path(__file__).parent / "dockerfile.lark").read_text(encoding="utf-8")
+    with open(os.path.join(os.path.dirname(__file__), "dockerfile.lark"), encoding="utf-8") as file:
+        grammar = file.read()
     grammar = "\n".join(
         line if line.startswith("//") else line.replace("ESC", re.escape(escape))
         for line in grammar.split("\n")

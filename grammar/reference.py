@@ -5,9 +5,8 @@ Hand-written and import-light: a name is checked on every cached build too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from grammar.errors import ReferenceError_
+from grammar.structs import struct
 
 _DEFAULT_REGISTRY = "docker.io"
 _OFFICIAL = "library/"
@@ -20,7 +19,7 @@ _NAME_LIMIT = 255
 _TAG_LIMIT = 128
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Reference:
     """A checked reference; ``tag`` or ``digest`` may be "", not both."""
 

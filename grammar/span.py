@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Span:
     """A run of physical lines, and optionally the columns of one thing on the first of them.
 

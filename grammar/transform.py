@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from grammar import ast
@@ -12,13 +11,14 @@ from grammar.errors import DockerfileError
 from grammar.flags import Given, check_flags
 from grammar.lines import LogicalLine, bare_words, first_word, parse_heredoc
 from grammar.span import Span
+from grammar.structs import replace, struct
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _STAGE_REST = _STAGE_FIRST | frozenset("0123456789-_.")
 _FORBIDDEN_TRIGGERS = ("FROM", "MAINTAINER")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Line:
     """One parsed line: its keyword, checked flags, and argument tokens."""
 
@@ -178,7 +178,7 @@ def _healthcheck(line: Line) -> ast.Healthcheck:
 # -- files ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class _Paths:
     sources: tuple[str, ...]
     dest: str

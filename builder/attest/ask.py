@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from builder.errors import UsageError
+from grammar.structs import struct
 
 _ON, _OFF = ("", "true", "1"), ("false", "0")
 _FORMS = ("spdx", "cyclonedx")
 _MODES = ("min", "max")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Asked:
     """The form of the bill of materials and the mode of the provenance, "" for none of it."""
 
@@ -51,6 +50,8 @@ def _fields(kind: str, text: str) -> dict[str, str]:
         return {"disabled": "true"}
     if kind and text in (*_FORMS, *_MODES):
         return {"format" if text in _FORMS else "mode": text}
+    import csv
+
     out = {}
     for item in next(csv.reader([text]), []):
         name, equals, value = item.partition("=")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from builder.strict_json import loads
 
@@ -18,8 +18,7 @@ _WORD_LIMIT = 500  # characters of a name or version
 _GONE = ("not-installed", "config-files")  # states in which dpkg has no files of a package
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Package:
+class Package(NamedTuple):
     """An installed package. ``kind`` is its type as package URLs have it: deb, apk, pypi or npm.
 
     ``namespace`` is npm's scope, like "@babel"; ``source`` is the package that it was built from, by

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from builder.attest.databases import (
     JSON_LIMIT,
@@ -25,6 +24,7 @@ from builder.errors import BuildError
 from builder.strict_json import valid_text
 from cache.kernel import read_regular
 from cache.tree import Node, Tree
+from grammar.structs import field, struct
 
 _DATABASE_LIMIT = 32 << 20  # bytes of a database of many packages
 _HEADER_LIMIT = 256 << 10  # bytes that are read of what goes on with a description
@@ -43,7 +43,7 @@ _NPM = "node_modules"
 _Reader = Callable[[bytes], Iterator[Package | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Distribution:
     """What os-release says of an image: ``id`` like "debian", ``version`` like "12", both "" if unknown."""
 
@@ -52,7 +52,7 @@ class Distribution:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Found:
     """The packages of an image, sorted, each with the files that tell of it (from the root, sorted).
 
@@ -68,17 +68,17 @@ class _Enough(Exception):
     """There is more than can be counted."""
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class _Search:
     """What one search has found, and what it may still look at."""
 
     tree: Tree
     bytes_left: int
     entries_left: int
-    packages: dict[Package, set[str]] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
+    packages: dict[Package, set[str]] = field(factory=dict)
+    gaps: list[str] = field(factory=list)
     more_gaps: int = 0
-    seen: set[str] = field(default_factory=set)
+    seen: set[str] = field(factory=set)
 
     def gap(self, path: str, why: str) -> None:
         if len(self.gaps) < _GAPS:

@@ -10,7 +10,6 @@ import datetime
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from packageurl import PackageURL
 
@@ -20,6 +19,7 @@ from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
 from cache.store import Store
 from grammar.reference import parse_reference
+from grammar.structs import replace, struct
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 IN_TOTO = "application/vnd.in-toto+json"
@@ -30,7 +30,7 @@ _EMPTY = b"{}"
 _NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Subject:
     """The image for one platform: its names (canonical), its manifest, and when it was made.
 
@@ -66,7 +66,7 @@ class Subject:
         return uuid.uuid5(uuid.NAMESPACE_URL, f"{OURS}{what}:{self.manifest.digest}")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Artifact:
     """A statement as registries and layouts hold it: ``body`` is the manifest, ``top`` its descriptor."""
 
@@ -114,7 +114,7 @@ def statement(subject: Subject, predicate_type: str, predicate: dict[str, object
 def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
     """The manifest that carries the statement *said* beside its image."""
     about = Descriptor(subject.manifest.media_type, subject.manifest.digest, subject.manifest.size)
-    layer = replace(_descriptor(IN_TOTO, said), annotations={PREDICATE_MARK: predicate_type})
+    layer = _descriptor(IN_TOTO, said)._replace(annotations={PREDICATE_MARK: predicate_type})
     body = to_json(
         {
             "schemaVersion": 2,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from builder.execute.layers import is_packed
 from cache.keys import derive
 from cache.layers import diff_id
 from cache.store import Store
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@struct(eq=False)
 class Alias:
     """How files are taken, on top of which steps, and from which layers."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from dataclasses import dataclass, replace
 
 from builder.caching.alias import Alias, portable
 from builder.caching.imports import Imports, open_place
@@ -24,12 +23,13 @@ from cache.errors import CacheError
 from cache.layers import blob, pack_folder, stored
 from cache.locks import try_lock
 from cache.store import Store
+from grammar.structs import replace, struct
 
 _AT_ONCE = 4
 _PATIENCE = 10.0  # seconds for another build to be done with a cache mount
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StepResult:
     """What a step of this build gave, as the solver has it: layers go by snapshots or diff IDs."""
 
@@ -39,7 +39,7 @@ class StepResult:
     layer: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Known:
     """All that a build can say. ``last`` are the steps whose layers the image holds, ``mounts`` the
     cache mounts by their ids: their names, and their folders, "" for one that is not there.
@@ -187,7 +187,7 @@ def _send_mount(store: Store, folder: str, place: Place, sink: Sink) -> Descript
             time.sleep(0.05)
         try:
             with open(temporary, "x+b") as file:
-                found = replace(pack_folder(folder, ZSTD, file), media_type=MOUNT_TYPE)
+                found = pack_folder(folder, ZSTD, file)._replace(media_type=MOUNT_TYPE)
         except CacheError as error:  # others who share it have written meanwhile, or it has odd names
             sink(Notice(f"a cache mount is not in {place.name}: {error.message}", True))
             return None

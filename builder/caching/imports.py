@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from builder.caching.alias import Alias, portable
@@ -25,18 +24,19 @@ from cache.errors import CacheError
 from cache.layers import unpack_tar
 from cache.store import Store
 from grammar.reference import parse_reference
+from grammar.structs import field, struct
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Imports:
     """What the caches of one build say."""
 
     store: Store
     layers: Layers
-    _records: dict[str, list[Record]] = field(default_factory=dict)
-    _contents: dict[str, str] = field(default_factory=dict)
-    _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(default_factory=dict)
-    _places: list[Place] = field(default_factory=list)
+    _records: dict[str, list[Record]] = field(factory=dict)
+    _contents: dict[str, str] = field(factory=dict)
+    _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(factory=dict)
+    _places: list[Place] = field(factory=list)
 
     def load(self, places: Sequence[CachePlace], insecure: frozenset[str]) -> None:
         """Read the records of every cache; one that cannot be read is a warning."""

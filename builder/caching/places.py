@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from builder.caching.records import ARTIFACT_TYPE
@@ -20,6 +19,7 @@ from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import digest_of, hex_of
 from grammar.reference import Reference
+from grammar.structs import struct
 
 _SMALL = 4 << 20
 
@@ -51,7 +51,7 @@ class Place(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Folder:
     """A name in an OCI image layout."""
 
@@ -107,7 +107,7 @@ class Folder:
         pass
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Repository:
     """A tag of a registry's repository."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from builder.errors import BuildError
@@ -18,6 +17,7 @@ from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
+from grammar.structs import field, struct
 
 CONFIG_TYPE = "application/vnd.pybuild.cache.config.v1+json"
 ARTIFACT_TYPE = "application/vnd.pybuild.cache.v1"
@@ -28,7 +28,7 @@ _VERSION = 1
 _HEX = frozenset("0123456789abcdef")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Record:
     """The result of a step: *layer*, made at *created* (ns), above the layer *run* of a RUN ("": none)."""
 
@@ -38,13 +38,13 @@ class Record:
     layer: Digest
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Records:
     """All of a cache: results, digests of what stages hold by their aliases, cache mounts by their names."""
 
     steps: tuple[Record, ...] = ()
-    contents: dict[str, str] = field(default_factory=dict)
-    mounts: dict[str, Descriptor] = field(default_factory=dict)
+    contents: dict[str, str] = field(factory=dict)
+    mounts: dict[str, Descriptor] = field(factory=dict)
 
 
 def encode(records: Records, layers: Iterable[tuple[Digest, Descriptor]] = ()) -> dict[str, Any]:

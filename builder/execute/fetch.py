@@ -8,7 +8,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
@@ -26,6 +25,7 @@ from cache.kernel import write_all
 from cache.keys import CacheKey, derive
 from cache.snapshots import commit, draft
 from cache.store import Store, write_error
+from grammar.structs import as_dict, struct
 
 _LIMIT = 1 << 40
 _MODE = 0o600
@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 _NAME_LIMIT = 255  # what file systems take
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Fetched:
     """What a URL gave: the snapshot that holds it, and by what a server knows whether it changed."""
 
@@ -76,7 +76,7 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         made = _store(op, response, workshop)
     finally:
         transport.close()
-    store.index.set_memo(memo, json.dumps(asdict(made)).encode())
+    store.index.set_memo(memo, json.dumps(as_dict(made)).encode())
     return made.key(op), made.snapshot
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 from builder.errors import BuildError, LayerLost
@@ -20,6 +19,7 @@ from cache.digest import Digest, digest, hex_of
 from cache.errors import CacheError, CorruptError, SpaceError
 from cache.layers import add_blob, check_blob, stored
 from cache.store import Store, write_error
+from grammar.structs import field, struct
 
 _AT_ONCE = 4
 _MARK = "sha256:"  # no snapshot's name begins like that
@@ -40,17 +40,17 @@ def is_packed(layer: str) -> bool:
     return layer.startswith(_MARK)
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Layers:
     """The layers of one build that are elsewhere, and how they get here."""
 
     store: Store
     sink: Sink
-    damaged: set[Digest] = field(default_factory=set)
+    damaged: set[Digest] = field(factory=set)
     """Blobs that some place has, and that are not what they are named for."""
-    _of_bases: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
-    _of_caches: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(default_factory=dict)
-    _images: list[tuple[str, Digest, tuple[Digest, ...]]] = field(default_factory=list)
+    _of_bases: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
+    _of_caches: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
+    _images: list[tuple[str, Digest, tuple[Digest, ...]]] = field(factory=list)
 
     def add(self, layer: Digest, source: BlobSource, descriptor: Descriptor) -> None:
         """Say that *source*, a shared cache, has the layer as the blob *descriptor*."""

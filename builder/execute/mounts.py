@@ -13,14 +13,12 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from builder.errors import BuildError
 from builder.execute.copies import copy_bound
 from builder.execute.files import copy_tree
 from builder.execute.secrets import read_secret
 from builder.execute.sources import MADE_TIME
-from builder.execute.ssh import agent_socket
 from builder.execute.workshop import Workshop
 from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
 from builder.runtime.spec import MountSpec
@@ -29,18 +27,19 @@ from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
 from cache.tree import Tree
 from cache.trees import real_folder
+from grammar.structs import field, struct
 
 _EMPTY = b"mounts/proc"  # an empty directory of the store
 _POLL = 0.05  # seconds between two tries to get a cache
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Mounted:
     """What a container is told: its mounts, the layer of mount points ("" for none), variables."""
 
-    specs: list[MountSpec] = field(default_factory=list)
+    specs: list[MountSpec] = field(factory=list)
     points: str = ""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(factory=dict)
 
 
 @contextlib.contextmanager
@@ -125,6 +124,8 @@ def _agent(
         if mount.required:
             raise BuildError(f"unset ssh forward key {mount.id}", f"give it with --ssh {mount.id}")
         return False
+    from builder.execute.ssh import agent_socket
+
     folder = os.path.join(draft.folder, f"ssh{number}")
     os.mkdir(folder, 0o700)
     held.enter_context(agent_socket(given, mount, folder, "socket"))

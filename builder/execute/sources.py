@@ -12,7 +12,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from builder.errors import BuildError
@@ -26,6 +25,7 @@ from cache.trees import image_xattrs
 from grammar.errors import IgnoreError
 from grammar.guess import closest
 from grammar.ignore import GlobError, Ignore, State, match_glob
+from grammar.structs import replace, struct
 
 _CHUNK = 1 << 20
 
@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 MADE_TIME = 315_619_200 * 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Selected:
     """One source after wildcards: ``name`` is what it is called in a directory it is copied into.
 
@@ -79,7 +79,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Selection:
     """What one item of a COPY reads, resolved once: for the key and for the copy."""
 

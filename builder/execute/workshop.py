@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from builder.errors import Cancelled
 from builder.events import Sink
@@ -18,27 +17,32 @@ from builder.runtime.spec import ContainerSpec
 from cache.store import Store
 
 
-@dataclass(slots=True)
 class Workshop:
     """The means of one build; without a launcher it runs nothing. ``contexts`` go by their names."""
 
-    store: Store
-    launcher: Launcher | None
-    packer: Packer | None
-    secrets: Mapping[str, Secret]
-    ssh: Mapping[str, Ssh]
-    sink: Sink
-    contexts: dict[str, ContextSource] = field(default_factory=dict)
-    layers: Layers = field(init=False)
-    fill_cache: Callable[[str, str], bool] | None = None
-    """Put into the folder of a new cache mount, by its name, what a shared cache has; whether it had some."""
-    shares_network: bool = False  # steps have this machine's network where they want the usual one
-    _running: set[Running] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _cancelled: bool = False
-
-    def __post_init__(self) -> None:
-        self.layers = Layers(self.store, self.sink)
+    def __init__(
+        self,
+        store: Store,
+        launcher: Launcher | None,
+        packer: Packer | None,
+        secrets: Mapping[str, Secret],
+        ssh: Mapping[str, Ssh],
+        sink: Sink,
+    ) -> None:
+        self.store = store
+        self.launcher = launcher
+        self.packer = packer
+        self.secrets = secrets
+        self.ssh = ssh
+        self.sink = sink
+        self.contexts: dict[str, ContextSource] = {}
+        self.layers = Layers(store, sink)
+        # Puts what a shared cache has into the folder of a new cache mount, by its name; whether it had some.
+        self.fill_cache: Callable[[str, str], bool] | None = None
+        self.shares_network = False  # steps have this machine's network where they want the usual one
+        self._running: set[Running] = set()
+        self._lock = threading.Lock()
+        self._cancelled = False
 
     def contain(self, spec: ContainerSpec, sink: Callable[[bytes], None]) -> Outcome:
         """Run a container to its end, everything it writes going to *sink*.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from builder.events import Meter, Sink
@@ -23,12 +22,13 @@ from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.layers import blob
 from cache.store import Store
+from grammar.structs import field, struct
 
 if TYPE_CHECKING:
     from builder.attest.statement import Artifact
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Form:
     """How layers and manifest are written.
 
@@ -42,11 +42,11 @@ class Form:
     level: int = 0
     force: bool = False
     docker_types: bool = False
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    index_annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(factory=dict)
+    index_annotations: Mapping[str, str] = field(factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Formed:
     """The descriptors of an image whose blobs are all in the store; ``body`` is the manifest."""
 
@@ -56,7 +56,7 @@ class Formed:
     top: Descriptor
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Picture:
     """What an output names: an image, or an index of images for several platforms. ``body`` is its bytes.
 
@@ -104,7 +104,7 @@ def form(
         found = blob(store, layer, wanted.compression, meter.add, exact, wanted.level)
         kind = comp.compression_of(found.media_type)
         media = comp.docker_media_type(kind) if wanted.docker_types else comp.media_type(kind)
-        layers.append(replace(found, media_type=media, annotations=(marks or {}).get(layer, {})))
+        layers.append(found._replace(media_type=media, annotations=(marks or {}).get(layer, {})))
     config_type = DOCKER_CONFIG_TYPE if wanted.docker_types else CONFIG_TYPE
     config_blob = Descriptor(config_type, image, os.path.getsize(store.blob_path(image)))
     media, body = manifest(config_blob, tuple(layers), wanted.docker_types, wanted.annotations)

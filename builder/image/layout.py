@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from builder.errors import BuildError
@@ -19,13 +18,14 @@ from builder.strict_json import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
 from cache.kernel import read_regular
+from grammar.structs import struct
 
 _SMALL = 4 << 20
 _CHUNK = 1 << 20
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Layout:
     """The layout in the folder *path*, which need not be there before something is written."""
 

@@ -7,9 +7,8 @@ and written back.
 from __future__ import annotations
 
 import json
-import platform as host_platform
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builder.errors import BuildError
@@ -17,6 +16,7 @@ from builder.strict_json import valid_text
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
+from grammar.structs import field, replace, struct
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -38,7 +38,7 @@ _MACHINES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Platform:
     os: str
     architecture: str
@@ -57,7 +57,7 @@ class Platform:
 
 def host() -> Platform:
     """The platform of this machine."""
-    machine = host_platform.machine()
+    machine = os.uname().machine
     architecture, variant = _MACHINES.get(machine, (machine, ""))
     return Platform("linux", architecture, variant)
 
@@ -102,7 +102,7 @@ def parse_platform(text: str, default: Platform) -> Platform:
     return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class History:
     """One line of an image's history; ``created`` is RFC 3339 or ""."""
 
@@ -126,17 +126,17 @@ class History:
         return out
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class ImageConfig:
     """An image's config. ``settings`` is its "config" object as JSON holds it."""
 
     platform: Platform
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(factory=dict)
     history: tuple[History, ...] = ()
     diff_ids: tuple[Digest, ...] = ()
     created: str = ""
     author: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(factory=dict)
 
     @property
     def env(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from builder.errors import PlanError
 from builder.plan.graph import Step
@@ -12,9 +11,10 @@ from builder.plan.scope import Scope
 from builder.request import Sandbox
 from grammar.lint import Linter
 from grammar.span import Span
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Local:
     """A folder of this machine as a source of files: a build context. ``name`` is "" for the main one."""
 
@@ -35,7 +35,7 @@ def number(origin: Origin, sources: tuple[Step, ...]) -> tuple[int, str, tuple[S
             return len(sources), "", (*sources, origin)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StageContext:
     """What converting needs besides the state.
 

@@ -7,7 +7,6 @@ match over the union of instructions: adding one makes the type checker point he
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from builder.errors import PlanError
@@ -36,12 +35,13 @@ from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.span import Span
+from grammar.structs import field, replace, struct
 from grammar.words import expand_word, expand_words
 
 _SHELL = ["/bin/sh", "-c"]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class StageState:
     """What is known of a stage after some of its instructions; replaced, never changed.
 
@@ -52,7 +52,7 @@ class StageState:
 
     config: ImageConfig
     root: Step | None = None
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(factory=dict)
     args: tuple[tuple[str, str], ...] = ()
     history: HistoryLine | None = None
     cmd_set: bool = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from builder.image.model import History, ImageConfig
 from builder.plan.ops import Op
 from grammar.span import Span
+from grammar.structs import struct
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@struct(eq=False)
 class Step:
     """One step: what it builds on (None on an empty root) and what it takes files from.
 
@@ -27,7 +26,7 @@ class Step:
         return (self.parent, *self.sources) if self.parent is not None else self.sources
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@struct(eq=False)
 class HistoryLine:
     """A line of history before it is known when its layer was made, and the one before it."""
 
@@ -44,7 +43,7 @@ class HistoryLine:
         return tuple(reversed(lines))
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Argument:
     """A build argument with the value it has in this build, and what the file says of it."""
 
@@ -54,7 +53,7 @@ class Argument:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Plan:
     """All that is to be done: ``root`` is the target's last step (None: an empty image).
 

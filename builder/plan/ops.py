@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from builder.request import Sandbox
 from cache.digest import Digest
+from grammar.structs import field, struct
 
 # Where files come from, besides the step's sources, which are numbered from 0.
 CONTEXT = -1
 NOWHERE = -2  # a stage with nothing in it
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class FromImage:
     """The root of a base image. ``diff_ids`` are its layers from the bottom up."""
 
@@ -21,7 +20,7 @@ class FromImage:
     diff_ids: tuple[Digest, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class FetchUrl:
     """The file behind an http or https URL, called ``name``; ``checksum`` is a digest or ""."""
 
@@ -30,7 +29,7 @@ class FetchUrl:
     checksum: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class FetchGit:
     """The files of a git repository at ``ref`` ("": its default branch), or of its ``subdir``.
 
@@ -47,7 +46,7 @@ class FetchGit:
     commit_time: bool
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Files:
     """Files that were fetched before the plan was made: a ``snapshot``, and the ``key`` of what it holds."""
 
@@ -55,7 +54,7 @@ class Files:
     snapshot: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Picked:
     """Files of ``origin``: the build context (``context`` is its name, "" the main one's), or the
     step's source of that number.
@@ -73,7 +72,7 @@ class Picked:
     context: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Inline:
     """A file whose content stands in the Dockerfile."""
 
@@ -82,7 +81,7 @@ class Inline:
     mode: int = 0o644
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class CopyFiles:
     """COPY and ADD. ``dest`` is absolute and keeps a trailing slash where one was meant.
 
@@ -103,7 +102,7 @@ class CopyFiles:
         return any(isinstance(item, Picked) and item.origin == CONTEXT for item in self.items)
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class MakeDir:
     """WORKDIR: make ``path`` and its parents, owned by ``user``, where they are missing."""
 
@@ -112,7 +111,7 @@ class MakeDir:
     epoch: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class BindMount:
     """``path`` of a step's source at ``target``; what is written there is thrown away."""
 
@@ -122,7 +121,7 @@ class BindMount:
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class CacheMount:
     """A directory that outlives the step. ``path`` of the source is what a new one holds."""
 
@@ -137,7 +136,7 @@ class CacheMount:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class TmpfsMount:
     """Memory; ``size`` in bytes, 0 for the kernel's default."""
 
@@ -146,7 +145,7 @@ class TmpfsMount:
     read_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class SecretMount:
     """A secret of the command line as a file ("" for none), as a variable, or both."""
 
@@ -159,7 +158,7 @@ class SecretMount:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class SshMount:
     """The socket of an ssh agent that the command line gave as ``id``."""
 
@@ -174,7 +173,7 @@ class SshMount:
 Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class RunCommand:
     """A process. ``proxies`` are variables that reach it without being part of its key.
 
@@ -192,7 +191,7 @@ class RunCommand:
     scripts: tuple[Inline, ...] = ()
     mounts: tuple[Mount, ...] = ()
     security: str = ""
-    sandbox: Sandbox = field(default_factory=Sandbox)
+    sandbox: Sandbox = field(factory=Sandbox)
     foreign: str = ""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from builder.errors import BuildError, Cancelled, PlanError
@@ -26,6 +25,7 @@ from grammar.lint import RESERVED, Linter, check_file, check_stage, describing
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
+from grammar.structs import replace, struct
 
 _T = TypeVar("_T")
 _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
@@ -370,7 +370,7 @@ def _layer_steps(instructions: Iterable[ast.Instruction]) -> int:
     return sum(isinstance(node, _LAYER_STEPS) for node in instructions)
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class _Counter:
     """Numbers the steps of a stage for display: ``[build 2/5] RUN make`` (T75)."""
 

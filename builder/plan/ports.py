@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from builder.errors import PlanError
 from grammar.span import Span
 
@@ -25,6 +23,8 @@ def _parse(word: str, span: Span) -> list[str]:
         raise PlanError(f"invalid proto: {protocol}", span, "it is one of tcp, udp and sctp")
     address, _, host = rest.rpartition(":")
     if address:
+        import ipaddress
+
         try:
             ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
         except ValueError:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from builder.errors import BuildError
 from builder.plan.ops import FetchGit
+from grammar.structs import struct
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 # user@host:path, as scp and git write it.
@@ -18,7 +17,7 @@ _TRUTHS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class GitRef:
     """A git source: the repository, what of it, and how to leave it behind.
 
@@ -71,6 +70,8 @@ def is_remote(text: str) -> bool:
 
 def url_name(url: str) -> str:
     """What the file behind *url* is called: one component, always."""
+    from urllib.parse import unquote, urlsplit
+
     try:
         name = posixpath.basename(unquote(urlsplit(url).path.rstrip("/")))
     except ValueError:
@@ -91,7 +92,12 @@ def parse_git_ref(source: str, context: bool = False) -> GitRef | None:
         bare = True
     else:
         bare = False
-    if (found := _SCHEME.match(source)) is not None:
+    found, match = _SCHEME.match(source), _SCP.fullmatch(source)
+    if found is None and match is None:
+        return None
+    from urllib.parse import unquote, urlsplit
+
+    if found is not None:
         scheme = found[1].lower()
         if scheme not in ("http", "https", "ssh", "git"):
             return None
@@ -101,15 +107,15 @@ def parse_git_ref(source: str, context: bool = False) -> GitRef | None:
         if (parts.hostname or "-").startswith("-"):
             raise ValueError(f"{redacted(source)!r} names no host")
         remote, query, fragment = source.partition("#")[0].partition("?")[0], parts.query, parts.fragment
-    elif (match := _SCP.fullmatch(source)) is not None:
+    elif match is not None:
         remote, query, fragment = source.partition("#")[0].partition("?")[0], match[3] or "", match[4] or ""
-    else:
-        return None
     return _with_query(GitRef(remote), unquote(fragment), query)
 
 
 def _with_query(git: GitRef, fragment: str, query: str) -> GitRef:
     ref, _, subdir = fragment.partition(":")
+    from urllib.parse import parse_qsl
+
     asked: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key in asked:

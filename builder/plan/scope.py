@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from builder.errors import BuildError
 from builder.image.model import Platform
+from grammar.structs import field, struct
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 # Arguments that speak to the builder: ARG declares them, but no step sees them.
@@ -33,13 +32,13 @@ def parse_epoch(text: str) -> int:
     return int(text)
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Scope:
     """Arguments of one build: the command line's, and the file's global ones as they are read."""
 
     build_args: dict[str, str]
     globals: dict[str, str]
-    used: set[str] = field(default_factory=set)
+    used: set[str] = field(factory=set)
 
     def value_of(self, name: str, default: str | None) -> str | None:
         """The value of ``ARG name[=default]`` in a stage; None leaves it unset."""

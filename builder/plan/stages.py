@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from builder.errors import PlanError
 from builder.image.model import Platform, parse_platform
@@ -16,10 +15,11 @@ from grammar.guess import suggestion
 from grammar.lint import Linter
 from grammar.reference import parse_reference
 from grammar.span import Span
+from grammar.structs import field, struct
 from grammar.words import expand_word
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Stage:
     """One FROM: the stages it is made from and copies from, its state once it is converted."""
 
@@ -28,7 +28,7 @@ class Stage:
     base: str
     platform: Platform
     base_index: int | None
-    sources: dict[int, Span] = field(default_factory=dict)
+    sources: dict[int, Span] = field(factory=dict)
     state: StageState | None = None
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}
 _UNITS |= {"m": 60 * 10**9, "h": 3600 * 10**9}
@@ -21,6 +20,8 @@ _SIGNALS = {
 
 def duration(text: str) -> int:
     """A Go duration (``1h30m``, ``1.5s``) in nanoseconds. Raises ValueError."""
+    from fractions import Fraction  # few files have a duration
+
     sign = -1 if text.startswith("-") else 1
     rest = text.lstrip("+-") if text[:1] in ("+", "-") else text
     if rest == "0":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urlsplit
 
 from builder.registry.credentials import Credentials
 from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.transport import leads_inside
 from builder.strict_json import loads
+from grammar.structs import struct
 
 TOKEN_LIMIT = 1 << 16
 _LIFETIME = 60.0  # of a token that does not say (distribution's token specification)
@@ -40,7 +40,7 @@ def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     return scheme.lower(), parameters
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Grant:
     """The value of an Authorization header, and for how many seconds it is good."""
 
@@ -48,7 +48,7 @@ class Grant:
     lifetime: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class TokenRequest:
     """What to ask of a token server: GET, or POST where there is a body."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
@@ -17,6 +16,7 @@ from builder.registry.transport import TRIES, BrokenOff, Transport
 from builder.registry.upload import Upload, has_blob, push_scopes
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
+from grammar.structs import struct
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -25,7 +25,7 @@ _ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE, DOCKER_MANIFEST, DOCKER_LIST))
 _PROGRESS = 1 << 20  # bytes that a download has to bring before it breaks off, to be no failure
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Fetched:
     """A manifest or index as it came, its digest computed from the bytes."""
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import BuildError
 from builder.registry.errors import Blocked
 from grammar.errors import ReferenceError_
 from grammar.reference import Reference, parse_reference
+from grammar.structs import struct
 
 _LIMIT = 1 << 20
 _SYSTEM = "/etc/containers"
 _PULLS = ("all", "digest-only", "tag-only")
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Endpoint:
     """A place that an image may be asked for at."""
 
@@ -31,7 +31,7 @@ class Endpoint:
     insecure: bool
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Mirror:
     """A ``[[registry.mirror]]``; ``pulls`` is one of all, digest-only, tag-only."""
 
@@ -40,7 +40,7 @@ class Mirror:
     pulls: str
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Table:
     """A ``[[registry]]``, and the file it is from. ``location`` is "" where names stay as they are."""
 

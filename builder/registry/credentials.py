@@ -16,11 +16,11 @@ import select
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from builder.errors import BuildError
 from builder.strict_json import loads
+from grammar.structs import struct
 
 _LIMIT = 1 << 20
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -30,7 +30,7 @@ _HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"  # what docker calls its own registry there
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class Credentials:
     """A user's name and password, or an identity token, or a bearer token as it is; all empty: nobody."""
 

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from builder.registry import proxies
@@ -14,6 +13,7 @@ from builder.registry.auth import TOKEN_LIMIT, authorization
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
 from builder.registry.transport import TRIES, Body, Response, Transport, is_loopback, same_origin
+from grammar.structs import struct
 
 ANSWER_LIMIT = TOKEN_LIMIT
 _HUB = {"docker.io": "registry-1.docker.io"}
@@ -22,7 +22,7 @@ _PROBES = 3
 _EARLY = 60.0  # seconds before its end that a token is renewed, or a quarter of its life
 
 
-@dataclass(frozen=True, slots=True)
+@struct
 class _Token:
     """An Authorization header, until when it is good (monotonic seconds), what it answers."""
 

@@ -15,7 +15,6 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit
@@ -26,6 +25,7 @@ from builder.errors import BuildError
 from builder.registry import proxies
 from builder.registry.errors import Unavailable, Untrusted
 from builder.strict_json import loads
+from grammar.structs import field, struct
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 TRIES = 6
@@ -56,7 +56,7 @@ class _NotConnected(BrokenOff):
     """No connection could be made."""
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Response:
     """Status, headers (the first of each name) and the stream of a body.
 
@@ -122,7 +122,7 @@ class Response:
             self._raw.close()
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Transport:
     """Connections to one registry, or other server, and to where it redirects.
 
@@ -139,7 +139,7 @@ class Transport:
     jitter: Callable[[], float] = random.random
     patience: float = _READ_TIMEOUT
     lost: str = ""
-    _pools: dict[tuple[str, bool], Any] = field(default_factory=dict)
+    _pools: dict[tuple[str, bool], Any] = field(factory=dict)
 
     def close(self) -> None:
         for pool in self._pools.values():

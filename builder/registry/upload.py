@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
@@ -18,6 +17,7 @@ from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.session import Session
 from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response
 from cache.descriptor import Descriptor
+from grammar.structs import struct
 
 _CHUNK = 16 << 20  # bytes of a PATCH
 _SMALLEST_CHUNK = 1 << 18  # what no proxy finds too large
@@ -28,7 +28,7 @@ _TAKEN = (201, 202, 204)
 _ENDED = (201, 204)
 
 
-@dataclass(slots=True)
+@struct(frozen=False)
 class Upload:
     """The state of one upload. ``_location`` is "" before it is begun, ``_arrived`` the bytes that the
     registry has, ``_chunk`` the size of a PATCH, 0 while the whole is sent by one PUT.

@@ -9,7 +9,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from builder.runtime.cgroups import find
 from builder.runtime.launcher import EXITED, serve
@@ -17,8 +17,7 @@ from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a container ended: ``error`` when it did not start, else exit code or signal.
 
     CPU times are in seconds and cover every process of the container; ``peak`` is the most memory

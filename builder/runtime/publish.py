@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from builder.runtime import syscalls as sc
 
@@ -20,8 +20,7 @@ _CHUNK = 1 << 16
 _FREE = threading.BoundedSemaphore(200)  # connections at a time, of two descriptors and two threads each
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """TCP connections to *port* of *address* here (0: any free one) go to *inside* of the container."""
 
     address: str

@@ -12,7 +12,6 @@ To be called while there is one thread and little memory: unshare(2) wants the f
 
 import errno
 import os
-import shutil
 
 from builder.runtime import syscalls as sc
 
@@ -158,6 +157,8 @@ def _map_ranges(target: int) -> int:
     if os.geteuid() == 0:
         return 0 if _map_all(target) else 1
     uid, gid = os.geteuid(), os.getegid()
+    import shutil
+
     names = (_user_name(uid), str(uid))
     rows = []
     for own, file, program in (

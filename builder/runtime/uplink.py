@@ -6,7 +6,6 @@ the host, and a program of the user's carries what leaves it, by sockets of the 
 """
 
 import os
-import shutil
 import signal
 import time
 
@@ -22,6 +21,8 @@ def programs() -> list[str]:
     """The paths of what can be used, best first."""
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return []
+    import shutil
+
     found = [shutil.which(name) for name in ("pasta", "slirp4netns")]
     return [path for path in found if path is not None]
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from cache.snapshots import commit, draft
 from cache.store import Store
 from grammar.lint import Linter, parse_checks
 from grammar.parse import parse
+from grammar.structs import replace
 
 SPDX_TOOLS = Path(sys.executable).with_name("pyspdxtools")
 IMAGE = Descriptor(MANIFEST_TYPE, digest_of(b"image"), 5)

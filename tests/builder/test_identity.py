@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import get_args
 
 import pytest
@@ -30,6 +29,7 @@ from builder.plan.ops import (
 from builder.request import Limits, Sandbox
 from cache.digest import digest_of
 from cache.keys import derive
+from grammar import structs
 
 SAMPLES: list[Op] = [
     FromImage("name", digest_of(b"image"), (digest_of(b"layer"),)),
@@ -58,7 +58,7 @@ SAMPLES: list[Op] = [
 WITHOUT_EFFECT = {("FromImage", "name"), ("FromImage", "image"), ("RunCommand", "proxies")}
 WITHOUT_EFFECT |= {("Files", "snapshot")}
 
-CASES = [(op, field.name) for op in SAMPLES for field in dataclasses.fields(op)]
+CASES = [(op, field) for op in SAMPLES for field in structs.fields(op)]
 
 
 def other(value: object) -> object:
@@ -73,7 +73,7 @@ def other(value: object) -> object:
         case tuple():
             return (*value, *value)
         case Sandbox():
-            return dataclasses.replace(value, no_new_privileges=not value.no_new_privileges)
+            return structs.replace(value, no_new_privileges=not value.no_new_privileges)
         case _:
             raise AssertionError(f"how does a {type(value).__name__} differ?")
 
@@ -84,7 +84,7 @@ def test_every_op_has_a_sample() -> None:
 
 @pytest.mark.parametrize(("op", "field"), CASES, ids=[f"{type(op).__name__}.{field}" for op, field in CASES])
 def test_field(op: Op, field: str) -> None:
-    changed = dataclasses.replace(op, **{field: other(getattr(op, field))})  # type: ignore[arg-type]
+    changed = structs.replace(op, **{field: other(getattr(op, field))})
     same = derive(*identity(op)) == derive(*identity(changed))
     assert same is ((type(op).__name__, field) in WITHOUT_EFFECT)
 
@@ -111,21 +111,21 @@ SANDBOX: list[tuple[Sandbox, bool]] = [
 def test_sandbox(sandbox: Sandbox, changes: bool) -> None:
     """*changes*: its key is another than that of a step with the host "a"."""
     plain = RunCommand(("a",), (), "/", "", "none", "h", sandbox=Sandbox(hosts=(("a", "1.1.1.1"),)))
-    other_one = dataclasses.replace(plain, sandbox=sandbox)
+    other_one = structs.replace(plain, sandbox=sandbox)
     assert (derive(*identity(plain)) != derive(*identity(other_one))) is changes
 
 
 ITEMS: list[tuple[Picked | Inline, str]] = [
-    (item, field.name)
+    (item, field)
     for item in (Picked("a", 0, False, False, ("p",)), Inline("a", "b"))
-    for field in dataclasses.fields(item)
+    for field in structs.fields(item)
 ]
 
 
 @pytest.mark.parametrize(("item", "field"), ITEMS, ids=[f"{type(i).__name__}.{f}" for i, f in ITEMS])
 def test_field_of_an_item(item: Picked | Inline, field: str) -> None:
     value = getattr(item, field)
-    changed = dataclasses.replace(item, **{field: not value if isinstance(value, int) else other(value)})  # type: ignore[arg-type]
+    changed = structs.replace(item, **{field: not value if isinstance(value, int) else other(value)})
     one, two = (derive(*identity(CopyFiles((item,), "/"))), derive(*identity(CopyFiles((changed,), "/"))))
     assert one != two
 
@@ -142,7 +142,7 @@ MOUNTS_WITHOUT_EFFECT = {
     *(("BindMount", name) for name in ("origin", "path")),
     *(("CacheMount", name) for name in ("id", "sharing", "origin", "path")),
 }
-MOUNT_CASES = [(mount, field.name) for mount in MOUNTS for field in dataclasses.fields(mount)]
+MOUNT_CASES = [(mount, field) for mount in MOUNTS for field in structs.fields(mount)]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ MOUNT_CASES = [(mount, field.name) for mount in MOUNTS for field in dataclasses.
 )
 def test_field_of_a_mount(mount: Mount, field: str) -> None:
     value = getattr(mount, field)
-    changed = dataclasses.replace(mount, **{field: not value if isinstance(value, int) else other(value)})  # type: ignore[arg-type]
+    changed = structs.replace(mount, **{field: not value if isinstance(value, int) else other(value)})
     keys = {
         derive(*identity(RunCommand(("a",), (), "/", "", "none", "h", mounts=(m,)))) for m in (mount, changed)
     }

@@ -5,13 +5,12 @@ One line per instruction, ``first-last KIND``, then its fields that are not at t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from grammar import ast
+from grammar import ast, structs
 from grammar.parse import parse
 from grammar.span import Span
 
@@ -35,14 +34,14 @@ def _node(node: ast.Instruction, prefix: str = "") -> list[str]:
 
 
 def _fields(value: ast.Instruction | ast.Directives) -> Iterator[str]:
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        if field.name.endswith(("span", "spans")) or item == field.default:
+    for field, default in structs.fields(value).items():
+        item = getattr(value, field)
+        if field.endswith(("span", "spans")) or item == default:
             continue
         if isinstance(item, tuple) and item and not isinstance(item[0], str):
-            yield from (f"{field.name} {_text(each)}" for each in item)
+            yield from (f"{field} {_text(each)}" for each in item)
         else:
-            yield f"{field.name} {_text(item)}"
+            yield f"{field} {_text(item)}"
 
 
 def _text(item: object) -> str:
@@ -62,7 +61,7 @@ def _text(item: object) -> str:
             return " ".join([name, *marks, repr(item.content)])
         case tuple():
             return repr(list(item))
-        case _ if dataclasses.is_dataclass(item) and not isinstance(item, type | Span):
+        case _ if structs.fields(item) and not isinstance(item, type | Span):
             inner = [line.strip() for line in _node(item)]  # type: ignore[arg-type]
             return "; ".join(inner)
         case _:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 from collections.abc import Iterator
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grammar import structs
 from grammar.errors import DockerfileError, ExpansionError, IgnoreError, ReferenceError_, excerpt
 from grammar.ignore import State, parse_ignore
 from grammar.parse import KEYWORDS, parse
@@ -53,9 +53,9 @@ def spans(value: object) -> Iterator[Span]:
     elif isinstance(value, tuple):
         for item in value:
             yield from spans(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from spans(getattr(value, field.name))
+    elif structs.fields(value) and not isinstance(value, type):
+        for field in structs.fields(value):
+            yield from spans(getattr(value, field))
 
 
 def within(span: Span, text: str) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from builder.errors import BuildError
 from builder.image.model import ImageConfig, Platform, host, scratch
 from builder.plan.ops import Files
 from cache.digest import Digest, digest_of
 from grammar.reference import Reference
+from grammar.structs import replace
 
 
 class Images:
