@@ -95,6 +95,7 @@ def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
     """See that steps have what they need, and say what they have to do without."""
     sink = workshop.sink
     runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
+    workshop.runs = len(runs)
     if any(op.network == "default" for op in runs):
         workshop.launcher = session.add_network()
         if session.shares_network:

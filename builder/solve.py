@@ -213,6 +213,8 @@ class Solver:
                 if found is not None:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
                     layer, created = found
+                    if isinstance(step.op, RunCommand):
+                        self._workshop.pass_over_run()
                 else:
                     if selection is None and isinstance(step.op, CopyFiles):
                         selection = self._select(step.op, sources)

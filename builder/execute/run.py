@@ -23,6 +23,7 @@ from builder.runtime.spec import (
     CAPABILITY_NAMES,
     SHM_SIZE,
     ContainerSpec,
+    FrameSpec,
 )
 from builder.runtime.uplink import FORWARDER
 from cache.snapshots import Draft, commit
@@ -57,7 +58,7 @@ def run_command(
         spec["mounts"] = extra.specs
         spec["any_socketcall"] = op.foreign == "386"
         if op.security == "insecure":
-            spec["capabilities"], spec["filtered"], spec["masked"] = ALL_CAPABILITIES, False, False
+            spec["capabilities"], spec["filtered"], spec["frame"]["masked"] = ALL_CAPABILITIES, False, False
         spec["scripts"] = {
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
@@ -111,7 +112,16 @@ def container_spec(
     """The runtime's description of a container on *draft*."""
     overlay = draft.overlay()
     encode = os.fsencode
+    frame = FrameSpec(
+        network=network,
+        masked=not sandbox.system_paths,
+        devices={encode(there): encode(here) for here, there in sandbox.devices},
+        shm_size=sandbox.shm_size or SHM_SIZE,
+        limits=_limits(sandbox.limits),
+        cgroup_parent=encode(sandbox.limits.parent),
+    )
     return ContainerSpec(
+        frame=frame,
         lowers=[encode(path) for path in overlay.lowers] if draft.store.overlays else [],
         upper=encode(overlay.upper),
         work=encode(overlay.work),
@@ -119,7 +129,6 @@ def container_spec(
         env={encode(key): encode(value) for key, value in env.items()},
         cwd=encode(cwd),
         user=encode(user),
-        network=network,
         hostname=encode(hostname),
         files={
             b"/etc/resolv.conf": resolv_conf(network in ("host", SHARED_NETWORK), sandbox.dns),
@@ -132,13 +141,9 @@ def container_spec(
         filtered=not sandbox.any_syscall,
         any_socketcall=False,
         fake_owners=False,
-        masked=not sandbox.system_paths,
         no_new_privileges=sandbox.no_new_privileges,
-        devices={encode(there): encode(here) for here, there in sandbox.devices},
-        shm_size=sandbox.shm_size or SHM_SIZE,
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
-        limits=_limits(sandbox.limits),
-        cgroup_parent=encode(sandbox.limits.parent),
+        address=[],
     )
 
 

@@ -40,6 +40,7 @@ class Workshop:
         # Puts what a shared cache has into the folder of a new cache mount, by its name; whether it had some.
         self.fill_cache: Callable[[str, str], bool] | None = None
         self.shares_network = False  # steps have this machine's network where they want the usual one
+        self.runs = 0  # RUN steps that may still come: containers are made ahead for them
         self._running: set[Running] = set()
         self._lock = threading.Lock()
         self._cancelled = False
@@ -58,7 +59,8 @@ class Workshop:
             with self._lock:
                 if self._cancelled:
                     raise Cancelled
-                running = self.launcher.start(spec, null, write_end, write_end)
+                self.runs -= 1
+                running = self.launcher.start(spec, null, write_end, write_end, self.runs > 0)
                 self._running.add(running)
             os.close(write_end)
             write_end = -1
@@ -75,6 +77,11 @@ class Workshop:
         if self._cancelled:
             raise Cancelled
         return outcome
+
+    def pass_over_run(self) -> None:
+        """Take note that a RUN step is cached. May be called from any thread."""
+        with self._lock:
+            self.runs -= 1
 
     def check(self) -> None:
         """Raises Cancelled once ``cancel`` was called; for work that takes long."""

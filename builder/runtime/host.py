@@ -138,12 +138,15 @@ class Launcher:
             network.close()
         self._control = ours
 
-    def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int) -> Running:
-        """Start a container; descriptors are copied. Raises OSError when the launcher is gone."""
+    def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int, more: bool = False) -> Running:
+        """Start a container; descriptors are copied. Raises OSError when the launcher is gone.
+
+        With *more*, others like it are expected, and one is made ahead.
+        """
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         data = marshal.dumps(dict(spec))
         try:
-            socket.send_fds(self._control, [b"R"], [theirs.fileno(), stdin, stdout, stderr])
+            socket.send_fds(self._control, [b"R" if more else b"L"], [theirs.fileno(), stdin, stdout, stderr])
         finally:
             theirs.close()
         channel.sendall(len(data).to_bytes(4, "big") + data)

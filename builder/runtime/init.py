@@ -20,12 +20,14 @@ import struct
 
 from builder.runtime import syscalls as sc
 from builder.runtime.seccomp import program
-from builder.runtime.spec import DEFAULT_PATH, MOST_VOLUMES, ContainerSpec, MountSpec
+from builder.runtime.spec import DEFAULT_PATH, MOST_VOLUMES, ContainerSpec, FrameSpec, MountSpec
 from cache.kernel import hide_abstract_sockets, keeps_owners, open_in_root
 
-# Where the store and then the image are attached before pivot_root; /proc exists wherever
-# a user namespace can be set up, and the host's is not needed again.
+# Where everything is attached before pivot_root, on a tmpfs; /proc exists wherever a user namespace
+# can be set up, and the host's is not needed again.
 _STAGING = b"/proc"
+_ROOT, _STORE, _SPOT = b"/proc/root", b"/proc/store", b"/proc/spot"
+_KERNEL_FILES = (b"proc", b"sys", b"dev")
 _STATUS_FD = 3
 
 _DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
@@ -62,7 +64,8 @@ _OF_ROOT = (
     b"proc/vmallocinfo",
 )
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
-_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
+_SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C  # netdevice(7)
+_IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 _PASSWD_LIMIT = 10 << 20
 _MACHINE = os.uname().machine
 _PROC_ADVICE = (
@@ -81,17 +84,26 @@ class StepError(Exception):
     """The step could not be started; the message is for the user."""
 
 
-def wait_and_run(feed: socket.socket) -> None:
-    """Wait on *feed* for what to run, then become it. Returns never.
+def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> None:
+    """Prepare for *frame*, wait on *feed* for what to run, then become it. Returns never.
 
-    The launcher sends it once the id maps are written; hanging up means that it is not
-    wanted. With the spec come a detached mount of the store, the status channel and stdio.
+    The launcher sends a byte once the id maps are written, and the spec when there is one, with a
+    detached mount of the store, the status channel and stdio; hanging up means that it is not wanted.
+    *nodes* is a mount with the step's own nodes of the devices it is given; empty: it gets the host's.
     """
+    staging, failure = -1, ""
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, programs count on it
         # The pipes of steps that run now must not stay open here until this one starts.
-        feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
-        head, fds, _flags, _address = socket.recv_fds(feed, 4, 6 + MOST_VOLUMES)
+        kept = sc.keep_only([feed.detach(), *nodes])
+        feed = socket.socket(fileno=kept[0])
+        if not feed.recv(1):
+            os._exit(0)
+        try:
+            staging = _prepare(frame, kept[1:])
+        except Exception as error:  # to be told to who asks for this container
+            failure = _words(error)
+        head, fds, _flags, _address = socket.recv_fds(feed, 4, 5 + MOST_VOLUMES)
         if len(head) < 4 or len(fds) < 5:
             os._exit(0)
         size = int.from_bytes(head, "big")
@@ -102,16 +114,42 @@ def wait_and_run(feed: socket.socket) -> None:
     except BaseException:  # nothing to report to, and nothing may unwind into the launcher
         os._exit(125)
     _status[0] = fds[1]
-    end = len(fds) - len(spec["volumes"])
-    run(spec, fds[0], fds[1], fds[2:5], fds[5] if end > 5 else -1, fds[end:])
+    if not failure:
+        failure = _run(spec, staging, fds[0], fds[1], fds[2:5], fds[5:])
+    _report(failure)
+    os._exit(125)
 
 
-def run(
-    spec: ContainerSpec, store: int, channel: int, stdio: list[int], nodes: int, volumes: list[int]
-) -> None:
-    """Become the step: exec, or report on *channel* why not and exit with 125.
+def _prepare(frame: FrameSpec, nodes: list[int]) -> int:
+    """All that can be done before a step is known; a descriptor of the staging place, which holds its /proc,
+    /sys and /dev.
+    """
+    _set_groups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    os.setsid()
+    sc.join_session_keyring()
+    os.umask(0o022)
+    sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+    options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"1m"}
+    staging = sc.new_mount(b"tmpfs", _NO_EXEC, options)
+    sc.move_mount(staging, sc.AT_FDCWD, _STAGING)
+    for path in (_ROOT, _STORE, _SPOT):
+        os.mkdir(path)
+    for name in (*_KERNEL_FILES, b"empty"):
+        os.mkdir(name, 0o555, dir_fd=staging)
+    _mount_kernel_files(frame, staging, nodes)
+    if frame["network"] in ("none", "default"):
+        with _any_socket() as any_socket:
+            _raise(any_socket, b"lo")
+    return staging
 
-    *nodes* is a mount with the step's own nodes of the devices it is given, -1: it gets the host's.
+
+def _run(
+    spec: ContainerSpec, staging: int, store: int, channel: int, stdio: list[int], volumes: list[int]
+) -> str:
+    """Become the step; returns only when that failed, and then why.
+
     *volumes* are mounts, not attached yet, of what the spec calls so.
     """
     try:
@@ -120,20 +158,17 @@ def run(
         code = b""
         if spec["filtered"]:
             code = program(_MACHINE, spec["capabilities"], spec["any_socketcall"], spec["fake_owners"])
-        _set_groups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        os.setsid()
-        sc.join_session_keyring()
-        os.umask(0o022)
         root, mounts = _mount_root(spec, store)
-        _mount_kernel_files(spec, root, nodes)
+        _bind_files(root, staging, spec["files"])
+        for name in _KERNEL_FILES:
+            _move(staging, root, name)
+        _write_scripts(root, spec["scripts"])
+        if spec["address"]:
+            _set_address(*spec["address"])
         for mount, tree in mounts:
             _attach(root, mount["target"], tree)
         for volume, tree in zip(spec["volumes"], volumes, strict=True):
             _attach(root, volume["target"], tree)
-        if spec["network"] == "none":
-            _raise_loopback()
         uid, gid, groups, home = _find_user(root, spec["user"])
         with contextlib.suppress(PermissionError):  # the filter of a container we are in may say no
             socket.sethostname(spec["hostname"].decode("ascii"))
@@ -141,7 +176,7 @@ def run(
         _keep_only(channel, stdio)
         _change_directory(spec["cwd"], uid, gid)
         _limit(spec["rlimits"])
-        if spec["network"] == "shared":
+        if spec["frame"]["network"] == "shared":
             hide_abstract_sockets()
         if spec["no_new_privileges"]:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
@@ -152,13 +187,17 @@ def run(
         env.setdefault(b"HOME", home)
         env.setdefault(b"PATH", DEFAULT_PATH)
         _exec(spec["argv"], env)
-    except StepError as error:
-        _report(str(error))
-    except OSError as error:
-        _report(f"preparing the container: {error.strerror or error}")
-    except BaseException as error:  # a bug; it must not unwind into the launcher's loop
-        _report(f"preparing the container: {type(error).__name__}: {error}")
-    os._exit(125)
+    except BaseException as error:
+        return _words(error)
+    return ""
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, StepError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"preparing the container: {error.strerror or error}"
+    return f"preparing the container: {type(error).__name__}: {error}"  # a bug
 
 
 def _report(message: str) -> None:
@@ -167,32 +206,55 @@ def _report(message: str) -> None:
     os.write(_status[0], data)
 
 
-def _raise_loopback() -> None:
-    """Take ``lo`` of the step's own net namespace up: without a network there still is a localhost."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("=16sH14x", b"lo", _IFF_UP))
+# -- the network ---------------------------------------------------------------------------
+
+
+def _any_socket() -> socket.socket:
+    """One to set up interfaces of the step's own net namespace with."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+
+def _raise(any_socket: socket.socket, name: bytes) -> None:
+    """Take an interface up."""
+    fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("=16sH14x", name, _IFF_UP))
+
+
+def _set_address(address: bytes, mask: bytes, gateway: bytes) -> None:
+    """Give ``eth0``, which builder.runtime.network has put here, its address, and a way to the outside."""
+    everywhere, out = _socket_address(b"0.0.0.0"), _socket_address(gateway)
+    with _any_socket() as any_socket:
+        for what, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, mask)):
+            fcntl.ioctl(any_socket, what, struct.pack("=16s16s8x", b"eth0", _socket_address(value)))
+        _raise(any_socket, b"eth0")
+        # A rtentry of linux/route.h.
+        head = struct.pack("@L16s16s16sH", 0, everywhere, out, everywhere, _RTF_UP | _RTF_GATEWAY)
+        fcntl.ioctl(any_socket, _SIOCADDRT, head.ljust(128, b"\0"))
+
+
+def _socket_address(address: bytes) -> bytes:
+    """A sockaddr_in of ip(7)."""
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address.decode("ascii")))
 
 
 # -- the root file system ------------------------------------------------------------------
 
 
 def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountSpec, int]]]:
-    """Mount the overlay; a descriptor of its root, attached at the staging place, and the trees
-    of the other mounts, not attached yet.
+    """Mount the overlay; a descriptor of its root, attached, and the trees of the other mounts, not
+    attached yet.
 
     The store is attached, entered and its layers named by short relative paths, so that
     no host path shows in the step's mountinfo. ``volatile`` spares the sync of an upper
     that is never used as an upper again (performance.md section 2).
     """
-    sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
-    sc.move_mount(store, sc.AT_FDCWD, _STAGING)
+    sc.move_mount(store, sc.AT_FDCWD, _STORE)
     os.fchdir(store)
     if spec["lowers"]:
-        root = _mount_overlay(spec["lowers"], spec["upper"], spec["work"])
+        root = _mount_overlay(_ROOT, spec["lowers"], spec["upper"], spec["work"])
     else:
         top = os.open(spec["upper"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         root = _clone(top, b"/", False)
-        sc.move_mount(root, sc.AT_FDCWD, _STAGING)
+        sc.move_mount(root, sc.AT_FDCWD, _ROOT)
         os.close(top)
     mounts = [(mount, _open_mount(mount)) for mount in spec["mounts"]]
     os.fchdir(root)
@@ -200,20 +262,20 @@ def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountS
     return root, mounts
 
 
-def _mount_overlay(lowers: list[bytes], upper: bytes, work: bytes) -> int:
-    """Mount an overlay of directories of the store, which is entered, at the staging place."""
+def _mount_overlay(place: bytes, lowers: list[bytes], upper: bytes, work: bytes) -> int:
+    """Mount an overlay of directories of the store, which is entered, at *place*."""
     options = b"userxattr,xino=off,lowerdir=%s" % b":".join(lowers)
     if upper:
         options += b",volatile,upperdir=%s,workdir=%s" % (upper, work)
     if len(options) >= os.sysconf("SC_PAGE_SIZE"):
         raise StepError(f"too many layers ({len(lowers)}) for one overlay mount")
     # No devices, whatever the image holds: the mount says so, and so does the namespace it is made in.
-    sc.mount(b"overlay", _STAGING, b"overlay", sc.MS_NODEV, options)
-    return os.open(_STAGING, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    sc.mount(b"overlay", place, b"overlay", sc.MS_NODEV, options)
+    return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _open_mount(mount: MountSpec) -> int:
-    """The tree of a mount, attached nowhere. What it is made from is staged on top of the root."""
+    """The tree of a mount, attached nowhere. What it is made from is attached for a moment."""
     kind = mount["kind"]
     if kind == "tmpfs":
         options: dict[bytes, bytes | None] = {b"mode": b"1777"}
@@ -227,11 +289,11 @@ def _open_mount(mount: MountSpec) -> int:
         os.close(top)
         return tree
     if kind == "bind":
-        top = _mount_overlay(mount["lowers"], mount.get("upper", b""), mount.get("work", b""))
+        top = _mount_overlay(_SPOT, mount["lowers"], mount.get("upper", b""), mount.get("work", b""))
         tree = _clone(top, mount["source"], mount["read_only"])
     else:
         top = sc.new_mount(b"tmpfs", _NO_EXEC, {b"mode": b"0700"})
-        sc.move_mount(top, sc.AT_FDCWD, _STAGING)
+        sc.move_mount(top, sc.AT_FDCWD, _SPOT)
         fd = os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=top)
         os.write(fd, mount["content"])
         _give(fd, mount["uid"], mount["gid"])
@@ -239,7 +301,7 @@ def _open_mount(mount: MountSpec) -> int:
         os.close(fd)
         tree = _clone(top, b"file", True)
     os.close(top)
-    sc.umount2(_STAGING, sc.MNT_DETACH)
+    sc.umount2(_SPOT, sc.MNT_DETACH)
     return tree
 
 
@@ -309,35 +371,30 @@ def _mount_point(root: int, target: bytes, is_dir: bool) -> int:
     return place
 
 
-def _place(root: int, path: bytes, kind: int) -> int:
-    """Open the mount point *path* of the image, which must really be there and be of *kind*.
+def _move(staging: int, root: int, name: bytes) -> None:
+    """Move what was mounted for /proc, /sys or /dev into the image, which must really have such a directory.
 
     An image whose /proc or /dev is a link or a file is refused (security.md RT-05, RT-06).
     """
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     except OSError as error:
-        raise StepError(f"/{os.fsdecode(path)} in the image: {error.strerror}") from None
-    if stat.S_IFMT(os.fstat(fd).st_mode) != kind:
-        raise StepError(f"/{os.fsdecode(path)} in the image is not a directory, so nothing can run in it")
-    return fd
-
-
-def _mount_at(root: int, path: bytes, tree: int) -> int:
-    """Attach *tree* at the directory *path*; returns a descriptor of the mounted root."""
-    place = _place(root, path, stat.S_IFDIR)
+        raise StepError(f"/{os.fsdecode(name)} in the image: {error.strerror}") from None
+    if not stat.S_ISDIR(os.fstat(place).st_mode):
+        raise StepError(f"/{os.fsdecode(name)} in the image is not a directory, so nothing can run in it")
+    tree = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging)
     sc.move_mount(tree, place, b"")
+    os.close(tree)
     os.close(place)
-    return tree
 
 
-def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
-    """/proc, /sys, /dev and the private files, then what is masked or read-only in them."""
+def _mount_kernel_files(frame: FrameSpec, staging: int, nodes: list[int]) -> None:
+    """/proc, /sys and /dev at the staging place, then what is masked or read-only in them."""
     devices = {name: _host_device(name) for name in _DEVICES}
-    devices |= _given_devices(spec["devices"], nodes)
+    devices |= _given_devices(frame["devices"], nodes)
     masked: tuple[bytes, ...] = _MASKED
     sysfs = -1
-    if spec["network"] in ("none", "default"):
+    if frame["network"] in ("none", "default"):
         with contextlib.suppress(PermissionError):  # in a container that hides parts of its own
             sysfs = sc.new_mount(b"sysfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {})
     if sysfs < 0:
@@ -349,21 +406,19 @@ def _mount_kernel_files(spec: ContainerSpec, root: int, nodes: int) -> None:
         proc = sc.new_mount(b"proc", _NO_EXEC, {})
     except PermissionError:
         raise StepError(_PROC_ADVICE) from None
-    _bind_files(root, spec["files"])
     if os.fstat(proc).st_uid == 0:  # the machine's own root, who could change the modes of its devices
         masked = (*masked, *_OF_ROOT)
         for tree in devices.values():
             sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_RDONLY)
-    os.close(_mount_at(root, b"proc", proc))
-    os.close(_mount_at(root, b"sys", sysfs))
-    _fill_dev(root, devices, spec["scripts"], spec["shm_size"])
-    null = os.open(b"dev/null", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
-    if spec["masked"]:
-        for path in (*masked, *_thermal_throttles(root)):
-            _mask(root, path, null)
+    for name, tree in ((b"proc", proc), (b"sys", sysfs)):
+        sc.move_mount(tree, staging, name)
+        os.close(tree)
+    _fill_dev(staging, devices, frame["shm_size"])
+    if frame["masked"]:
+        for path in (*masked, *_thermal_throttles(staging)):
+            _mask(staging, path)
         for path in _READ_ONLY:
-            _make_read_only(root, path)
-    os.close(null)
+            _make_read_only(staging, path)
 
 
 def _host_device(name: bytes) -> int:
@@ -376,30 +431,30 @@ def _host_device(name: bytes) -> int:
     return tree
 
 
-def _given_devices(given: dict[bytes, bytes], nodes: int) -> dict[bytes, int]:
+def _given_devices(given: dict[bytes, bytes], nodes: list[int]) -> dict[bytes, int]:
     """Detached mounts of the devices that the command line names, by their paths below /dev."""
-    if nodes >= 0:
-        sc.move_mount(nodes, sc.AT_FDCWD, _STAGING)
+    for fd in nodes:
+        sc.move_mount(fd, sc.AT_FDCWD, _SPOT)
     out = {}
     for number, (target, path) in enumerate(given.items()):
         name = target.removeprefix(b"/dev/")
         try:
-            out[name] = sc.open_tree(nodes, b"%d" % number) if nodes >= 0 else sc.open_tree(sc.AT_FDCWD, path)
+            out[name] = sc.open_tree(nodes[0], b"%d" % number) if nodes else sc.open_tree(sc.AT_FDCWD, path)
         except OSError as error:
             raise StepError(f"the device {os.fsdecode(path)}: {os.strerror(error.errno or 0)}") from None
         if stat.S_IFMT(os.fstat(out[name]).st_mode) not in (stat.S_IFCHR, stat.S_IFBLK):
             raise StepError(f"{os.fsdecode(path)} of this machine is not a device")
-    if nodes >= 0:
-        sc.umount2(_STAGING, sc.MNT_DETACH)
-        os.close(nodes)
+    for fd in nodes:
+        sc.umount2(_SPOT, sc.MNT_DETACH)
+        os.close(fd)
     return out
 
 
-def _thermal_throttles(root: int) -> list[bytes]:
+def _thermal_throttles(staging: int) -> list[bytes]:
     """Counters that tell what other work the machine does (security.md RT-11), for each processor."""
     top = b"sys/devices/system/cpu"
     try:
-        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging)
     except OSError:
         return []
     names = [os.fsencode(name) for name in os.listdir(fd)]
@@ -407,22 +462,24 @@ def _thermal_throttles(root: int) -> list[bytes]:
     return [top + b"/%s/thermal_throttle" % name for name in names if name[3:].isdigit()]
 
 
-def _write_script(dev: int, name: bytes, content: bytes) -> None:
-    """A here-document that names its interpreter (dockerfile.md 1.1)."""
-    try:
-        os.mkdir(b"pipes", 0o755, dir_fd=dev)
-    except FileExistsError:
-        pass
-    fd = os.open(b"pipes/" + name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755, dir_fd=dev)
-    while content:
-        content = content[os.write(fd, content) :]
-    os.fchmod(fd, 0o755)
-    os.close(fd)
+def _write_scripts(root: int, scripts: dict[bytes, bytes]) -> None:
+    """Here-documents that name their interpreters (dockerfile.md 1.1)."""
+    if scripts:
+        os.mkdir(b"dev/pipes", 0o755, dir_fd=root)
+    for name, content in scripts.items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(b"dev/pipes/" + name, flags, 0o755, dir_fd=root)
+        left = content
+        while left:
+            left = left[os.write(fd, left) :]
+        os.fchmod(fd, 0o755)
+        os.close(fd)
 
 
-def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes], shm_size: int) -> None:
+def _fill_dev(staging: int, devices: dict[bytes, int], shm_size: int) -> None:
     options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"64m"}
-    dev = _mount_at(root, b"dev", sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options))
+    dev = sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID, options)
+    sc.move_mount(dev, staging, b"dev")
     for name, tree in devices.items():
         for end, byte in enumerate(name):
             if byte == ord("/"):
@@ -433,8 +490,6 @@ def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes],
         os.close(tree)
     for name, target in _DEV_LINKS.items():
         os.symlink(target, name, dir_fd=dev)
-    for name, script in scripts.items():
-        _write_script(dev, name, script)
     plain: dict[bytes, bytes | None] = {}
     pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}
     if keeps_owners():
@@ -452,19 +507,14 @@ def _fill_dev(root: int, devices: dict[bytes, int], scripts: dict[bytes, bytes],
     os.close(dev)
 
 
-def _bind_files(root: int, files: dict[bytes, bytes]) -> None:
-    """Bind private read-only files over paths of the image, links resolved inside it.
-
-    They are made on a tmpfs that is attached where /proc goes next, then detached.
-    """
-    options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"1m"}
-    shelf = _mount_at(root, b"proc", sc.new_mount(b"tmpfs", _NO_EXEC, options))
+def _bind_files(root: int, staging: int, files: dict[bytes, bytes]) -> None:
+    """Bind private read-only files over paths of the image, links resolved inside it."""
     for number, (path, content) in enumerate(files.items()):
         name = b"%d" % number
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=shelf)
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=staging)
         os.write(fd, content)
         os.close(fd)
-        tree = sc.open_tree(shelf, name)
+        tree = sc.open_tree(staging, name)
         sc.mount_setattr(tree, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY)
         try:
             place = open_in_root(root, path, os.O_PATH)
@@ -475,32 +525,31 @@ def _bind_files(root: int, files: dict[bytes, bytes]) -> None:
         sc.move_mount(tree, place, b"")
         os.close(place)
         os.close(tree)
-    os.close(shelf)
-    sc.umount2(b"proc", sc.MNT_DETACH)  # relative: the working directory is the image's root
 
 
-def _mask(root: int, path: bytes, null: int) -> None:
-    """Hide *path*: an empty read-only tmpfs over a directory, /dev/null over a file."""
+def _mask(staging: int, path: bytes) -> None:
+    """Hide *path*: an empty read-only directory over a directory, /dev/null over a file."""
     try:
-        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging)
     except OSError:
         return  # this kernel does not have it
     if stat.S_ISDIR(os.fstat(place).st_mode):
-        tree = sc.new_mount(b"tmpfs", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, {b"mode": b"0555"})
+        tree = sc.open_tree(staging, b"empty")
+        sc.mount_setattr(tree, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY)
     else:
-        tree = sc.open_tree(null, b"")
+        tree = sc.open_tree(staging, b"dev/null")
     sc.move_mount(tree, place, b"")
     os.close(tree)
     os.close(place)
 
 
-def _make_read_only(root: int, path: bytes) -> None:
+def _make_read_only(staging: int, path: bytes) -> None:
     try:
-        tree = sc.open_tree(root, path)
+        tree = sc.open_tree(staging, path)
     except FileNotFoundError:
         return
     sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_RDONLY)
-    sc.move_mount(tree, root, path)
+    sc.move_mount(tree, staging, path)
     os.close(tree)
 
 

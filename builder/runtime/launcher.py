@@ -1,9 +1,9 @@
 """The launcher: a lean, single-threaded process that forks one container per request.
 
 It is forked from the builder before anything heavy is imported and never starts a thread,
-so clone3 is cheap and safe. A request is one message on the control socket that carries
-descriptors ``(channel, stdin, stdout, stderr)``; the spec follows on the channel, length
-first. On the channel the builder then hears
+so clone3 is cheap and safe. A request is one message on the control socket, ``L`` if it is the last
+of the build, else ``R``, that carries descriptors ``(channel, stdin, stdout, stderr)``; the spec
+follows on the channel, length first. On the channel the builder then hears
 
     P        with the pidfd of the container
     E<text>  the step could not be started (N<text>: because of its network)
@@ -13,11 +13,15 @@ first. On the channel the builder then hears
 Closing the channel kills the step; closing the control socket kills all steps and ends the
 launcher.
 
-Making namespaces and wiring a network takes longer than a small step runs, so from the first
-step with a network on, the next container is made and wired ahead, as a child that waits for
-its spec.
+Making namespaces, what is mounted in every container, and a network takes longer than a small step
+runs, so while a step runs the next container of its frame is made ahead, as a child that waits for its
+spec.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
 import marshal
 import os
 import resource
@@ -31,8 +35,22 @@ from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.rootless import has_machines_root
 from builder.runtime.seccomp import program
-from builder.runtime.spec import CAPABILITIES, CAPABILITY_NAMES, ID_COUNT, ID_SHIFT, ContainerSpec, VolumeSpec
+from builder.runtime.spec import (
+    CAPABILITIES,
+    CAPABILITY_NAMES,
+    ID_COUNT,
+    ID_SHIFT,
+    ContainerSpec,
+    FrameSpec,
+    VolumeSpec,
+)
 from cache.kernel import keeps_owners
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _Item = TypeVar("_Item", "_Container", "_Request")
 
 _NAMESPACES = (
     sc.CLONE_NEWUSER
@@ -54,12 +72,14 @@ _OOM_SCORE = 500  # a step goes before this program when memory runs out
 class _Container:
     """A child in its namespaces: waiting for a spec, or a running step with its channel."""
 
-    def __init__(self, pid: int, pidfd: int, feed: socket.socket, group: Group) -> None:
+    def __init__(self, frame: FrameSpec, pid: int, pidfd: int, feed: socket.socket, group: Group) -> None:
+        self.frame = frame
         self.pid = pid
         self.pidfd = pidfd
         self.feed = feed
         self.group = group
         self.channel: socket.socket | None = None
+        self.address: list[bytes] = []
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -71,6 +91,7 @@ class _Request:
     def __init__(self, channel: socket.socket, spec: ContainerSpec, stdio: list[int]) -> None:
         self.channel = channel
         self.spec = spec
+        self.frame = spec["frame"]
         self.stdio = stdio
 
     def refuse(self, kind: bytes, message: bytes) -> None:
@@ -116,8 +137,6 @@ class _Launcher:
         self._single = not keeps_owners()  # children remember the answer: /proc is out of their reach
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         self._made = 0
-        # What the last step was given, so that the next container can be made before it is asked for.
-        self._ahead: ContainerSpec | None = None
         with open("/proc/self/oom_score_adj", "rb") as file:
             self._oom_score = max(_OOM_SCORE, int(file.read()))
         self._machine = os.uname().machine
@@ -160,58 +179,65 @@ class _Launcher:
                 os.close(fd)
             channel.close()
             return
-        spec = request.spec
-        if self._guarded and (not spec["masked"] or spec["capabilities"] & _MOUNTS):
+        spec, frame = request.spec, request.frame
+        if self._guarded and (not frame["masked"] or spec["capabilities"] & _MOUNTS):
             request.refuse(b"E", _GUARDED)
             return
         if spec["filtered"]:
             self._make_filter(spec["capabilities"], spec["any_socketcall"])
-        if self._ahead is not None and not _same_group(self._ahead, spec):
-            for spare in self._spare:  # they were born in another cgroup
-                self._discard(spare)
-            self._spare.clear()
-        self._ahead = spec
-        if spec["network"] != "default":
-            try:
-                container = self._clone(spec["network"] == "none", spec)
-            except (OSError, CgroupError) as error:
-                request.refuse(b"E", _why(error))
-            else:
-                self._dispatch(container, request)
-            return
-        if self._network is None:
+        if frame["network"] == "default" and self._network is None:
             request.refuse(b"N", b"this build was started without a network helper")
             return
         self._waiting.append(request)
-        if self._spare:
-            self._dispatch(self._spare.pop(), self._waiting.pop(0))
-        self._make_ahead()
+        if (spare := _first(self._spare, frame)) is not None:
+            self._spare.remove(spare)
+            self._give(spare)
+        try:
+            while _count(self._waiting, frame) > _count(self._wiring, frame):
+                self._make(frame)
+        except (OSError, CgroupError) as error:
+            self._refuse(frame, b"E", _why(error))
+            return
+        ahead = _count(self._spare, frame) + _count(self._wiring, frame) - _count(self._waiting, frame)
+        if message == b"R" and ahead < 1:
+            with contextlib.suppress(OSError, CgroupError):  # it will be told to who asks for one
+                self._make(frame)
 
     def _make_filter(self, capabilities: int, any_socketcall: bool) -> None:
         """Make the filter of system calls that children will find made: it takes longer than all they do."""
         program(self._machine, capabilities, any_socketcall, self._single)
 
-    def _make_ahead(self) -> None:
-        """Have a container wired for each request that waits, and one for the next."""
-        while len(self._wiring) < len(self._waiting) + 1 - len(self._spare):
-            assert self._ahead is not None  # there has been a request
-            try:
-                container = self._clone(True, self._ahead)
-            except (OSError, CgroupError) as error:
-                for request in self._waiting:
-                    request.refuse(b"E", _why(error))
-                self._waiting.clear()
-                return
-            namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            self._wiring.append(container)
-            assert self._network is not None  # or nothing would wait
-            try:
-                socket.send_fds(self._network, [b"W"], [namespace])
-            except OSError:
-                self._lose_network(b"the network helper is gone")
-                return
-            finally:
-                os.close(namespace)
+    def _make(self, frame: FrameSpec) -> None:
+        """Make a container, and give it to who waits for one. Raises OSError and CgroupError."""
+        if frame["network"] != "default":
+            self._give(self._clone(frame))
+            return
+        if self._network is None:
+            raise OSError(errno.EPIPE, "the network helper is gone")
+        container = self._clone(frame)
+        self._wiring.append(container)
+        namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._network, [b"W"], [namespace])
+        except OSError:
+            self._lose_network(b"the network helper is gone")
+        finally:
+            os.close(namespace)
+
+    def _give(self, container: _Container) -> None:
+        """Have the container run what has waited longest for one of its frame, or keep it."""
+        request = _first(self._waiting, container.frame)
+        if request is None:
+            self._spare.append(container)
+        else:
+            self._waiting.remove(request)
+            self._dispatch(container, request)
+
+    def _refuse(self, frame: FrameSpec, kind: bytes, why: bytes) -> None:
+        """Answer all who wait for a container of *frame* that there is none."""
+        while (request := _first(self._waiting, frame)) is not None:
+            self._waiting.remove(request)
+            request.refuse(kind, why)
 
     def _wired(self) -> None:
         """The network helper has answered for the container that has waited longest."""
@@ -222,14 +248,13 @@ class _Launcher:
             return
         container = self._wiring.pop(0)
         if answer[:1] == b"A":
-            if self._waiting:
-                self._dispatch(container, self._waiting.pop(0))
-            else:
-                self._spare.append(container)
+            container.address = answer[1:].split()
+            self._give(container)
             return
         self._discard(container)
-        if self._waiting:
-            self._waiting.pop(0).refuse(b"N", answer[1:])
+        if (request := _first(self._waiting, container.frame)) is not None:
+            self._waiting.remove(request)
+            request.refuse(b"N", answer[1:])
 
     def _lose_network(self, why: bytes) -> None:
         assert self._network is not None
@@ -238,20 +263,20 @@ class _Launcher:
         self._network = None
         for container in self._wiring:
             self._discard(container)
-        for request in self._waiting:
-            request.refuse(b"N", why)
-        self._wiring, self._waiting = [], []
+            self._refuse(container.frame, b"N", why)
+        self._wiring = []
 
     # -- containers ------------------------------------------------------------------------
 
-    def _clone(self, own_network: bool, spec: ContainerSpec) -> _Container:
-        """A child in new namespaces and a cgroup as *spec* has it, its ids mapped, waiting for a spec.
+    def _clone(self, frame: FrameSpec) -> _Container:
+        """A child in new namespaces and a cgroup, its ids mapped, that prepares and waits for a spec.
 
         Raises OSError, and CgroupError where a limit cannot be set.
         """
-        group = self._group(spec)
+        nodes = self._nodes(frame)
+        group = self._group(frame)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        flags = _NAMESPACES | (sc.CLONE_NEWNET if own_network else 0)
+        flags = _NAMESPACES | (sc.CLONE_NEWNET if frame["network"] in ("none", "default") else 0)
         try:
             pid, pidfd = sc.clone3(flags, group.fd)
         except OSError:
@@ -259,27 +284,30 @@ class _Launcher:
             raise
         if pid == 0:
             ours.close()
-            init.wait_and_run(theirs)
+            init.wait_and_run(theirs, frame, nodes)
         theirs.close()
-        container = _Container(pid, pidfd, ours, group)
+        for fd in nodes:
+            os.close(fd)
+        container = _Container(frame, pid, pidfd, ours, group)
         try:
             self._write_maps(pid)
             group.enter(pid)
             with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
                 file.write(b"%d" % self._oom_score)
+            ours.send(b"G")
         except (OSError, CgroupError):
             self._discard(container)
             raise
         return container
 
-    def _group(self, spec: ContainerSpec) -> Group:
-        parent = spec["cgroup_parent"]
+    def _group(self, frame: FrameSpec) -> Group:
+        parent = frame["cgroup_parent"]
         if parent not in self._cgroups:
             self._cgroups[parent] = find(parent)
             self._cgroups[parent].sweep()
         self._made += 1
         name = b"%s-%d" % (self._cgroups[parent].prefix(), self._made)
-        return self._cgroups[parent].make(name, spec["limits"])
+        return self._cgroups[parent].make(name, frame["limits"])
 
     def _dispatch(self, container: _Container, request: _Request) -> None:
         """Give a waiting child its spec, its descriptors and the store, and watch it."""
@@ -289,7 +317,6 @@ class _Launcher:
                 sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV, self._userns)
             else:
                 sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_NODEV)
-            nodes = self._nodes(request.spec)
             volumes = [self._volume(volume) for volume in request.spec["volumes"]]
         except OSError as error:
             self._discard(container)
@@ -298,18 +325,19 @@ class _Launcher:
             return
         _raise_limits(container.pid, request.spec["rlimits"])
         request.spec["fake_owners"] = self._single
+        request.spec["address"] = container.address
         try:  # should this process die, the builder can still end the step
             socket.send_fds(request.channel, [b"P"], [container.pidfd])
         except OSError:
             pass  # nobody is listening any more
         data = marshal.dumps(dict(request.spec))
         try:
-            fds = [tree, request.channel.fileno(), *request.stdio, *nodes, *volumes]
+            fds = [tree, request.channel.fileno(), *request.stdio, *volumes]
             socket.send_fds(container.feed, [len(data).to_bytes(4, "big")], fds)
             container.feed.sendall(data)
         except OSError:
             pass  # it died; its pidfd says so
-        for fd in (tree, *nodes, *volumes):
+        for fd in (tree, *volumes):
             os.close(fd)
         container.feed.close()
         request.close()
@@ -344,15 +372,15 @@ class _Launcher:
         container.feed.close()
         container.group.close()
 
-    def _nodes(self, spec: ContainerSpec) -> list[int]:
+    def _nodes(self, frame: FrameSpec) -> list[int]:
         """A mount that holds the step's own nodes of the devices it is given, as a list of one descriptor.
 
         Those of the host belong to its root, who is nobody in the step. Only real root can make others.
         """
-        if self._userns < 0 or not spec["devices"]:
+        if self._userns < 0 or not frame["devices"]:
             return []
         nodes = sc.new_mount(b"tmpfs", sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NOEXEC, {b"mode": b"0755"})
-        for number, path in enumerate(spec["devices"].values()):
+        for number, path in enumerate(frame["devices"].values()):
             name, found = b"%d" % number, os.stat(path)
             os.mknod(name, found.st_mode, found.st_rdev, dir_fd=nodes)
             os.chown(name, ID_SHIFT, ID_SHIFT, dir_fd=nodes)
@@ -419,8 +447,13 @@ def _own_maps() -> tuple[bytes, bytes]:
     return out[0], out[1]
 
 
-def _same_group(one: ContainerSpec, other: ContainerSpec) -> bool:
-    return (one["limits"], one["cgroup_parent"]) == (other["limits"], other["cgroup_parent"])
+def _first(items: list[_Item], frame: FrameSpec) -> _Item | None:
+    """The one of *items* that has been there longest and is of *frame*."""
+    return next((item for item in items if item.frame == frame), None)
+
+
+def _count(items: list[_Item], frame: FrameSpec) -> int:
+    return sum(item.frame == frame for item in items)
 
 
 def _why(error: OSError | CgroupError) -> bytes:

@@ -37,21 +37,35 @@ if TYPE_CHECKING:
         target: bytes
         read_only: bool
 
+    class FrameSpec(TypedDict):
+        """What a container needs to know to be made before it is asked for.
+
+        ``network`` is default, none, host (as asked for) or shared (for want of any other).
+        ``masked``: what is dangerous in /proc and /sys is hidden. ``devices`` are the host's paths by
+        those in /dev, ``limits`` those of the cgroup below ``cgroup_parent``.
+        """
+
+        network: str
+        masked: bool
+        devices: dict[bytes, bytes]
+        shm_size: int
+        limits: Limits
+        cgroup_parent: bytes
+
     class ContainerSpec(TypedDict):
         """All that the child needs to know; nothing is looked up later.
 
         Layer paths are relative to the store, which the launcher holds open. ``lowers`` run
         from the top layer down; without any, ``upper`` is all of the root. ``files`` are made
         on a tmpfs and bound read-only over the paths they name, so they never reach a layer.
-        ``network`` is default, none, host (as asked for) or shared (for want of any other).
         ``scripts`` are executable files in /dev/pipes. ``capabilities`` is a bit mask, for root
         in the step's own user namespace. ``filtered``: there is a seccomp filter, with
         ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
-        makes chown a success without effect. ``masked``: what is dangerous in /proc and /sys is
-        hidden. ``devices`` are the host's paths by those in /dev, ``rlimits`` soft and hard
-        limits by number (-1: none), ``limits`` those of the cgroup below ``cgroup_parent``.
+        makes chown a success without effect. ``rlimits`` are soft and hard limits by number
+        (-1: none). ``address`` is that of eth0, its mask and the gateway, when there is a default network.
         """
 
+        frame: FrameSpec
         lowers: list[bytes]
         upper: bytes
         work: bytes
@@ -59,7 +73,6 @@ if TYPE_CHECKING:
         env: dict[bytes, bytes]
         cwd: bytes
         user: bytes
-        network: str
         hostname: bytes
         files: dict[bytes, bytes]
         scripts: dict[bytes, bytes]
@@ -69,16 +82,12 @@ if TYPE_CHECKING:
         filtered: bool
         any_socketcall: bool
         fake_owners: bool
-        masked: bool
         no_new_privileges: bool
-        devices: dict[bytes, bytes]
-        shm_size: int
         rlimits: dict[int, tuple[int, int]]
-        limits: Limits
-        cgroup_parent: bytes
+        address: list[bytes]
 
 else:
-    ContainerSpec = MountSpec = VolumeSpec = dict
+    ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict
 
 MOST_VOLUMES = 64
 
