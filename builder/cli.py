@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -23,12 +26,14 @@ from cache.store import Store, default_root
 _IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
 _COMMANDS = ("build", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
 _DOCKERFILE_PEEK = 16 << 20
+_PATIENCE = 1.5  # seconds that a cancelled command has to end in
 
 
 def run(argv: Sequence[str], look: Look | None = None) -> int:
     """Run the command line *argv*; returns the exit code. *look* is what replay has seen."""
-    signal.signal(signal.SIGTERM, _cancel)
-    signal.signal(signal.SIGHUP, _cancel)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _cancel)
     name = argv[0] if argv and argv[0] in _COMMANDS else "build"
     rest = argv[1:] if argv and argv[0] in _COMMANDS else argv
     try:
@@ -61,7 +66,21 @@ def _image_command(name: str, args: Sequence[str]) -> int:
 
 
 def _cancel(number: int, frame: object) -> NoReturn:
+    threading.Thread(target=_insist, daemon=True).start()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Cancelled
+
+
+def _insist() -> None:
+    """End this process, should it not end by itself: what it writes to may have stopped reading.
+
+    The helpers end with it, and with them all steps.
+    """
+    time.sleep(_PATIENCE)
+    if select.select([], [2], [], 0)[1]:
+        os.write(2, b"pybuild: cancelled\n")
+    os._exit(Cancelled.exit_code)
 
 
 def _say(text: str) -> None:

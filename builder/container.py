@@ -12,7 +12,7 @@ from builder.execute.run import container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.request import Sandbox
-from builder.runtime.host import Launcher, Outcome
+from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.publish import Port, Publisher
 from builder.runtime.spec import ContainerSpec, VolumeSpec
 from cache.snapshots import draft
@@ -93,20 +93,24 @@ def _follow(launcher: Launcher, spec: ContainerSpec, stdin: int, publisher: Publ
             os.close(fd)
     running.started = publisher.start
     try:
-        return running.follow({out_read: _writer(1), err_read: _writer(2)})
+        return running.follow({out_read: _writer(1, running), err_read: _writer(2, running)})
     finally:
         running.close()
         os.close(out_read)
         os.close(err_read)
 
 
-def _writer(target: int) -> Callable[[bytes], None]:
-    """Pass output on; a reader that went away is no reason to stop."""
+def _writer(target: int, running: Running) -> Callable[[bytes], None]:
+    """Pass output on; the container ends when nobody reads it any more."""
 
     def write(data: bytes) -> None:
         view = memoryview(data)
-        with contextlib.suppress(OSError):
+        try:
             while view:
                 view = view[os.write(target, view) :]
+        except BrokenPipeError:
+            running.kill()
+        except OSError:
+            pass
 
     return write

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from builder.runtime import cgroups, probe, rootless, seccomp, uplink
 from builder.runtime import syscalls as sc
@@ -171,16 +172,17 @@ def _network(real: bool) -> Iterator[Check]:
     if real:
         yield _tried("network", _bridge, "bridge, veth and nftables", _NO_NETWORK, _LESS)
         return
-    found = uplink.programs()
-    names = ", ".join(map(os.path.basename, found))
-    if found:
+    said: list[str] = []
+    for path in uplink.programs():
         with tempfile.TemporaryDirectory(prefix="pybuild-doctor.") as scratch:
-
-            def connect() -> None:
-                os.kill(uplink.leave_host_network(scratch), 9)
-                _bridge(new=False)
-
-            yield _tried("network", connect, f"behind {names}", _NO_NETWORK, _LESS)
+            work = partial(_connect, path, scratch)
+            check = _tried("network", work, os.path.basename(path), _NO_NETWORK, _LESS)
+        if check.works == _GOOD:
+            yield Check("network", _GOOD, "; ".join([f"behind {check.found}", *said]))
+            return
+        said.append(check.found)
+    if said:
+        yield Check("network", _LESS, "; ".join(said), _NO_NETWORK)
         return
     yield Check(
         "network",
@@ -190,13 +192,23 @@ def _network(real: bool) -> Iterator[Check]:
     )
 
 
-def _bridge(new: bool = True) -> None:
+def _bridge() -> None:
     """Make what a build's network is made of, in a net namespace of our own."""
     from builder.runtime.network import try_bridge
 
-    if new:
-        sc.unshare(sc.CLONE_NEWNET)
-    try_bridge()
+    sc.unshare(sc.CLONE_NEWNET)
+    try_bridge(False)
+
+
+def _connect(path: str, scratch: str) -> None:
+    """The same, in one that the program *path* connects."""
+    from builder.runtime.network import try_bridge
+
+    carrier, said = uplink.leave_host_network(scratch, [path])
+    if not carrier:
+        raise OSError(said)
+    os.kill(carrier, 9)
+    try_bridge(True)
 
 
 def _limits() -> Check:

@@ -24,8 +24,10 @@ def main() -> "NoReturn":
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
-    _flush_streams()
-    os._exit(code)  # everything is closed; the kernel frees memory faster than the interpreter
+    try:
+        _flush_streams()
+    finally:  # also when a second signal comes
+        os._exit(code)  # everything is closed; the kernel frees memory faster than the interpreter
 
 
 def _main(argv: list[str]) -> int:

@@ -25,6 +25,7 @@ from builder.execute.workshop import Workshop
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
 from builder.request import Secret, Ssh
+from builder.tether import Tethered
 from cache.confine import confined
 from cache.keys import CacheKey, derive
 from cache.snapshots import Draft, commit, draft
@@ -152,14 +153,13 @@ class _Git:
 
     def _run(self, arguments: Sequence[str], folder: str | None = None) -> str:
         """git's output. Raises BuildError with the last it said, Cancelled."""
-        process = subprocess.Popen(
+        process = Tethered(
             ["git", *arguments],
             cwd=folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
             umask=0o022,
         )
         what = f"git {arguments[0]} of {redacted(self._op.remote)}"
@@ -171,10 +171,11 @@ class _Git:
             out, said = self._listen(process, what)
             process.wait()
         except BaseException:  # also Ctrl-C in the main thread
-            os.killpg(process.pid, 9)
+            process.kill()
             process.wait()
             raise
         finally:
+            process.release()
             for pipe in (process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()

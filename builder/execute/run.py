@@ -76,7 +76,7 @@ def run_command(
             hint = _FOREIGN_HINT.format(op.foreign)
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
-        raise _failure(op, step, outcome, outcome.oom_kills > 0 or _oom_kills() > killed_before)
+        raise _failure(op, step, outcome, _oom_kills() > killed_before)
     if not draft.store.overlays:
         copies.settle(draft, made)
     return commit(draft, reduce=True), outcome
@@ -183,7 +183,7 @@ def resolv_conf(host_network: bool, servers: tuple[str, ...] = ()) -> bytes:
     text = nameservers.resolv_conf()
     lines = [line for line in text.splitlines() if not line.strip().startswith("nameserver")]
     fallback = [FORWARDER] if entered() else _PUBLIC_SERVERS
-    lines += [f"nameserver {server}" for server in nameservers.reachable(text) or fallback]
+    lines += [f"nameserver {server}" for server in nameservers.reachable(text, entered()) or fallback]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -200,19 +200,23 @@ def hosts(hostname: str, more: tuple[tuple[str, str], ...] = ()) -> bytes:
     return (text + "".join(f"{address}\t{name}\n" for name, address in more)).encode()
 
 
-def _failure(op: RunCommand, step: Step, outcome: Outcome, out_of_memory: bool) -> CommandFailed:
+def _failure(op: RunCommand, step: Step, outcome: Outcome, somebody_was_killed: bool) -> CommandFailed:
+    """*somebody_was_killed*: the kernel has meanwhile killed a process of this machine for want of memory."""
     command = " ".join(op.argv)
     shown = command if len(command) <= 200 else command[:197] + "..."
     hint = ""
     if outcome.signal:
         name = signal.Signals(outcome.signal).name if outcome.signal in set(signal.Signals) else "unknown"
         how = f"killed by signal {outcome.signal} ({name})"
-        if outcome.signal == signal.SIGKILL and out_of_memory:
+        if outcome.signal == signal.SIGKILL and outcome.oom_kills > 0:
             how = f"killed by the kernel because {_ran_out(op)}"
+            hint = _MEMORY_HINT
+        elif outcome.signal == signal.SIGKILL and outcome.oom_kills < 0 and somebody_was_killed:
+            how += f", it seems by the kernel because {_ran_out(op)}"
             hint = _MEMORY_HINT
     else:
         how = f"exit code: {outcome.code}"
-        if out_of_memory:
+        if outcome.oom_kills > 0:
             how += f", after the kernel killed a process of it because {_ran_out(op)}"
             hint = _MEMORY_HINT
         elif outcome.code == 127:

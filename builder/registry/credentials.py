@@ -20,6 +20,7 @@ from typing import Any
 
 from builder.errors import BuildError
 from builder.strict_json import loads
+from builder.tether import Tethered
 from grammar.structs import struct
 
 _LIMIT = 1 << 20
@@ -200,7 +201,7 @@ def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes 
         raise BuildError(f"{name}, which the docker configuration names, is not installed")
     end = time.monotonic() + patience
     try:
-        with subprocess.Popen(
+        with Tethered(
             [path, action], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
             try:
@@ -209,6 +210,8 @@ def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes 
             except BaseException:
                 process.kill()
                 raise
+            finally:
+                process.release()
     except subprocess.TimeoutExpired:
         raise BuildError(f"{name} did not answer in {patience:.0f} seconds") from None
     except OSError as error:

@@ -70,7 +70,7 @@ class Usage:
     def __init__(self, peak: int, cpu_seconds: float, oom_kills: int) -> None:
         self.peak = peak  # bytes of memory; 0 where it is not known
         self.cpu_seconds = cpu_seconds  # -1.0 where it is not known
-        self.oom_kills = oom_kills  # of processes, v2 may count one twice; 0 where it is not known
+        self.oom_kills = oom_kills  # of processes, v2 may count one twice; -1 where it is not known
 
 
 # -- groups --------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Group:
             oom_kills = max(oom_kills, _number(path + b"/memory.oom_control", b"oom_kill"))
             if microseconds < 0 and (nanoseconds := _number(path + b"/cpuacct.usage")) >= 0:
                 microseconds = nanoseconds // 1000
-        return Usage(max(peak, 0), microseconds / 1e6 if microseconds >= 0 else -1.0, max(oom_kills, 0))
+        return Usage(max(peak, 0), microseconds / 1e6 if microseconds >= 0 else -1.0, oom_kills)
 
     def kill(self) -> None:
         """Kill every process of the group."""

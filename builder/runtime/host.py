@@ -21,7 +21,8 @@ class Outcome(NamedTuple):
     """How a container ended: ``error`` when it did not start, else exit code or signal.
 
     CPU times are in seconds and cover every process of the container; ``peak`` is the most memory
-    it had, in bytes, 0 if unknown, and ``oom_kills`` how many processes the kernel killed for it.
+    it had, in bytes, 0 if unknown, and ``oom_kills`` how many processes the kernel killed for want of
+    memory, -1 if unknown.
     """
 
     code: int

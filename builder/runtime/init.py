@@ -60,8 +60,21 @@ _OF_ROOT = (
     b"proc/kpagecgroup",
     b"proc/kpagecount",
     b"proc/kpageflags",
+    b"proc/pagetypeinfo",
     b"proc/slabinfo",
     b"proc/vmallocinfo",
+    b"sys/kernel/slab",
+)
+# What is mounted inside the host's own /sys.
+_MOUNTED_IN_SYS = (
+    b"sys/fs/bpf",
+    b"sys/fs/cgroup",
+    b"sys/fs/fuse/connections",
+    b"sys/fs/pstore",
+    b"sys/kernel/config",
+    b"sys/kernel/debug",
+    b"sys/kernel/security",
+    b"sys/kernel/tracing",
 )
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C  # netdevice(7)
@@ -158,6 +171,10 @@ def _run(
         code = b""
         if spec["filtered"]:
             code = program(_MACHINE, spec["capabilities"], spec["any_socketcall"], spec["fake_owners"])
+            if not code:
+                raise StepError(
+                    f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
+                )
         root, mounts = _mount_root(spec, store)
         _bind_files(root, staging, spec["files"])
         for name in _KERNEL_FILES:
@@ -401,7 +418,7 @@ def _mount_kernel_files(frame: FrameSpec, staging: int, nodes: list[int]) -> Non
         # A sysfs of one's own needs a net namespace of one's own; take the host's, read-only.
         sysfs = sc.open_tree(sc.AT_FDCWD, b"/sys", recursive=True)
         sc.mount_setattr(sysfs, b"", _NO_EXEC | sc.MOUNT_ATTR_RDONLY, recursive=True)
-        masked = (*_MASKED, b"sys/fs/cgroup")
+        masked = (*_MASKED, *_MOUNTED_IN_SYS)
     try:
         proc = sc.new_mount(b"proc", _NO_EXEC, {})
     except PermissionError:

@@ -80,6 +80,7 @@ class _Container:
         self.group = group
         self.channel: socket.socket | None = None
         self.address: list[bytes] = []
+        self.note = b""  # what the user should know of its network
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -248,7 +249,8 @@ class _Launcher:
             return
         container = self._wiring.pop(0)
         if answer[:1] == b"A":
-            container.address = answer[1:].split()
+            address, _, container.note = answer[1:].partition(b"\n")
+            container.address = address.split()
             self._give(container)
             return
         self._discard(container)
@@ -326,6 +328,9 @@ class _Launcher:
         _raise_limits(container.pid, request.spec["rlimits"])
         request.spec["fake_owners"] = self._single
         request.spec["address"] = container.address
+        if container.note:
+            with contextlib.suppress(OSError):
+                os.write(request.stdio[2], b"pybuild: warning: " + container.note + b"\n")
         try:  # should this process die, the builder can still end the step
             socket.send_fds(request.channel, [b"P"], [container.pidfd])
         except OSError:

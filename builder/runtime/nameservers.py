@@ -1,6 +1,7 @@
 """The machine's name servers, as far as containers can reach them (resolv.conf(5))."""
 
 import os
+import socket
 
 _OWN = "/etc/resolv.conf"
 _RESOLVED = "/run/systemd/resolve/resolv.conf"
@@ -15,9 +16,30 @@ def resolv_conf() -> str:
     return text
 
 
-def reachable(text: str) -> list[str]:
-    """The servers that are not on the machine's own loopback."""
-    return [server for server in servers(text) if not server.startswith("127.") and server != "::1"]
+def reachable(text: str, outside: bool = False) -> list[str]:
+    """The servers that a step can ask: it has IPv4 only, and the machine's loopback is not its own.
+
+    With *outside* none is on any address of this machine: what carries the network without root is kept
+    from those.
+    """
+    out = []
+    for server in servers(text):
+        try:
+            socket.inet_pton(socket.AF_INET, server)
+        except OSError:
+            continue
+        if not server.startswith("127.") and not (outside and _is_own(server)):
+            out.append(server)
+    return out
+
+
+def _is_own(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def servers(text: str) -> list[str]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.runtime import nameservers
 from builder.runtime import syscalls as sc
-from builder.runtime.uplink import leave_host_network
+from builder.runtime.uplink import leave_host_network, programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,10 @@ _SLOTS = 64
 _ADDRESSES = 1 << 8  # per slot: of 10.213.0.0/16 a /24 each
 _PREFIX, _MASK = 24, "255.255.255.0"
 _POOL = (10 << 24) | (213 << 16)
-_IPV4 = 2  # nfgen_family NFPROTO_IPV4
+_INET, _IPV4 = 1, 2  # nfgen_family NFPROTO_INET and NFPROTO_IPV4
+_FORWARD = 2  # NF_INET_FORWARD
+# Where clouds tell their machines secrets; from a name server there steps get names, and nothing else.
+_METADATA = (b"\xa9\xfe", socket.inet_aton("168.63.129.16"), socket.inet_aton("100.100.100.200"))
 _RETRIES = 10
 _DROP, _ACCEPT = 0, 1
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
@@ -57,10 +60,10 @@ def start(scratch: str = "") -> socket.socket:
     instead of the host's, as one must without root.
 
     A message ``W`` with the descriptor of a net namespace is answered in order, ``A`` and the IPv4
-    address that its eth0 is to have, the mask and the gateway, with blanks between, or ``E`` and why
-    not. Nothing on the host changes before the first one. When every copy of the socket is closed it
-    removes what it made and ends, a moment after the build if need be: the kernel takes that long to
-    take an interface down.
+    address that its eth0 is to have, the mask and the gateway, with blanks between, and on a second
+    line what the user should know, or ``E`` and why not. Nothing on the host changes before the first
+    one. When every copy of the socket is closed it removes what it made and ends, a moment after the
+    build if need be: the kernel takes that long to take an interface down.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
@@ -88,7 +91,7 @@ def _detach_output() -> None:
 def _serve(requests: socket.socket, scratch: str) -> None:
     """Answer wiring requests until the builder hangs up. Ends the process."""
     bridge: _Bridge | None = None
-    carrier, blocked = 0, list[bytes]()
+    carrier, blocked, note, left = 0, list[bytes](), "", False
     _import_pyroute2()  # while the builder is still planning
     with contextlib.suppress(OSError):  # the build was ended while an answer was on its way
         while True:
@@ -97,11 +100,12 @@ def _serve(requests: socket.socket, scratch: str) -> None:
                 break
             try:
                 if bridge is None:
-                    if scratch and not carrier:
-                        blocked = _own_addresses()  # else they could be reached through who carries us
-                        carrier = leave_host_network(scratch)
+                    if scratch and not left:
+                        left, blocked = True, _own_addresses()  # who carries us would reach those
+                        carrier, note = leave_host_network(scratch, programs())
                     bridge = _Bridge(scratch or _LOCKS, bool(scratch), blocked)
-                answer = b"A" + bridge.connect(fds[0]).encode()
+                answer = f"A{bridge.connect(fds[0])}\n{note}".encode()
+                note = ""
             except Exception as error:  # whatever pyroute2 raises must reach the user as words
                 answer = b"E" + f"setting up the step's network: {error}".encode()[:4000]
             for fd in fds:
@@ -153,13 +157,13 @@ class _Bridge:
             self._slot, self._lock = self._take_slot()
             self.name = f"pybuild{self._slot}"
             try:
-                self._clear(self.name)
                 self._route.link("add", ifname=self.name, kind="bridge")
                 self._index = self._bridges()[self.name]
                 _disable_ipv6(self.name, alone)
                 self._route.link("set", index=self._index, state="up")
                 self._route.addr("add", index=self._index, address=self._address(1), prefixlen=_PREFIX)
                 self._add_rules()
+                self._pass_filters()
                 _enable_forwarding()
             except Exception:
                 self._clear(self.name)
@@ -170,8 +174,10 @@ class _Bridge:
 
     def _take_slot(self) -> tuple[int, int]:
         """The first free number whose subnet no route of this host uses, and its lock."""
-        used = list(self._routed())
+        used, names = list(self._routed()), self._bridges()
         for slot in range(_SLOTS):
+            if f"pybuild{slot}" in names:
+                continue  # of a build that sees other locks than we do
             base = _POOL + slot * _ADDRESSES
             if any(low < base + _ADDRESSES and base <= high for low, high in used):
                 continue
@@ -195,31 +201,55 @@ class _Bridge:
                 yield low, low + (1 << (32 - length)) - 1
 
     def _sweep(self) -> None:
-        """Remove bridges whose builds were killed: those whose lock can be had."""
-        for name in self._bridges():
-            slot = _slot_of(name)
-            lock = _lock_slot(self._locks, slot) if slot is not None else None
+        """Remove what killed builds left: bridges that nobody is connected to, and tables, if unlocked."""
+        links = _dump(self._route.get_links)
+        used = {link.get_attr("IFLA_MASTER") for link in links}
+        names = {str(link.get_attr("IFLA_IFNAME")): link["index"] for link in links}
+        with _nftables(_IPV4) as nft:
+            tables = {str(table.get_attr("NFTA_TABLE_NAME")) for table in _dump(nft.get_tables)}
+        for name in sorted({*names, *tables}):
+            if (slot := _slot_of(name)) is None or names.get(name) in used:
+                continue
+            lock = _lock_slot(self._locks, slot)
             if lock is not None:
                 self._clear(name)
                 os.close(lock)
 
     def _clear(self, name: str) -> None:
-        """Remove the bridge and the table *name*, where they are."""
-        from pyroute2.nftables.main import NFTables
-
+        """Remove the rules, the table and the bridge *name*, where they are."""
+        for family, table, chain in _closed_filters():
+            with _nftables(family) as nft:
+                for rule in _rules(nft, table, chain):
+                    if rule.get_attr("NFTA_RULE_USERDATA") == name:
+                        handle = rule.get_attr("NFTA_RULE_HANDLE")
+                        with contextlib.suppress(Exception):  # its owner was faster
+                            nft.rule("del", table=table, chain=chain, handle=handle)
+        with _nftables(_IPV4) as nft:
+            if any(table.get_attr("NFTA_TABLE_NAME") == name for table in _dump(nft.get_tables)):
+                nft.table("del", name=name)
         if name in (bridges := self._bridges()):
             self._route.link("del", index=bridges[name])
-        nft: Any = NFTables(nfgen_family=_IPV4)
-        with contextlib.suppress(Exception):  # there is none: the usual case
-            nft.table("del", name=name)
-        nft.close()
+
+    def _pass_filters(self) -> None:
+        """Have filters that drop what they do not know, as docker's and ufw's do, let our packets pass.
+
+        What they say otherwise comes first; and what may come in is up to our own rules.
+        """
+        from pyroute2.nftables.expressions import verdict
+
+        for family, table, chain in _closed_filters():
+            with _nftables(family) as nft:
+                for side in (_arrives_from(self.name), _leaves_to(self.name)):
+                    expressions = [side, verdict(_ACCEPT)]
+                    nft.rule("add", table=table, chain=chain, expressions=expressions, userdata=self.name)
 
     def _add_rules(self) -> None:
         """NAT to the outside; to the host itself only DNS, to other builds nothing."""
-        from pyroute2.nftables.expressions import masq, verdict
-        from pyroute2.nftables.main import NFTables
+        with _nftables(_IPV4) as nft:
+            self._fill_table(nft)
 
-        nft: Any = NFTables(nfgen_family=_IPV4)
+    def _fill_table(self, nft: Any) -> None:
+        from pyroute2.nftables.expressions import masq, verdict
 
         def chain(name: str, kind: str, priority: int) -> None:
             nft.chain(
@@ -234,12 +264,18 @@ class _Bridge:
         chain("postrouting", "nat", _SRCNAT)
         rule("postrouting", _bytes_are(_NETWORK_HEADER, _SOURCE, ours[:3]), masq())
         chain("forward", "filter", 0)
-        # Clouds tell their machines secrets at link-local addresses; from a name server there, only names.
-        for server in nameservers.reachable(nameservers.resolv_conf()):
-            if server.startswith("169.254."):
-                told = _bytes_are(_NETWORK_HEADER, _DESTINATION, socket.inet_aton(server))
+        # No step sends in the name of somebody else.
+        rule(
+            "forward",
+            _arrives_from(self.name),
+            _bytes_are(_NETWORK_HEADER, _SOURCE, ours[:3], _NOT_EQUAL),
+            verdict(_DROP),
+        )
+        for server in map(socket.inet_aton, nameservers.reachable(nameservers.resolv_conf())):
+            if server.startswith(_METADATA):
+                told = _bytes_are(_NETWORK_HEADER, _DESTINATION, server)
                 rule("forward", _arrives_from(self.name), told, _to_port(53), verdict(_ACCEPT))
-        for address in (b"\xa9\xfe", *self._blocked):
+        for address in (*_METADATA, *self._blocked):
             blocked = _bytes_are(_NETWORK_HEADER, _DESTINATION, address)
             rule("forward", _arrives_from(self.name), blocked, verdict(_DROP))
         rule(
@@ -255,7 +291,6 @@ class _Bridge:
             rule("input", _is_invalid(), verdict(_DROP))
         rule("input", _arrives_from(self.name), _to_port(53), verdict(_ACCEPT))
         rule("input", _arrives_from(self.name), verdict(_DROP))
-        nft.close()
 
     def connect(self, namespace: int) -> str:
         """A veth pair from the bridge into *namespace*; the address, mask and gateway to give to its end.
@@ -277,21 +312,56 @@ class _Bridge:
         os.close(self._lock)
 
 
-def try_bridge() -> None:
-    """Make a bridge, a pair of interfaces and a rule in the net namespace we are in. Raises what fails."""
+def try_bridge(alone: bool) -> None:
+    """Make a bridge, a pair of interfaces and a rule in the net namespace we are in. Raises what fails.
+
+    *alone* is as for a build's network.
+    """
     from pyroute2.iproute import IPRoute
     from pyroute2.nftables.expressions import masq
-    from pyroute2.nftables.main import NFTables
 
     with IPRoute() as route:
         route.link("add", ifname="pybuild", kind="bridge")
         route.link("add", ifname="pyb0", kind="veth", peer={"ifname": "pyb1"})
-    nft: Any = NFTables(nfgen_family=_IPV4)
-    nft.table("add", name="pybuild")
-    hook = {"hook": "postrouting", "type": "nat", "policy": _ACCEPT, "priority": _SRCNAT}
-    nft.chain("add", table="pybuild", name="postrouting", **hook)
-    nft.rule("add", table="pybuild", chain="postrouting", expressions=[masq()])
-    nft.close()
+    _disable_ipv6("pybuild", alone)
+    with _nftables(_IPV4) as nft:
+        nft.table("add", name="pybuild")
+        hook = {"hook": "postrouting", "type": "nat", "policy": _ACCEPT, "priority": _SRCNAT}
+        nft.chain("add", table="pybuild", name="postrouting", **hook)
+        nft.rule("add", table="pybuild", chain="postrouting", expressions=[masq()])
+
+
+@contextlib.contextmanager
+def _nftables(family: int) -> Iterator[Any]:
+    from pyroute2.nftables.main import NFTables
+
+    nft: Any = NFTables(nfgen_family=family)
+    try:
+        yield nft
+    finally:
+        nft.close()
+
+
+def _closed_filters() -> Iterator[tuple[int, str, str]]:
+    """The chains that all forwarded packets pass and that drop what they do not know: family, table, name."""
+    for family in (_INET, _IPV4):
+        with _nftables(family) as nft:
+            chains = _dump(nft.get_chains)
+        for chain in chains:
+            hook = chain.get_attr("NFTA_CHAIN_HOOK")
+            if hook is None or hook.get_attr("NFTA_HOOK_HOOKNUM") != _FORWARD:
+                continue
+            if chain["nfgen_family"] == family and chain.get_attr("NFTA_CHAIN_POLICY") == _DROP:
+                yield family, chain.get_attr("NFTA_CHAIN_TABLE"), chain.get_attr("NFTA_CHAIN_NAME")
+
+
+def _rules(nft: Any, table: str, chain: str) -> list[Any]:
+    """The rules of one chain."""
+    from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETRULE, nft_rule_msg
+
+    asked = nft_rule_msg()
+    asked["attrs"] = [("NFTA_RULE_TABLE", table), ("NFTA_RULE_CHAIN", chain)]
+    return _dump(lambda: nft.request_get(asked, NFT_MSG_GETRULE))
 
 
 # -- nftables expressions (linux/netfilter/nf_tables.h) ---------------------------------------
@@ -299,12 +369,12 @@ def try_bridge() -> None:
 # pyroute2 has one for addresses, but its masks are right for whole bytes only.
 
 
-def _bytes_are(header: int, offset: int, value: bytes) -> list[Any]:
+def _bytes_are(header: int, offset: int, value: bytes, how: int = _EQUAL) -> list[Any]:
     """The packet has *value* at *offset* of a header."""
     from pyroute2.nftables.expressions import genex
 
     payload = {"dreg": 1, "base": header, "offset": offset, "len": len(value)}
-    return [genex("payload", payload), _compare(value)]
+    return [genex("payload", payload), _compare(value, how)]
 
 
 def _to_port(port: int) -> list[Any]:

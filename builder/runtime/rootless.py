@@ -97,12 +97,17 @@ def enter(protect: bool = True) -> None:
         )
     if code:
         _map_own_id(outside)
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
-    os.environ[_ENTERED] = " ".join([_namespace(), *kinds])
-    if protect:
-        _protect(interpreter)
+    try:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+        os.environ[_ENTERED] = " ".join([_namespace(), *kinds])
+        if protect:
+            _protect(interpreter)
+    except OSError as error:  # AppArmor lets a user make a user namespace, and do nothing in it
+        raise RootlessError(
+            f"this user may not mount anything in a user namespace: {error.strerror}", hint_for(error.errno)
+        ) from None
 
 
 def hint_for(code: int | None) -> str:

@@ -13,7 +13,7 @@ from builder.runtime import nameservers
 from builder.runtime import syscalls as sc
 
 FORWARDER = "10.0.2.3"  # where DNS is answered inside, whatever servers the machine has
-_PATIENCE = 10.0  # seconds for a connection to come up
+_PATIENCE = 5.0  # seconds for a connection to come up
 _TICK = 0.002
 
 
@@ -27,17 +27,18 @@ def programs() -> list[str]:
     return [path for path in found if path is not None]
 
 
-def leave_host_network(scratch: str) -> int:
-    """Move this process, of one thread, into a net namespace of its own that is connected to the outside.
+def leave_host_network(scratch: str, paths: list[str]) -> tuple[int, str]:
+    """Move this process, of one thread, into a net namespace of its own, which is connected if that can be.
 
-    *scratch* is a folder; what it holds afterwards is seen by us alone. Returns the pid of the
-    program that carries the network, to be killed in the end; it ends with us in any case. Raises
-    OSError saying what could not be done.
+    *scratch* is a folder; what it holds afterwards is seen by us alone. *paths* are ``programs()``.
+    Returns the pid of the program that carries the network, to be killed in the end (it ends with us
+    in any case), and ""; or 0 and why nothing is connected, as on a machine without a network. Raises
+    OSError.
     """
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(b"tmpfs", os.fsencode(scratch), b"tmpfs", 0, b"mode=0700")
     said = []
-    for number, path in enumerate(programs()):
+    for number, path in enumerate(paths):
         # Given by its path, as who carries it may not look into our /proc.
         namespace = f"{scratch}/uplink{number}"
         os.close(os.open(namespace, os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -54,9 +55,9 @@ def leave_host_network(scratch: str) -> int:
         os.write(ready, b"1")
         os.close(ready)
         if _comes_up(carrier):
-            return carrier
-        said.append(f"{os.path.basename(path)} could not connect it")
-    raise OSError("; ".join(said) or "neither pasta nor slirp4netns is installed, or /dev/net/tun is missing")
+            return carrier, ""
+        said.append(os.path.basename(path))
+    return 0, f"steps reach nothing outside: {' and '.join(said)} could not connect them"
 
 
 def _carry(path: str, waiting: int, namespace: str) -> None:
@@ -69,7 +70,7 @@ def _carry(path: str, waiting: int, namespace: str) -> None:
             if os.path.basename(path) == "pasta":
                 arguments = ["--foreground", "--quiet", "--config-net", "--no-map-gw", "--runas", "0"]
                 arguments += ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
-                if not nameservers.reachable(nameservers.resolv_conf()):
+                if not nameservers.reachable(nameservers.resolv_conf(), outside=True):
                     arguments += ["--dns-forward", FORWARDER]  # all answers seem to come from there then
                 arguments += ["--netns", namespace]
             else:

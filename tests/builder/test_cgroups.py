@@ -590,7 +590,7 @@ def test_enter(kernel: FakeKernel) -> None:
 def test_usage_v2(kernel: FakeKernel) -> None:
     v2_top(kernel)
     group = kernel.find().make(b"g", {})
-    assert vars(group.usage()) == {"peak": 0, "cpu_seconds": 0.0, "oom_kills": 0}
+    assert vars(group.usage()) == {"peak": 0, "cpu_seconds": 0.0, "oom_kills": -1}
     group.close()
     group = kernel.find().make(b"g", {"memory": 1})
     (kernel.root / "g/memory.peak").write_text("12288\n")
@@ -602,7 +602,7 @@ def test_usage_v2(kernel: FakeKernel) -> None:
 def test_usage_v1(kernel: FakeKernel) -> None:
     v1(kernel)
     empty = kernel.find().make(b"g", {})
-    assert vars(empty.usage()) == {"peak": 0, "cpu_seconds": -1.0, "oom_kills": 0}
+    assert vars(empty.usage()) == {"peak": 0, "cpu_seconds": -1.0, "oom_kills": -1}
     group = kernel.find().make(b"g", limits_by(["memory", "cpu"]))
     memory = kernel.root / "memory/jobs/7/g"
     (memory / "memory.max_usage_in_bytes").write_text("12288\n")

@@ -165,8 +165,9 @@ def wanted_summary(mode: Mode) -> dict[str, Any]:
 def wanted_mounts(mode: Mode) -> dict[str, str]:
     out = mounts()
     if mode.name == "root-unmapped":  # what only the machine's root may read is masked, too
-        names = ("kpagecgroup", "kpagecount", "kpageflags", "slabinfo", "vmallocinfo")
+        names = ("kpagecgroup", "kpagecount", "kpageflags", "pagetypeinfo", "slabinfo", "vmallocinfo")
         out |= {f"/proc/{name}": "device" for name in names if Path("/proc", name).exists()}
+        out |= {"/sys/kernel/slab": out["/proc/acpi"]} if Path("/sys/kernel/slab").exists() else {}
     return out
 
 
@@ -1435,7 +1436,7 @@ def test_RT_32_other_platform(pybuild: Pybuild, busybox: Path) -> None:
 # -- the network ---------------------------------------------------------------------------
 
 
-def calls(mode: Mode, carrier: str) -> dict[str, str]:
+def calls(mode: Mode, carrier: str, *closed: str) -> dict[str, str]:
     """What a step on the default network hears at each address of the world that world.py makes."""
     addresses = " ".join((*world.HOST, world.INTERNET, world.METADATA))
     # And the neighbours by IPv6, which are there without being asked for; an address takes a moment to count.
@@ -1448,7 +1449,7 @@ def calls(mode: Mode, carrier: str) -> dict[str, str]:
     env = {"PATH": str(_only(carrier, mode.pybuild.work))} if carrier else None
     words, environment = command(mode.pybuild, "--no-cache", "--network=default", context, env=env)
     done = subprocess.run(
-        ["unshare", "--net", sys.executable, world.__file__, *words],
+        ["unshare", "--net", sys.executable, world.__file__, *closed, *words],
         env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -1495,6 +1496,32 @@ def test_network_leads_to_the_internet(
     assert answers.pop(world.INTERNET) == world.INTERNET
     assert any(at.startswith("fe80") for at in answers), "IPv6 was not tried"
     assert {at: said for at, said in answers.items() if said and at != world.METADATA} == {}
+
+
+@pytest.mark.parametrize("mode", ["root"], indirect=True)
+def test_network_behind_a_closed_filter(mode: Mode) -> None:
+    """Where docker or ufw has the machine forward for nobody, steps still reach the internet, and only that."""
+    answers = calls(mode, "", "--closed")
+    assert answers.pop(world.INTERNET) == world.INTERNET
+    assert {at: said for at, said in answers.items() if said} == {}
+
+
+@pytest.mark.parametrize("mode", MODES[1:], indirect=True)
+@pytest.mark.parametrize("carrier", ["pasta", "slirp4netns"])
+def test_user_without_a_network(mode: Mode, carrier: str) -> None:
+    """A machine that is connected to nothing builds what needs nothing, and the build says what is missing."""
+    context = mode.pybuild.context("FROM busybox\nRUN echo one\nRUN echo two\n")
+    env = {"PATH": str(_only(carrier, mode.pybuild.work))}
+    words, environment = command(mode.pybuild, "--no-cache", "--network=default", context, env=env)
+    done = subprocess.run(
+        ["unshare", "--net", *words],
+        env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = printed(done.stderr)
+    assert [line for line in said if "warning" not in line] == ["one", "two"]
+    if carrier == "pasta":  # the other one connects a namespace to nothing without a word
+        assert len([line for line in said if "steps reach nothing outside: pasta could not" in line]) == 1
 
 
 @CARRIERS

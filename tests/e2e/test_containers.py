@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Pybuild
+from harness import PYBUILD, Pybuild
 from rootless import Installation, Rootless, command
 
 pytestmark = pytest.mark.e2e
@@ -215,3 +215,14 @@ def test_volume_over_a_link_to_nowhere(pybuild: Pybuild, tmp_path: Path) -> None
     pybuild(NONE, "-t", "dangling", pybuild.context("FROM busybox\nRUN ln -s nowhere /l\n")).ok()
     said = pybuild("run", NONE, "-v", f"{tmp_path}:/l:z", "dangling", "true").failed().err
     assert "mounting at /l: the image has a link to nowhere there" in said
+
+
+def test_reader_that_went_away(pybuild: Pybuild) -> None:
+    """A container whose output nobody reads any more ends, as programs in a pipe do."""
+    with subprocess.Popen(
+        [PYBUILD, "run", NONE, "busybox", "yes"], env=pybuild.environment(), stdout=subprocess.PIPE
+    ) as container:
+        assert container.stdout is not None
+        assert container.stdout.read(2) == b"y\n"
+        container.stdout.close()
+        container.wait(timeout=10)

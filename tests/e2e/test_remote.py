@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -320,6 +322,39 @@ def test_cancelled_while_a_server_is_silent(pybuild: Pybuild, web: Misbehaving) 
     silent.set()
     assert build.returncode == 130 and "cancelled" in said and "Traceback" not in said
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("form", ["context", "ADD"])
+def test_git_ends_with_the_build(pybuild: Pybuild, form: str, number: signal.Signals) -> None:
+    """However the build ends, git and what it has started, which wait for a silent server, end too."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"git://127.0.0.1:{silent.getsockname()[1]}/r.git"
+        context = url if form == "context" else pybuild.context(f"FROM scratch\nADD {url} /x\n")
+        with subprocess.Popen(
+            [PYBUILD, context], env=pybuild.environment(), stderr=subprocess.DEVNULL
+        ) as build:
+            silent.settimeout(20)
+            called = silent.accept()[0]
+            assert _programs_with(url)
+            build.send_signal(number)
+            assert build.wait(5) == (-9 if number == signal.SIGKILL else 130)
+        end = time.monotonic() + 2
+        while _programs_with(url) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert _programs_with(url) == []
+        called.close()
+
+
+def _programs_with(url: str) -> list[str]:
+    """The command lines of programs that speak of *url*, but for pybuild's own."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            if url.encode() in b" ".join(words) and b"pybuild" not in b" ".join(words[:2]):
+                found.append(b" ".join(words).decode())
+    return found
 
 
 def test_git_runs_nothing_of_the_machine(pybuild: Pybuild, repository: tuple[Path, str]) -> None:

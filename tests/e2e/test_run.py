@@ -381,6 +381,36 @@ def test_killed(fresh: Pybuild) -> None:
     assert not list((fresh.store / "tmp").iterdir())
 
 
+@pytest.mark.parametrize("progress", ["plain", "rawjson"])
+def test_cancelled_while_nobody_reads(fresh: Pybuild, progress: str) -> None:
+    """A build whose output is read no more can still be ended."""
+    context = fresh.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN yes\n")
+    words = [str(PYBUILD), "--network=none", f"--progress={progress}", str(context)]
+    build = subprocess.Popen(words, env=fresh.environment(), stderr=subprocess.PIPE)
+    assert build.stderr is not None
+    while b" y" not in os.read(build.stderr.fileno(), 4096).replace(b'"y', b" y"):
+        pass
+    time.sleep(0.3)  # until the pipe is full
+    build.send_signal(signal.SIGTERM)
+    assert build.wait(timeout=5) == 130
+    build.stderr.close()
+
+
+def test_ignored_signal(fresh: Pybuild) -> None:
+    """What nohup has ignored stays ignored."""
+    context = fresh.context("FROM busybox\nENV PYBUILD_TEST=1\nRUN echo here; sleep 1\n")
+    words = ["nohup", str(PYBUILD), "--network=none", str(context)]
+    build = subprocess.Popen(
+        words, env=fresh.environment(), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+    )
+    assert build.stderr is not None
+    while not build.stderr.readline().endswith(" here\n"):
+        pass
+    build.send_signal(signal.SIGHUP)
+    build.communicate(timeout=20)
+    assert build.returncode == 0
+
+
 def test_launcher_killed(fresh: Pybuild) -> None:
     """Not even a step that does not die with its parent outlives the launcher, and the build ends."""
     context = fresh.context(

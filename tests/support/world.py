@@ -1,8 +1,9 @@
 """Run a command in a small world of its own: a machine with two addresses, and an internet behind it.
 
-    unshare --net python3 world.py COMMAND...
+    unshare --net python3 world.py [--closed] COMMAND...
 
-Both are net namespaces, connected by a pair of interfaces, and nothing else is there. Everywhere
+With --closed the machine has a filter, as docker makes it, that forwards for nobody it does not know;
+it has to be as it was afterwards. Both are net namespaces, connected by a pair of interfaces, and nothing else is there. Everywhere
 a server listens on port 8080, and says the address that it was called by.
 """
 
@@ -19,6 +20,19 @@ HOST = ("203.0.113.2", "198.51.100.7", "127.0.0.1")
 INTERNET = "203.0.113.1"
 METADATA = "169.254.169.254"  # of a cloud: the internet's side answers it here
 PORT = 8080
+FILTER = """
+table ip filter {
+    chain FORWARD {
+        type filter hook forward priority 0; policy drop;
+        iifname "docker0" accept
+    }
+}
+table inet firewall {
+    chain FORWARD {
+        type filter hook forward priority 10; policy drop;
+    }
+}
+"""
 
 
 def serve() -> None:
@@ -55,10 +69,23 @@ def main(command: list[str]) -> int:
         threading.Thread(target=serve, daemon=True).start()
         for address in (*HOST, INTERNET, METADATA):
             assert called(address) == address, f"{address} does not answer"
-        return subprocess.run(command, check=False).returncode
+        if command[0] != "--closed":
+            return subprocess.run(command, check=False).returncode
+        subprocess.run(["nft", "-f", "-"], input=FILTER, text=True, check=True)
+        before = _filter()
+        code = subprocess.run(command[1:], check=False).returncode
+        end = time.monotonic() + 5
+        while _filter() != before:
+            assert time.monotonic() < end, _filter()
+            time.sleep(0.05)
+        return code
     finally:
         internet.kill()
         internet.wait()
+
+
+def _filter() -> str:
+    return subprocess.check_output(["nft", "list", "ruleset"], text=True)
 
 
 def called(address: str, patience: float = 5.0) -> str:

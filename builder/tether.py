@@ -1,0 +1,38 @@
+"""Programs that end when this process does, however that ends, with all that they have started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+# A shell beside the program kills their process group once nobody holds the other end of a pipe: also when
+# we are killed. (The kernel's own signal for that is not passed on by the program to what it starts.)
+_SCRIPT = '(read -r nothing </proc/self/fd/$1; kill -9 -$$) >/dev/null 2>&1 & shift; exec "$@"'
+
+
+class Tethered(subprocess.Popen[bytes]):
+    """A program in a session and process group of its own; ``release`` it once it has ended."""
+
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        end, self._hold = os.pipe()
+        try:
+            words = ["sh", "-c", _SCRIPT, "sh", str(end), *arguments]
+            super().__init__(words, pass_fds=(end,), start_new_session=True, **options)
+        except BaseException:
+            os.close(self._hold)
+            raise
+        finally:
+            os.close(end)
+
+    def kill(self) -> None:
+        """Kill it and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def release(self) -> None:
+        """Let go of it: what it has left running is killed."""
+        os.close(self._hold)
