@@ -61,51 +61,94 @@ def pybuild(folder: Path, base: Path) -> Iterator[Tool]:
 def docker(folder: Path, base: Path) -> Iterator[Tool]:
     """BuildKit as it is inside docker.io's daemon, which is started and stopped here."""
     daemon = _found("dockerd")
-    program = _client_of(daemon)
-    socket = f"unix://{folder}/docker.sock"
+    options = ("--storage-driver", "overlay2")
+    with _dockerd("docker", folder, base, (), daemon, _client_of(daemon), options) as (settings, server):
+        program = _client_of(daemon)
+        yield Tool(
+            "docker",
+            f"BuildKit of Docker {server}, overlay2, runc {say('runc', '--version').split()[2]}",
+            program,
+            (program, "build", "-t", IMAGE),
+            settings,
+            lambda: _forget((program,), settings),
+            daemon=True,
+        )
+
+
+@contextlib.contextmanager
+def buildkit(folder: Path, base: Path) -> Iterator[Tool]:
+    """A newer BuildKit: that of the docker in the root file system that ``BUILDKIT_ROOT`` names."""
+    root = folder / "root"
+    root.mkdir()
+    say("mount", "--bind", os.environ[_NEWER], str(root))
+    for name in ("proc", "sys", "dev"):
+        say("mount", "--rbind", f"/{name}", str(root / name))
+    place = root / folder.relative_to("/")
+    place.mkdir(parents=True, exist_ok=True)
+    say("mount", "--bind", str(folder), str(place))
+    (root / "etc/docker").mkdir(parents=True, exist_ok=True)
+    (root / "etc/docker/daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
+    enter = ("env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "chroot", str(root))
+    with _dockerd("buildkit", folder, base, enter, "dockerd", "docker", ()) as (settings, server):
+        buildx = say(*enter, "docker", "buildx", "version").split()[1]
+        yield Tool(
+            "buildkit",
+            f"BuildKit of Docker {server}, containerd's store, buildx {buildx}",
+            "docker",
+            (*enter, "docker", "buildx", "build", "--provenance=false", "-t", IMAGE),
+            settings,
+            lambda: _forget((*enter, "docker"), settings),
+            daemon=True,
+        )
+
+
+@contextlib.contextmanager
+def _dockerd(
+    name: str,
+    folder: Path,
+    base: Path,
+    enter: tuple[str, ...],
+    daemon: str,
+    client: str,
+    more: tuple[str, ...],
+) -> Iterator[tuple[dict[str, str], str]]:
+    """A docker daemon that has the base image: how its client is to be called, and its version."""
+    socket = f"unix://{folder}/{name}.sock"
     settings = {
         **environment(),
         "DOCKER_HOST": socket,
         "DOCKER_BUILDKIT": "1",
-        "DOCKER_CONFIG": str(folder / "docker-config"),
+        "DOCKER_CONFIG": str(folder / f"{name}-config"),
     }
-    options = ["--data-root", str(folder / "docker"), "--exec-root", str(folder / "docker-exec")]
-    options += ["--host", socket, "--pidfile", str(folder / "docker.pid")]
-    options += ["--storage-driver", "overlay2", "--cgroup-parent", f"/{CGROUP}"]
-    log = folder / "dockerd.log"
+    options = ["--data-root", str(folder / name), "--exec-root", str(folder / f"{name}-exec")]
+    options += ["--host", socket, "--pidfile", str(folder / f"{name}.pid")]
+    options += ["--cgroup-parent", f"/{CGROUP}", *more]
+    log = folder / f"{name}.log"
 
     def call(*arguments: str) -> str:
-        return say(program, *arguments, settings=settings)
+        return say(*enter, client, *arguments, settings=settings)
 
     def ready() -> bool:
-        info = subprocess.run([program, "info"], check=False, capture_output=True, env=settings)
+        info = subprocess.run([*enter, client, "info"], check=False, capture_output=True, env=settings)
         return info.returncode == 0
 
-    def forget() -> None:
-        if call("image", "ls", "--quiet", IMAGE):
-            call("image", "rm", "--force", IMAGE)
-        call("image", "prune", "--force")
-        call("builder", "prune", "--all", "--force")
-
     with open(log, "wb") as output:
-        process = subprocess.Popen([daemon, *options], env=settings, stdout=output, stderr=output)
+        process = subprocess.Popen([*enter, daemon, *options], env=settings, stdout=output, stderr=output)
     try:
         _await(process, ready, log)
         call("import", str(base), "busybox:latest")
-        server = call("version", "--format", "{{.Server.Version}}").strip()
-        runc = say("runc", "--version").split()[2]
-        yield Tool(
-            "docker",
-            f"BuildKit of Docker {server}, overlay2, runc {runc}",
-            program,
-            (program, "build", "-t", IMAGE),
-            settings,
-            forget,
-            daemon=True,
-        )
+        yield settings, call("version", "--format", "{{.Server.Version}}").strip()
     finally:
         process.terminate()
         process.wait()
+
+
+def _forget(client: tuple[str, ...], settings: Mapping[str, str]) -> None:
+    """Have a docker daemon drop all but its base image."""
+    if say(*client, "image", "ls", "--quiet", IMAGE, settings=settings):
+        say(*client, "image", "rm", "--force", IMAGE, settings=settings)
+    say(*client, "image", "prune", "--force", settings=settings)
+    say(*client, "builder", "prune", "--all", "--force", settings=settings)
 
 
 @contextlib.contextmanager
@@ -141,13 +184,17 @@ def buildah(folder: Path, base: Path) -> Iterator[Tool]:
 TOOLS: Mapping[str, Callable[[Path, Path], contextlib.AbstractContextManager[Tool]]] = {
     "pybuild": pybuild,
     "docker": docker,
+    "buildkit": buildkit,
     "buildah": buildah,
 }
 _PROGRAMS = {"docker": "dockerd", "buildah": "buildah"}
+_NEWER = "BUILDKIT_ROOT"  # the variable that names a root file system with a newer docker
 
 
 def present(name: str) -> bool:
     """Whether a tool can be compared on this machine."""
+    if name == "buildkit":
+        return _NEWER in os.environ
     return name not in _PROGRAMS or shutil.which(_PROGRAMS[name]) is not None
 
 

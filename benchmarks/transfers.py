@@ -78,6 +78,15 @@ def archive(compression: str, again: bool = False) -> Callable[[Bench, peers.Too
         elif tool.name == "buildah":
             option = f"--compression-format={compression}"
             command = (*buildah_call(tool), "push", option, "large", f"oci-archive:{dest}")
+        elif tool.name == "buildkit":
+            form = f"type=oci,dest={dest},compression={compression},force-compression=true"
+            tool.forget()
+            bench.run(tool, *tool.build, "-o", "type=cacheonly", context)
+            command = (*tool.build, "-o", form, context)
+            if again:
+                bench.run(tool, *command)
+                dest.unlink()
+            return command
         else:
             return None  # docker save does not compress
         built(bench, tool, "large", peers.IMAGE if tool.name == "pybuild" else "large")
@@ -92,6 +101,11 @@ def archive(compression: str, again: bool = False) -> Callable[[Bench, peers.Too
 def push(bench: Bench, tool: peers.Tool) -> Sequence[str]:
     (bench.folder / "contexts/fresh/blob").write_bytes(content(FRESH))
     name = f"{bench.host}/{tool.name}/fresh:1"
+    if tool.name == "buildkit":
+        context = str(bench.folder / "contexts/fresh")
+        tool.forget()
+        bench.run(tool, *tool.build, "-o", "type=cacheonly", context)
+        return (*tool.build[: tool.build.index("-t")], "-o", f"type=image,name={name},push=true", context)
     built(bench, tool, "fresh", name)
     if tool.name == "pybuild":
         return (tool.program, "push", "--quiet", name)
@@ -100,13 +114,15 @@ def push(bench: Bench, tool: peers.Tool) -> Sequence[str]:
     return (tool.program, "push", "--quiet", name)
 
 
-def pull(bench: Bench, tool: peers.Tool) -> Sequence[str]:
+def pull(bench: Bench, tool: peers.Tool) -> Sequence[str] | None:
     name = f"{bench.host}/debian:1"
     tool.forget()
     if tool.name == "pybuild":
         return (tool.program, "pull", "--quiet", name)
     if tool.name == "buildah":
         return (*buildah_call(tool), "pull", "--tls-verify=false", "--quiet", name)
+    if tool.name == "buildkit":
+        return None  # a build pulls nothing by itself; docker's own pull is not BuildKit's
     subprocess.run(
         [tool.program, "image", "rm", "--force", name],
         env=dict(tool.environment),
@@ -198,7 +214,9 @@ def _options() -> argparse.Namespace:
     names = [work.name for work in WORKS]
     parser.add_argument("--runs", type=int, default=5, metavar="N")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--peer", action="append", default=[], choices=["docker", "buildah"], metavar="NAME")
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=["docker", "buildkit", "buildah"], metavar="NAME"
+    )
     parser.add_argument("--idle", type=float, default=5, metavar="S", help="wait so long for an idle machine")
     parser.add_argument("--debian", default="", help=argparse.SUPPRESS)
     parser.add_argument("--inside", default="", help=argparse.SUPPRESS)

@@ -39,6 +39,7 @@ _GZIP_WBITS = 31
 _GZIP_BLOCK = 1 << 20
 _XZ_MEMORY = 256 << 20
 _ZSTD_WINDOW = 128 << 20
+_ZSTD_JOB = 2 << 20
 _CHUNK = 1 << 18
 
 Read = Callable[[int], bytes]
@@ -200,15 +201,20 @@ class _Gzip:
     def __init__(self, write: Write, level: int) -> None:
         self._write = write
         self._level = level
-        self._held = bytearray()
+        self._held: list[memoryview] = []
+        self._missing = _GZIP_BLOCK  # bytes to a whole block
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[bytes]] = deque()
 
     def write(self, data: bytes) -> None:
-        self._held += data
-        while len(self._held) > _GZIP_BLOCK:
-            self._start(bytes(self._held[:_GZIP_BLOCK]))
-            del self._held[:_GZIP_BLOCK]
+        view = memoryview(data)
+        while len(view) > self._missing:  # the last block is never empty
+            self._start(b"".join([*self._held, view[: self._missing]]))
+            view = view[self._missing :]
+            self._held, self._missing = [], _GZIP_BLOCK
+        if view:
+            self._held.append(view)
+            self._missing -= len(view)
 
     def _start(self, block: bytes) -> None:
         """Compress a block on some processor; what has waited longest is written when too much waits."""
@@ -222,7 +228,7 @@ class _Gzip:
             self._write(self._waiting.popleft().result())
 
     def close(self) -> None:
-        last = _member(bytes(self._held), self._level)
+        last = _member(b"".join(self._held), self._level)
         while self._waiting:
             self._write(self._waiting.popleft().result())
         self._write(last)
@@ -241,8 +247,9 @@ class _Zstd:
         import zstandard
 
         self._write = write
-        # Fixed thread count: the frame's bytes depend on whether jobs are used at all.
-        self._engine = zstandard.ZstdCompressor(level=level, threads=2).compressobj()
+        # Fixed numbers: the frame's bytes depend on how it is parted into jobs. Large ones take much memory.
+        how = zstandard.ZstdCompressionParameters.from_level(level, threads=2, job_size=_ZSTD_JOB)
+        self._engine = zstandard.ZstdCompressor(compression_params=how).compressobj()
 
     def write(self, data: bytes) -> None:
         if packed := self._engine.compress(data):

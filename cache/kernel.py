@@ -16,6 +16,7 @@ from cache.errors import CacheError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
+_SYNC_FILE_RANGE_WRITE = 2
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
@@ -157,6 +158,14 @@ def sync_file_system(path: str) -> None:
             raise OSError(code, os.strerror(code), path)
     finally:
         os.close(fd)
+
+
+def start_writing(fd: int, offset: int, size: int) -> None:
+    """Have the kernel begin to write *size* bytes of a file to the disk, so that a later sync is short.
+
+    sync_file_range(2); no more than a wish, so errors are none.
+    """
+    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 # -- Landlock (landlock(7)) ------------------------------------------------------------------

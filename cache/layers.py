@@ -20,6 +20,7 @@ from cache.diff import check_name
 from cache.digest import Digest, digest, hex_of
 from cache.entries import Entry
 from cache.errors import CorruptError, MissingError
+from cache.kernel import start_writing
 from cache.pack import pack, walk
 from cache.snapshots import commit, draft, manifest
 from cache.store import Store, write_error
@@ -30,6 +31,7 @@ Progress = Callable[[int], None]
 # What a blob may unpack to before it is taken for a bomb: any size up to this, then so many times its own.
 _ANY_SIZE = 1 << 30
 _MOST_GROWTH = 2000
+_EAGER = 8 << 20  # bytes of a blob after which the disk is set to work
 
 
 def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
@@ -134,10 +136,15 @@ def _compress(
     try:
         with open(temporary, "xb") as file:
             sha = hashlib.sha256()
+            begun = 0
 
             def write(data: bytes) -> None:
+                nonlocal begun
                 sha.update(data)
                 file.write(data)
+                if file.tell() - begun >= _EAGER:  # or the disk would do nothing until the end
+                    start_writing(file.fileno(), begun, _EAGER)
+                    begun += _EAGER
 
             engine = comp.compressor(write, compression, level)
 
