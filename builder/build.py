@@ -27,7 +27,8 @@ from builder.plan.planner import plan
 from builder.replay import Look
 from builder.request import BuildRequest, BuildResult
 from builder.resolve import StoreResolver
-from builder.runtime.rootless import was_real_root
+from builder.runtime import cgroups
+from builder.runtime.rootless import entered, was_real_root
 from builder.session import Session
 from builder.solve import Solver
 from cache.digest import Digest, digest
@@ -105,6 +106,8 @@ def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
     if not keeps_owners():
         sink(Notice(ONE_ID, True))
+    if runs and entered() and not cgroups.find().can:
+        sink(Notice("what steps use cannot be limited here (pybuild doctor says what to change)"))
 
 
 def _solve(

@@ -311,6 +311,7 @@ def test_single_id(users: tuple[Rootless, Rootless]) -> None:
     archive = user.work / "o.tar"
     done = user(NONE, "--no-cache", "-o", archive, user.context(text, {"f": "1"})).ok()
     assert done.err.count("this user has one id") == 1
+    assert done.err.count("what steps use cannot be limited here") == 1
     from oci import read_image
 
     root = read_image(archive).root()
