@@ -216,8 +216,12 @@ class _Launcher:
         if self._network is None:
             raise OSError(errno.EPIPE, "the network helper is gone")
         container = self._clone(frame)
+        try:
+            namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._discard(container)
+            raise
         self._wiring.append(container)
-        namespace = os.open(f"/proc/{container.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             socket.send_fds(self._network, [b"W"], [namespace])
         except OSError:
@@ -275,21 +279,23 @@ class _Launcher:
 
         Raises OSError, and CgroupError where a limit cannot be set.
         """
-        nodes = self._nodes(frame)
         group = self._group(frame)
+        nodes: list[int] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         flags = _NAMESPACES | (sc.CLONE_NEWNET if frame["network"] in ("none", "default") else 0)
         try:
+            nodes = self._nodes(frame)
             pid, pidfd = sc.clone3(flags, group.fd)
+            if pid == 0:
+                ours.close()
+                init.wait_and_run(theirs, frame, nodes)
         except OSError:
             group.close()
             raise
-        if pid == 0:
-            ours.close()
-            init.wait_and_run(theirs, frame, nodes)
-        theirs.close()
-        for fd in nodes:
-            os.close(fd)
+        finally:
+            theirs.close()
+            for fd in nodes:
+                os.close(fd)
         container = _Container(frame, pid, pidfd, ours, group)
         try:
             self._write_maps(pid)
