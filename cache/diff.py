@@ -107,13 +107,15 @@ def _strip(path: str) -> None:
 
 
 def _same(path: str, found: os.stat_result, under: Node) -> bool:
-    """Whether a copied-up entry is what it was: type, mode, owner, time, size, attributes."""
+    """Whether a copied-up entry is what it was: type, mode, owner, size, attributes and, but for that of a
+    directory, time: it only tells that something was made or removed there.
+    """
     old = under.found
     if (
         found.st_mode != old.st_mode
         or found.st_uid != old.st_uid
         or found.st_gid != old.st_gid
-        or found.st_mtime_ns != old.st_mtime_ns
+        or (found.st_mtime_ns != old.st_mtime_ns and not stat.S_ISDIR(found.st_mode))
         or found.st_rdev != old.st_rdev
     ):
         return False

@@ -74,7 +74,7 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
         above, _, last = name.rpartition("/")
         if above not in parents:
             parents[above] = _resolve(writer, top, above)
-            writer.make_parents(parents[above])
+            writer.make_parents(parents[above], owned=False)  # the archive has no owner for them
         path = f"{parents[above]}/{last}".lstrip("/")
         if member.kind == "h":
             _link(writer, member, path, top)

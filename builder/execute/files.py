@@ -232,17 +232,17 @@ class Writer:
 
     # -- directories -----------------------------------------------------------------------
 
-    def make_parents(self, path: str, time: int | None = None) -> None:
+    def make_parents(self, path: str, time: int | None = None, owned: bool = True) -> None:
         """Make *path* a directory of this layer: copied up where it exists, new otherwise.
 
-        With *time*, in nanoseconds, that is its own.
+        With *time*, in nanoseconds, that is its own. New ones are root's if they are not *owned*.
         """
         wanted, missing = path, []
         while path not in self._below:
             missing.append(path)
             path = path.rpartition("/")[0]
         for folder in reversed(missing):
-            self._make_parent(folder, time if folder == wanted else None)
+            self._make_parent(folder, time if folder == wanted else None, owned)
         if time is not None and wanted and not missing:
             self._date(wanted, time)
 
@@ -252,12 +252,12 @@ class Writer:
             self._stream.spoil()
             self._entries[path] = old._replace(mtime=time)
 
-    def _make_parent(self, path: str, time: int | None) -> None:
+    def _make_parent(self, path: str, time: int | None, owned: bool) -> None:
         under = self._under(path)
         if path in self._entries or (under is not None and not under.is_dir):
             raise BuildError(f"cannot copy to non-directory: /{path}")
         if under is None:
-            uid, gid = self._ids or (0, 0)
+            uid, gid = (self._ids if owned else None) or (0, 0)
             mode = 0o755 if self._mode is None else self._mode.of_parent
             made = self._made if time is None else time
             self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=made), None)
