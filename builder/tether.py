@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 # A shell beside the program kills their process group once nobody holds the other end of a pipe: also when
-# we are killed. (The kernel's own signal for that is not passed on by the program to what it starts.)
+# we are killed. (The kernel's own signal for that is not passed on by a program to what it starts, nor
+# given to one with more rights than we have, as ssh-agent is.)
 _SCRIPT = '(read -r nothing </proc/self/fd/$1; kill -9 -$$) >/dev/null 2>&1 & shift; exec "$@"'
 
 

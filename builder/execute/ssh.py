@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from builder.errors import BuildError
 from builder.plan.ops import SshMount
 from builder.request import Ssh
+from builder.tether import Tethered
 from cache.kernel import set_owner
 
 # Of draft-miller-ssh-agent: what is passed on, and the answer to everything else.
@@ -26,7 +27,6 @@ _REQUEST_IDENTITIES, _SIGN_REQUEST = 11, 13
 _FAILURE = struct.pack(">IB", 1, 5)
 _LIMIT = 256 << 10
 _MOST_CLIENTS = 32  # connections of one step at once
-_AGENT = 'ssh-agent -D -a "$1" </dev/null & read -r nothing; kill -9 $!; wait'
 _START = 10.0  # seconds for an agent to come up
 
 
@@ -127,11 +127,9 @@ def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
         raise BuildError("--ssh with a key file needs ssh-agent and ssh-add", "install an OpenSSH client")
     top = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     path = f"/proc/{os.getpid()}/fd/{top}/agent"
-    # A shell ends the agent when our end of the pipe closes, so also when we are killed: the kernel's
-    # own signal for that is not given to programs with more rights than we have, as this one is.
-    process = subprocess.Popen(
-        ["sh", "-c", _AGENT, "sh", path], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+    process = Tethered(
+        ["ssh-agent", "-D", "-a", path],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         _wait_for(path, process)
@@ -145,8 +143,7 @@ def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
                 raise BuildError(f"--ssh: reading the key {key}: {said}")
         yield path
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
+        process.release()
         process.wait()
         os.close(top)
 
