@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 _ROUTE, _NETFILTER = 0, 12  # NETLINK_ROUTE, NETLINK_NETFILTER
 _REQUEST, _ACK, _DUMP_CHANGED, _EXCLUSIVE, _DUMP, _CREATE, _APPEND = 1, 4, 0x10, 0x200, 0x300, 0x400, 0x800
@@ -62,7 +63,7 @@ class _Socket:
         self._socket.bind((0, 0))
         self._sequence = 0
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -84,9 +85,7 @@ class _Socket:
                 if kind != _ERROR or sequence not in waiting:
                     continue
                 waiting.remove(sequence)
-                code = -int.from_bytes(body[_HEADER : _HEADER + 4], sys.byteorder, signed=True)
-                if code:
-                    raise OSError(code, os.strerror(code))
+                _check(body)
 
     def _dump(self, message: Any) -> list[Any]:
         """All that *message* asks for; it is asked again when something changed meanwhile."""
@@ -110,8 +109,7 @@ class _Socket:
                 if kind == _DONE:
                     return changed
                 if kind == _ERROR:
-                    code = -int.from_bytes(body[_HEADER : _HEADER + 4], sys.byteorder, signed=True)
-                    raise OSError(code, os.strerror(code))
+                    _check(body)
                 item = kind_of_message(body)
                 item.decode()
                 out.append(item)
@@ -131,6 +129,13 @@ class _Socket:
             kind, flags = (int.from_bytes(data[at : at + 2], sys.byteorder) for at in (4, 6))
             yield kind, flags, int.from_bytes(data[8:12], sys.byteorder), data[:size]
             data = data[(size + 3) & ~3 :]
+
+
+def _check(answer: bytes) -> None:
+    """Raise OSError for an answer that says what went wrong; one that says that all went well has a 0."""
+    code = -int.from_bytes(answer[_HEADER : _HEADER + 4], sys.byteorder, signed=True)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 class Links(_Socket):

@@ -1,9 +1,9 @@
 """The default network of steps: a bridge, a veth pair per step, NAT to the outside.
 
 It lives in a process of its own that is forked early, imports what it needs of pyroute2 while the
-builder plans, and then wires each step in a millisecond or two. One process
-serves one build: it owns one bridge, one subnet and one nftables table, and removes them
-when the builder closes the socket or dies.
+builder plans, and then wires each step in a millisecond or two. One process serves one build: it
+owns one bridge, one subnet and one nftables table, and removes them when the builder closes the
+socket or dies.
 
 Names are numbered. A number belongs to whoever holds the flock on its file under
 /run/pybuild, so two builds never share one, and what a killed build left behind is removed
@@ -134,7 +134,7 @@ class _Bridge:
             self.name = f"pybuild{self._slot}"
             try:
                 self._links.add(self.name, "bridge")
-                self._index = self._bridges()[self.name]
+                self._index = socket.if_nametoindex(self.name)
                 _disable_ipv6(self.name, alone)
                 self._links.add_address(self._index, self._address(1), _PREFIX)
                 self._add_rules()
@@ -149,9 +149,10 @@ class _Bridge:
 
     def _take_slot(self) -> tuple[int, int]:
         """The first free number whose subnet no route of this host uses, and its lock."""
-        used, names = list(self._routed()), self._bridges()
+        bridges = self._bridges()
+        used = list(self._routed(set(bridges.values())))
         for slot in range(_SLOTS):
-            if f"pybuild{slot}" in names:
+            if f"pybuild{slot}" in bridges:
                 continue  # of a build that sees other locks than we do
             base = _POOL + slot * _ADDRESSES
             if any(low < base + _ADDRESSES and base <= high for low, high in used):
@@ -166,9 +167,8 @@ class _Bridge:
         links = ((str(link.get_attr("IFLA_IFNAME")), link["index"]) for link in self._links.all())
         return {name: index for name, index in links if _slot_of(name) is not None}
 
-    def _routed(self) -> Iterator[tuple[int, int]]:
-        """Ranges of the routes of other interfaces that lie inside our pool."""
-        ours = set(self._bridges().values())
+    def _routed(self, ours: set[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of routes that lie inside our pool, but for those of *ours*, indexes of interfaces."""
         for route in self._links.routes():
             target, length = route.get_attr("RTA_DST"), route["dst_len"]
             if target and length >= 16 and route.get_attr("RTA_OIF") not in ours:
