@@ -63,6 +63,8 @@ def built(bench: Bench, tool: peers.Tool, context: str, name: str) -> None:
     """Build a context from nothing but the base image, as *name*."""
     tool.forget()
     command = [name if word == peers.IMAGE else word for word in tool.build]
+    if tool.name == "buildkit":
+        command += ["-o", "type=cacheonly"]  # it would compress what it stores as an image
     bench.run(tool, *command, str(bench.folder / "contexts" / context))
 
 
@@ -80,13 +82,7 @@ def archive(compression: str, again: bool = False) -> Callable[[Bench, peers.Too
             command = (*buildah_call(tool), "push", option, "large", f"oci-archive:{dest}")
         elif tool.name == "buildkit":
             form = f"type=oci,dest={dest},compression={compression},force-compression=true"
-            tool.forget()
-            bench.run(tool, *tool.build, "-o", "type=cacheonly", context)
             command = (*tool.build, "-o", form, context)
-            if again:
-                bench.run(tool, *command)
-                dest.unlink()
-            return command
         else:
             return None  # docker save does not compress
         built(bench, tool, "large", peers.IMAGE if tool.name == "pybuild" else "large")
@@ -101,12 +97,10 @@ def archive(compression: str, again: bool = False) -> Callable[[Bench, peers.Too
 def push(bench: Bench, tool: peers.Tool) -> Sequence[str]:
     (bench.folder / "contexts/fresh/blob").write_bytes(content(FRESH))
     name = f"{bench.host}/{tool.name}/fresh:1"
-    if tool.name == "buildkit":
-        context = str(bench.folder / "contexts/fresh")
-        tool.forget()
-        bench.run(tool, *tool.build, "-o", "type=cacheonly", context)
-        return (*tool.build[: tool.build.index("-t")], "-o", f"type=image,name={name},push=true", context)
     built(bench, tool, "fresh", name)
+    if tool.name == "buildkit":
+        context, bare = str(bench.folder / "contexts/fresh"), tool.build[: tool.build.index("-t")]
+        return (*bare, "-o", f"type=image,name={name},push=true", context)
     if tool.name == "pybuild":
         return (tool.program, "push", "--quiet", name)
     if tool.name == "buildah":

@@ -149,14 +149,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
 
         sink = _sink(options)
         recorder = Recorder(sink)
-        workshop = Workshop(
-            store,
-            session.launcher,
-            session.packer,
-            request.secrets,
-            request.ssh,
-            recorder,
-        )
+        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, recorder)
         workshop.shares_network = session.shares_network
         try:
             inputs = read_inputs(request, workshop)
