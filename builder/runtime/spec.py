@@ -89,6 +89,11 @@ if TYPE_CHECKING:
 else:
     ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict
 
+
+class StepError(Exception):
+    """A container cannot be made as its spec says; the message is for the user."""
+
+
 MOST_VOLUMES = 64
 
 # Ids of a step are shifted by this much on the host, so that nothing in a step owns a file
