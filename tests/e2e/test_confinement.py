@@ -1439,8 +1439,13 @@ def test_RT_32_other_platform(pybuild: Pybuild, busybox: Path) -> None:
 def calls(mode: Mode, carrier: str, *closed: str) -> dict[str, str]:
     """What a step on the default network hears at each address of the world that world.py makes."""
     addresses = " ".join((*world.HOST, world.INTERNET, world.METADATA))
-    # And the neighbours by IPv6, which are there without being asked for; an address takes a moment to count.
-    neighbours = "$(sleep 2; ping6 -c 2 -w 3 -I eth0 ff02::1 | sed -n 's/.*from \\(fe80[^ ]*\\): .*/\\1%eth0/p' | sort -u)"
+    # And the neighbours by IPv6, which are there without being asked for; an address takes up to two seconds to
+    # count, and longer on a busy machine.
+    counts = "ip -6 addr show dev eth0 | grep fe80 | grep -qv tentative"
+    neighbours = (
+        f"$(n=0; until {counts} || [ $n = 100 ]; do n=$((n + 1)); sleep 0.1; done; "
+        + "ping6 -c 2 -w 3 -I eth0 ff02::1 | sed -n 's/.*from \\(fe80[^ ]*\\): .*/\\1%eth0/p' | sort -u)"
+    )
     script = (
         f"for a in {addresses} $(ip route | awk '/default/ {{print $3}}') 10.0.2.2 {neighbours}; do "
         f'(echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)") & done; wait'
