@@ -99,7 +99,7 @@ def _connect(port: int) -> socket.socket:
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port), timeout=None)
-        except ConnectionRefusedError:
+        except OSError:  # nobody listens, or the container's loopback is not up: not yet, perhaps
             if time.monotonic() > end:
                 raise
             time.sleep(_TICK)
