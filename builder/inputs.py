@@ -79,7 +79,9 @@ def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs
 
 
 def read_ignore(path: str) -> bytes | None:
-    """An ignore file's bytes, None where there is none. Raises BuildError."""
+    """An ignore file's bytes, None where there is none, or a directory. Raises BuildError."""
+    if os.path.isdir(path):
+        return None
     return _read_regular(path, _IGNORE_LIMIT, "the ignore file")
 
 

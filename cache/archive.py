@@ -1,7 +1,8 @@
 """Read tar headers from a stream: v7, ustar, PAX and GNU long names, nothing trusted.
 
-Sparse files, multi-volume archives and unknown member types are refused by name. Limits are
-per member, so no header can make the reader hold more than a mebibyte.
+Multi-volume archives and unknown member types are refused by name, and so are sparse files where
+they are not asked for. Limits are per member, so no header can make the reader hold more than a
+mebibyte.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from cache.errors import ArchiveError
+from cache.errors import ArchiveError, UnsupportedMember
 
 _BLOCK = 512
 _HEADER_LIMIT = 1 << 20
@@ -17,7 +18,8 @@ _RECORD_LIMIT = 10_000
 _PATH_LIMIT = 4096
 _SIZE_LIMIT = 1 << 50
 _ID_LIMIT = 1 << 32
-_TIME_LIMIT = 1 << 40
+_LAST_TIME = ((1 << 63) - 1) // 10**9  # the last second that fits 64 bits of nanoseconds
+_ZEROS = bytes(1 << 20)
 
 Read = Callable[[int], bytes]
 
@@ -44,14 +46,19 @@ class TarReader:
     """Members of the tar that *read* delivers; ``read(n)`` returns up to n bytes, b"" at the end.
 
     Iterate over members; call ``chunks`` for a file's content before the next member, or it
-    is skipped. Raises ArchiveError for anything malformed.
+    is skipped. With *sparse*, sparse files of PAX archives are given whole, holes as zeros. Raises
+    ArchiveError for anything malformed, and its UnsupportedMember for what is only unknown here.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, sparse: bool = False) -> None:
         self._read = read
+        self._sparse = sparse
         self._left = 0
         self._pad = 0
+        self._parts: list[tuple[int, int]] | None = None  # of a sparse file: offset and length
+        self._size = 0  # of the sparse file
         self.ended = False  # whether the end marker was there
+        self.global_header = False  # whether the archive has one: a header, though no member
 
     def __iter__(self) -> Iterator[Member]:
         zero_blocks = 0
@@ -84,24 +91,77 @@ class TarReader:
                     long_name = data.rstrip(b"\0")
                 elif kind == b"K":
                     long_link = data.rstrip(b"\0")
-                continue  # global headers ("g") carry nothing a layer needs
+                self.global_header |= kind == b"g"
+                continue  # global headers carry nothing a layer needs
             member.name = long_name or member.name
             member.link = long_link or member.link
             _apply_pax(member, pax)
+            parts = _sparse_parts(pax)
+            if parts is not None and not self._sparse:
+                raise UnsupportedMember("sparse files are not supported in layers (image-spec layer.md)")
             if kind == b"\0" and member.name.endswith(b"/"):
                 member.kind = "d"  # v7 archives mark directories so
-            pax, long_name, long_link = {}, b"", b""
             _check(member, kind)
             if member.kind != "f":
                 member.size = 0  # only files have content, whatever the header says
             self._left = member.size
             self._pad = -member.size % _BLOCK
+            self._parts = None
+            if parts is not None and member.kind == "f":
+                self._begin_sparse(member, pax, parts)
+            pax, long_name, long_link = {}, b"", b""
             yield member
+
+    def _begin_sparse(self, member: Member, pax: dict[bytes, bytes], parts: list[int]) -> None:
+        """Make *member* the whole file whose parts are stored (GNU tar's manual, "Sparse Formats")."""
+        name = os.fsdecode(member.name[:200])
+        if not parts and pax.get(b"GNU.sparse.major") == b"1":
+            parts = self._stored_map(name)
+        size = pax.get(b"GNU.sparse.size") or pax.get(b"GNU.sparse.realsize") or b"%d" % member.size
+        if not size.isdigit() or len(size) > 19 or int(size) > _SIZE_LIMIT:
+            raise ArchiveError(f"{name!r}: a sparse file's size is out of range")
+        if len(parts) % 2:
+            raise ArchiveError(f"{name!r}: the map of a sparse file is wrong")
+        pairs = list(zip(parts[::2], parts[1::2], strict=True))
+        ends = [0, *(offset + length for offset, length in pairs)]
+        rising = all(offset >= end for (offset, _), end in zip(pairs, ends, strict=False))
+        if not rising or ends[-1] > int(size) or sum(length for _, length in pairs) != self._left:
+            raise ArchiveError(f"{name!r}: the map of a sparse file is wrong")
+        member.name = pax.get(b"GNU.sparse.name") or member.name
+        member.size = self._size = int(size)
+        self._parts = pairs
+
+    def _stored_map(self, name: str) -> list[int]:
+        """The map that stands before the parts: how many there are, then offset and length of each."""
+        text, numbers, wanted = b"", [b""], 1
+        while len(numbers) <= wanted:
+            if self._left < _BLOCK or len(text) >= _HEADER_LIMIT:
+                raise ArchiveError(f"{name!r}: the map of a sparse file is cut short or too long")
+            text += self._exactly(_BLOCK, "the map of a sparse file")
+            self._left -= _BLOCK
+            numbers = text.split(b"\n")
+            if len(numbers) > 1:
+                wanted = 1 + 2 * _numbers(name, numbers[:1])[0]
+        return _numbers(name, numbers[1:wanted])
 
     def chunks(self) -> Iterator[bytes]:
         """The content of the member just yielded."""
-        while self._left:
-            data = self._read(min(self._left, 1 << 20))
+        if self._parts is None:
+            yield from self._stored(self._left)
+            return
+        parts, self._parts = self._parts, None
+        place = 0
+        for offset, length in (*parts, (self._size, 0)):
+            while place < offset:
+                yield _ZEROS[: offset - place]
+                place += min(len(_ZEROS), offset - place)
+            yield from self._stored(length)
+            place += length
+
+    def _stored(self, count: int) -> Iterator[bytes]:
+        end = self._left - count
+        while self._left > end:
+            data = self._read(min(self._left - end, 1 << 20))
             if not data:
                 raise ArchiveError("the archive ends inside a file")
             self._left -= len(data)
@@ -113,12 +173,9 @@ class TarReader:
             pass
 
     def _skip(self) -> None:
-        for _ in self.chunks():
+        for _ in self._stored(self._left):
             pass
-        while self._pad:
-            data = self._read(self._pad)
-            if not data:
-                raise ArchiveError("the archive ends inside a file")
+        while self._pad and (data := self._read(self._pad)):
             self._pad -= len(data)
 
     def _exactly(self, count: int, what: str, end_ok: bool = False) -> bytes:
@@ -186,6 +243,7 @@ def _number(text: bytes, what: str) -> int:
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
     """``<length> <key>=<value>\\n`` records; any length that lies is an error (UNP-15)."""
     records: dict[bytes, bytes] = {}
+    pieces: list[bytes] = []
     position = 0
     while position < len(data):
         space = data.find(b" ", position, position + 12)
@@ -199,11 +257,32 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = record.partition(b"=")
         if position + length > len(data) or not equals or not value.endswith(b"\n") or not key:
             raise ArchiveError("a PAX record's length is wrong")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            pieces.append(value[:-1])  # they come again and again
         records[key] = value[:-1]
         position += length
         if len(records) > _RECORD_LIMIT:
             raise ArchiveError("a PAX header has too many records")
+    if pieces:
+        records[b"GNU.sparse.map"] = b",".join(pieces)
     return records
+
+
+def _sparse_parts(pax: dict[bytes, bytes]) -> list[int] | None:
+    """Offsets and lengths of a sparse file's parts, [] where they stand elsewhere; None if it is whole."""
+    version = (pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b""))
+    if version == (b"1", b"0"):
+        return []
+    if version not in ((b"0", b"0"), (b"0", b"1"), (b"", b"")) or b"GNU.sparse.map" not in pax:
+        return None
+    parts = pax[b"GNU.sparse.map"]
+    return _numbers("a PAX header", parts.split(b",")) if parts else []
+
+
+def _numbers(name: str, texts: list[bytes]) -> list[int]:
+    if not all(text.isdigit() and len(text) <= 19 for text in texts):
+        raise ArchiveError(f"{name!r}: the map of a sparse file is not made of numbers")
+    return [int(text) for text in texts]
 
 
 def _apply_pax(member: Member, pax: dict[bytes, bytes]) -> None:
@@ -222,8 +301,6 @@ def _apply_pax(member: Member, pax: dict[bytes, bytes]) -> None:
             if b"\0" in key:
                 raise ArchiveError("the name of an extended attribute holds a NUL byte")
             member.xattrs[os.fsdecode(key[13:])] = value
-        elif key.startswith(b"GNU.sparse."):
-            raise ArchiveError("sparse files are not supported in layers (image-spec layer.md)")
 
 
 def _pax_time(value: bytes) -> int:
@@ -240,7 +317,7 @@ def _check(member: Member, kind: bytes) -> None:
     shown = os.fsdecode(member.name[:200])
     if not member.kind:
         what = "sparse files" if kind == b"S" else f"members of type {kind!r}"
-        raise ArchiveError(f"{shown!r}: {what} are not supported in layers")
+        raise UnsupportedMember(f"{shown!r}: {what} are not supported")
     if b"\0" in member.name or b"\0" in member.link:
         raise ArchiveError(f"{shown!r}: a name holds a NUL byte")
     if len(member.name) > _PATH_LIMIT or len(member.link) > _PATH_LIMIT:
@@ -249,6 +326,6 @@ def _check(member: Member, kind: bytes) -> None:
         raise ArchiveError(f"{shown!r}: a size of {member.size} bytes")
     if not (0 <= member.uid < _ID_LIMIT - 1 and 0 <= member.gid < _ID_LIMIT - 1):
         raise ArchiveError(f"{shown!r}: owner {member.uid}:{member.gid} is out of range")
-    if abs(member.mtime) > _TIME_LIMIT:
-        raise ArchiveError(f"{shown!r}: a modification time out of range")
+    if not 0 <= member.mtime <= _LAST_TIME:
+        member.mtime = 0  # as moby's and containerd's readers have it
     member.mode &= 0o7777

@@ -34,6 +34,7 @@ _BY_MEDIA_TYPE = {media: kind for types in (_MEDIA_TYPES, _DOCKER_TYPES) for kin
     "application/vnd.oci.image.layer.nondistributable.v1.tar": NONE,
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": GZIP,
 }
+_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte of 0x50 to 0x5f: a zstd frame to be passed over (RFC 8878)
 _MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD, b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _GZIP_WBITS = 31
 _GZIP_BLOCK = 1 << 20
@@ -74,7 +75,7 @@ def detect(start: bytes) -> str:
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
-    return NONE
+    return ZSTD if start[1:4] == _SKIPPABLE and start[0] >> 4 == 5 else NONE
 
 
 def detecting(read: Read) -> Read:

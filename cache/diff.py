@@ -121,7 +121,7 @@ def _same(path: str, found: os.stat_result, under: Node) -> bool:
         return False
     if stat.S_ISLNK(found.st_mode):
         return os.readlink(path) == os.readlink(under.real)
-    if not stat.S_ISDIR(found.st_mode) and (found.st_nlink > 1 or found.st_size != old.st_size):
+    if not stat.S_ISDIR(found.st_mode) and found.st_size != old.st_size:
         return False
     if image_xattrs(path) != image_xattrs(under.real):
         return False

@@ -5,6 +5,7 @@ CacheError              root of all of these
     MissingError        something a record names is not there
     BusyError           another process holds what we need
     ArchiveError        a tar stream is malformed, hostile or beyond a limit
+        UnsupportedMember   it is a tar, with a member of a kind that is not unpacked
     SpaceError          the file system of the store is full
 """
 
@@ -32,6 +33,10 @@ class BusyError(CacheError):
 
 class ArchiveError(CacheError):
     """A tar stream or its compression is malformed, hostile, or exceeds a limit."""
+
+
+class UnsupportedMember(ArchiveError):
+    """A tar is well made, but holds what cannot be unpacked here."""
 
 
 class LayerError(CacheError):

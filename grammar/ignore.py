@@ -344,23 +344,35 @@ def parse_ignore(data: bytes | str) -> Ignore:
 
 
 def parse_patterns(texts: Iterable[str]) -> Ignore:
-    """The patterns of flags, which know no comments. Raises IgnoreError."""
-    found = [_pattern(text, number) for number, text in enumerate(texts, 1)]
-    return Ignore([pattern for pattern in found if pattern is not None])
+    """The patterns of flags, which know no comments and take a leading slash for what it is.
+
+    Raises IgnoreError.
+    """
+    patterns = []
+    for number, text in enumerate(texts, 1):
+        if stripped := text.strip():
+            body = posixpath.normpath(stripped)
+            patterns.append(_compiled(body.removeprefix("!"), body.startswith("!"), number))
+    return Ignore(patterns)
 
 
 def _pattern(text: str, number: int) -> Pattern | None:
+    """The pattern of a line, None for an empty one."""
     body = text.strip()
     negated = body.startswith("!")
     if negated:
         body = body[1:].strip()
     if not body:
-        if negated:
-            raise IgnoreError('illegal exclusion pattern: "!"', number)
-        return None
+        return _compiled("", True, number) if negated else None
     body = posixpath.normpath(body)
     if len(body) > 1:
         body = body.lstrip("/")
+    return _compiled(body, negated, number)
+
+
+def _compiled(body: str, negated: bool, number: int) -> Pattern:
+    if not body:
+        raise IgnoreError('illegal exclusion pattern: "!"', number)
     try:
         return Pattern(body, negated, number)
     except GlobError as error:

@@ -183,6 +183,7 @@ class _Scanner:
         raise DockerfileError(
             f"unterminated heredoc: {heredoc.raw} has no line that is just {heredoc.name!r}",
             Span(first, first),
+            "where a shell is to shift bits, leave no blank before <<" if " " in heredoc.raw else "",
         )
 
 
@@ -229,12 +230,24 @@ def _cut(text: str) -> tuple[str, str, str]:
 
 
 def raw_words(text: str) -> list[str]:
-    """Split at blanks outside quotes, keeping quotes and escapes; shell rules, lenient at the end."""
+    """Split at blanks outside quotes, keeping quotes and escapes; shell rules, lenient at the end.
+
+    Blanks after ``<<`` belong to its word, as the name of the here-document does.
+    """
     words: list[str] = []
     word: list[str] = []
     quote = ""
     escaped = False
+    smaller = 0  # how many "<" stand before, two of them open a here-document
     for char in text:
+        if char == "<" and not (quote or escaped):
+            smaller = smaller % 2 + 1
+            word.append(char)
+            continue
+        if smaller == 2 and char in " \t":
+            word.append(char)
+            continue
+        smaller = 0
         if escaped:
             escaped = False
         elif char == "\\" and quote != "'":
@@ -260,7 +273,9 @@ def parse_heredoc(word: str) -> Heredoc | None:
     if not marker or (digits and not (digits.isascii() and digits.isdigit())) or "<" in name:
         return None
     chomp = name.startswith("-")
-    name = name.removeprefix("-")
+    name = name.removeprefix("-").lstrip()
+    if len(raw_words(name)) != 1:
+        return None
     plain = re.sub(r"\\(.)", r"\1", name).replace('"', "").replace("'", "")
     if not plain or plain.isspace():
         return None

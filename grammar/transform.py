@@ -205,10 +205,11 @@ def _paths(line: Line) -> _Paths:
     if parse_heredoc(dest) is not None:
         raise DockerfileError(f"{line.keyword} cannot accept a heredoc as a destination", dest_span)
     plain = [(text, span) for text, span in sources if parse_heredoc(text) is None]
+    named = {text for text, _ in sources}
     return _Paths(
         tuple(text for text, _ in plain),
         dest,
-        line.source.heredocs,
+        tuple(heredoc for heredoc in line.source.heredocs if heredoc.raw in named),
         tuple(span for _, span in plain),
     )
 

@@ -15,9 +15,10 @@ from builder.errors import BuildError
 from builder.execute.sources import Selected, Source
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
-from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry
-from cache.errors import ArchiveError
-from cache.trees import is_image_xattr
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry, kind_of
+from cache.errors import ArchiveError, UnsupportedMember
+from cache.tree import Node
+from cache.trees import image_xattrs, is_image_xattr
 
 if TYPE_CHECKING:
     from builder.execute.files import Writer
@@ -37,7 +38,7 @@ def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -
     fd = source.open(handle)
     try:
         with writer.unpacking():
-            _unpack(writer, TarReader(_reader(fd)), dest)
+            _unpack(writer, TarReader(_reader(fd), sparse=True), dest)
     except ArchiveError as error:
         raise ArchiveError(f"ADD {selected.name}: {error.message}", error.hint) from None
     finally:
@@ -56,7 +57,10 @@ def is_archive(source: Source, selected: Selected) -> bool:
         return False
     fd = source.open(handle)
     try:
-        return next(iter(TarReader(_reader(fd))), None) is not None
+        reader = TarReader(_reader(fd), sparse=True)
+        return next(iter(reader), None) is not None or reader.global_header
+    except UnsupportedMember:
+        return True
     except ArchiveError:
         return False
     finally:
@@ -123,21 +127,33 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
     target = f"{_resolve(writer, top, above)}/{last}".lstrip("/")
-    if not writer.wrote(target):
-        found = writer.below(target)
-        if found is None:
-            raise ArchiveError(f"{os.fsdecode(member.name)!r} links to {name!r}, which is not there")
+    node = None if writer.wrote(target) else writer.below(target)
+    if node is not None:
+        # As untar does it: the link's own owner, mode and time become those of what it names.
         writer.make_parents(target.rpartition("/")[0])
-        # As untar does it: the link's own owner, mode and time become the file's.
-        entry = _entry(member)._replace(kind=FILE, size=found.found.st_size, link="")
-        writer.put(target, entry, _content(found.real))
-    else:
+        writer.put(target, _relinked(node, member), _content(node))
+    elif writer.wrote(target):
         writer.retouch(target, _entry(member))
+    else:
+        raise ArchiveError(f"{os.fsdecode(member.name)!r} links to {name!r}, which is not there")
     if path != target:
-        writer.link(path, _entry(member), target)
+        if node is not None:
+            writer.link(path, target, _relinked(node, member), _content(node))
+        else:
+            writer.link(path, target, _entry(member), iter(()))
 
 
-def _content(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
+def _relinked(node: Node, member: Member) -> Entry:
+    """What is below at *node*, under the owner, mode and time of *member*; a link has but an owner."""
+    found, entry = node.found, _entry(member)
+    kind = kind_of(found)
+    if kind == SYMLINK:
+        return entry._replace(kind=kind, link=os.readlink(node.real), mode=0o777, mtime=found.st_mtime_ns)
+    size = found.st_size if kind == FILE else 0
+    return entry._replace(kind=kind, link="", size=size, rdev=found.st_rdev, xattrs=image_xattrs(node.real))
+
+
+def _content(node: Node) -> Iterator[bytes]:
+    with open(node.real, "rb") as file:
         while data := file.read(_CHUNK):
             yield data

@@ -23,13 +23,13 @@ from builder.plan.modes import Mode
 from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.confine import confined
 from cache.diff import check_name
-from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry, kind_of
 from cache.errors import CacheError
 from cache.kernel import set_owner, write_all
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
-from cache.trees import remove_tree
+from cache.trees import image_xattrs, remove_tree
 
 _CHUNK = 1 << 20
 
@@ -131,7 +131,7 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
                 writer.put_parent(path, entry)
             elif entry.link and entry.kind == FILE:
                 link = f"{target}/{entry.link}" if target else entry.link
-                writer.link(path, entry, link)
+                writer.link(path, link, entry._replace(link=""), _content(source, handle))
             else:
                 writer.put(path, entry, _content(source, handle))
         return
@@ -176,6 +176,8 @@ class Writer:
         # The lower directory that each of our directories lies over, None where there is none.
         self._below: dict[str, Node | None] = {"": lower.root}
         self._linked: dict[str, list[str]] = {}
+        # What is below as it was to be written, and the name of this layer that links to it have.
+        self._kept: dict[str, str] = {}
         self._links = True
         self._replaces = False
         self._made = epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
@@ -219,9 +221,9 @@ class Writer:
         return path in self._entries
 
     def below(self, path: str) -> Node | None:
-        """The regular file at *path* in what is below, if there is one."""
+        """What is below at *path*, if it is no directory: what a hard link may name."""
         node = self._lower.lookup(path, follow=False)
-        return node if node is not None and stat.S_ISREG(node.found.st_mode) else None
+        return node if node is not None and not node.is_dir else None
 
     def is_directory(self, path: str) -> bool:
         entry = self._entries.get(path)
@@ -257,15 +259,20 @@ class Writer:
         if path in self._entries or (under is not None and not under.is_dir):
             raise BuildError(f"cannot copy to non-directory: /{path}")
         if under is None:
-            uid, gid = (self._ids if owned else None) or (0, 0)
             mode = 0o755 if self._mode is None else self._mode.of_parent
+            uid, gid = (self._ids if owned else None) or (0, 0)
+            above = self._entries.get(path.rpartition("/")[0])
+            if above is not None and above.mode & stat.S_ISGID:  # handed down, as by mkdir(2)
+                mode |= stat.S_ISGID if owned else 0
+                gid = above.gid if not owned or self._ids is None else gid
             made = self._made if time is None else time
             self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=made), None)
         else:
             found = under.found
             mode = found.st_mode & 0o7777
             when = found.st_mtime_ns if time is None else time
-            copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=when)
+            xattrs = image_xattrs(under.real)
+            copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=when, xattrs=xattrs)
             self._directory(copied, under)
 
     def _directory(self, entry: Entry, under: Node | None) -> None:
@@ -293,11 +300,18 @@ class Writer:
             self._put_directory(entry)
             return
         check_name(path.rpartition("/")[2])
-        self._make_way(path)
+        under = self._make_way(path)
+        if self._is_below(entry, under):
+            self._kept[path] = ""
+            return
         if entry.kind == FILE:
             if not self._link_old(entry):
-                digest = self._write(entry, content)
-                entry = entry._replace(digest=digest)
+                known = entry.digest
+                entry = entry._replace(digest=self._write(entry, content))
+                if not known and self._is_below(entry, under):
+                    os.unlink(path, dir_fd=self._root)
+                    self._kept[path] = ""
+                    return
         elif entry.kind == SYMLINK:
             os.symlink(entry.link, path, dir_fd=self._root)
             self._set_metadata(entry)
@@ -329,6 +343,25 @@ class Writer:
         self._entries[entry.path] = entry
         self._stream.add(entry)
 
+    def _is_below(self, entry: Entry, under: Node | None) -> bool:
+        """Whether *under* is this very member, so that a layer need not say it again."""
+        if under is None:
+            return False
+        found = under.found
+        looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)
+        if looks != (entry.kind, entry.mode, entry.uid, entry.gid):
+            return False
+        if entry.kind == DIRECTORY:  # its time only tells of what was made in it (T80)
+            return entry.xattrs == image_xattrs(under.real)
+        if found.st_mtime_ns != entry.mtime or found.st_rdev != entry.rdev:
+            return False
+        if entry.kind == SYMLINK:
+            return os.readlink(under.real) == entry.link
+        if entry.kind == FILE:
+            same = found.st_size == entry.size and image_xattrs(under.real) == entry.xattrs
+            return same and bool(entry.digest) and _digest_of(under.real) == entry.digest
+        return True
+
     def _put_directory(self, entry: Entry) -> None:
         """A directory below the top: made, or given the source's metadata where it exists (T13)."""
         old = self._entries.get(entry.path)
@@ -348,11 +381,13 @@ class Writer:
             self._stream.spoil()
             self._entries[entry.path] = entry
 
-    def _make_way(self, path: str) -> None:
+    def _make_way(self, path: str) -> Node | None:
+        """Take away what was written at *path*; what of the layers below shows there, if nothing was."""
+        self._kept.pop(path, None)
+        old = self._entries.get(path)
         if self._replaces:
             self._clear(path)
-            return
-        old = self._entries.get(path)
+            return self._under(path) if old is None else None
         if old is not None:
             if old.kind == DIRECTORY:
                 raise BuildError(f"cannot replace to directory /{path} with file")
@@ -361,10 +396,11 @@ class Writer:
             self._stream.spoil()
             if path in self._linked:
                 self._promote(old, self._linked.pop(path))
-            return
+            return None
         under = self._under(path)
         if under is not None and under.is_dir:
             raise BuildError(f"cannot replace to directory /{path} with file")
+        return under
 
     def _clear(self, path: str) -> None:
         """Take away what was written at *path*, a directory with all that is in it."""
@@ -391,8 +427,17 @@ class Writer:
                 self._entries[name] = self._entries[name]._replace(link=first.path)
             self._linked[first.path] = names[1:]
 
-    def link(self, path: str, entry: Entry, target: str) -> None:
-        """A second name of a file copied before (T20)."""
+    def link(self, path: str, target: str, entry: Entry, content: Iterator[bytes]) -> None:
+        """A second name of what was written before at *target* (T20).
+
+        Of what is below as it was to be written, it is the first in this layer: *entry*, with *content*.
+        """
+        if target in self._kept:
+            if not self._kept[target]:
+                self.put(path, entry, content)
+                self._kept[target] = path if path in self._entries else ""
+                return
+            target = self._kept[target]
         first = self._entries.get(target)
         if first is None:
             raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
@@ -405,7 +450,9 @@ class Writer:
         """Give a file written here the owner, mode and time of *entry*, another name of it."""
         uid, gid = self._ids or (entry.uid, entry.gid)
         old = self._entries[path]
-        new = old._replace(mode=entry.mode, uid=uid, gid=gid, mtime=entry.mtime)
+        new = old._replace(uid=uid, gid=gid)
+        if old.kind != SYMLINK:
+            new = new._replace(mode=entry.mode, mtime=entry.mtime)
         if new != old:
             self._stream.spoil()
             self._set_metadata(new)
@@ -470,8 +517,20 @@ class Writer:
             record_packed(draft.store, snapshot, *packed)
         return snapshot
 
+    def _drop_folders(self) -> None:
+        """Leave out folders in which nothing was written and that are below as they are here (T80)."""
+        filled = set()
+        for path, entry in reversed([*self._entries.items()]):
+            if entry.kind == DIRECTORY and path not in filled and self._is_below(entry, self._below[path]):
+                self._stream.spoil()
+                os.rmdir(path, dir_fd=self._root)
+                del self._entries[path], self._below[path]
+            else:
+                filled.add(path.rpartition("/")[0])
+
     def finish(self) -> list[Entry]:
         """Give directories their metadata, children first; the manifest in tar order."""
+        self._drop_folders()
         for entry in reversed(self._entries.values()):
             if entry.kind == DIRECTORY:
                 for name, value in entry.xattrs:
@@ -482,6 +541,11 @@ class Writer:
         # "/" sorts first, so that this is the order of a lexical walk.
         ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
         return _files_first(ordered) if self._linked else ordered
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files_first(entries: list[Entry]) -> list[Entry]:
@@ -496,7 +560,7 @@ def _files_first(entries: list[Entry]) -> list[Entry]:
     first: dict[str, str] = {}  # the first name of each file, by the name that it was written under
     out = []
     for entry in entries:
-        if entry.kind not in (FILE, HARDLINK):
+        if entry.kind == DIRECTORY:
             out.append(entry)
             continue
         file = file_of(entry)

@@ -21,7 +21,7 @@ from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
 from cache.tree import Node, Tree
-from cache.trees import image_xattrs
+from cache.trees import CAPABILITY, image_xattrs
 from grammar.errors import IgnoreError
 from grammar.guess import closest
 from grammar.ignore import GlobError, Ignore, State, match_glob
@@ -318,6 +318,7 @@ class ContextSource:
             xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
                 digest, xattrs = self.index.content(self._root, item)
+                xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)  # chown(2) clears them
                 if item[7] > 1:
                     first = first_of.setdefault((item[5], item[6]), inside)
                     link = first if first != inside else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 
 from builder.errors import BuildError
@@ -26,13 +27,12 @@ def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
 
 
 def owner_or_root(tree: Tree, text: str, what: str) -> tuple[int, int]:
-    """The same for who has never had to exist: an unknown name is root, or root's group."""
+    """The same for who has never had to exist: an unknown name is root, an unknown group the user's own."""
     user, colon, group = text.partition(":")
     uid = gid = 0
     with contextlib.suppress(UnknownName):
         uid, gid = _user(tree, user, what)
     if colon:
-        gid = 0
         with contextlib.suppress(UnknownName):
             gid = _group(tree, group, what)
     return uid, gid
@@ -49,8 +49,8 @@ def _user(tree: Tree, name: str, what: str) -> tuple[int, int]:
         number = _id(name, what)
         return number, number
     for fields in _lines(tree, "etc/passwd"):
-        if len(fields) >= 4 and fields[0] == name:
-            return _id(fields[2], what), _id(fields[3], what)
+        if fields[0] == name:
+            return _id_of(fields, 2, what), _id_of(fields, 3, what)
     raise UnknownName(
         f"{what}: there is no user {name!r} in the image's /etc/passwd",
         "create the user in an earlier step, or give its number",
@@ -63,8 +63,8 @@ def _group(tree: Tree, name: str, what: str) -> int:
     if _numeric(name):
         return _id(name, what)
     for fields in _lines(tree, "etc/group"):
-        if len(fields) >= 3 and fields[0] == name:
-            return _id(fields[2], what)
+        if fields[0] == name:
+            return _id_of(fields, 2, what)
     raise UnknownName(
         f"{what}: there is no group {name!r} in the image's /etc/group",
         "create the group in an earlier step, or give its number",
@@ -81,6 +81,12 @@ def _id(text: str, what: str) -> int:
     return int(text)
 
 
+def _id_of(fields: list[str], place: int, what: str) -> int:
+    """A field of a line; what is missing or no number is 0, as moby's reader has it."""
+    text = fields[place] if place < len(fields) else ""
+    return _id(text.removeprefix("+"), what) if re.fullmatch(r"[+-]?[0-9]+", text) else 0
+
+
 def _lines(tree: Tree, path: str) -> list[list[str]]:
     """The fields of each line; a missing file has none, an odd one is an error (RT-18)."""
     node = tree.lookup(path)
@@ -90,4 +96,6 @@ def _lines(tree: Tree, path: str) -> list[list[str]]:
         raise BuildError(f"/{path} of the image is not a regular file of at most 10 MiB")
     fd = os.open(node.real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, encoding="utf-8", errors="surrogateescape") as file:
-        return [line.rstrip("\n").split(":") for line in file if not line.startswith("#")]
+        lines = [line.strip() for line in file]
+    # As moby's readers have it, only the group file knows comments.
+    return [line.split(":") for line in lines if line and not (line[0] == "#" and path == "etc/group")]

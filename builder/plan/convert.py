@@ -182,7 +182,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
     missing: set[str] = set()
-    here = clean(state.config.settings.get("WorkingDir") or "/")
+    here = state.config.settings.get("WorkingDir") or "/"  # as written: links decide where .. leads
     mounts, sources = convert_mounts(node, state.env, here, missing, context)
     _undefined(missing, state, context, node.span)
     env = dict(state.env)
@@ -231,7 +231,7 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
     if node.command.text.strip() != first.raw:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
-    if first.content.startswith("#!"):
+    if first.body.startswith("#!"):  # behind a tab that <<- takes away it is a comment
         _check_name(first, node.span)
         return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
     return ast.ShellForm(first.content), ()

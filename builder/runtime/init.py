@@ -397,14 +397,14 @@ def _find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     entry: list[bytes] | None = None
     for fields in passwd:
         wanted = fields[2:3] if _is_number(user) else fields[0:1]
-        if len(fields) >= 4 and wanted == [user or b"0"]:
+        if wanted == [user or b"0"]:
             entry = fields
             break
     if entry is None and user and not _is_number(user):
         name = os.fsdecode(user)
         raise StepError(f"unable to find user {name}: no matching entries in passwd file")
-    uid = _number(entry[2] if entry else user or b"0")
-    gid = _number(entry[3]) if entry else 0
+    uid = _number_of(entry, 2) if entry else _number(user or b"0")
+    gid = _number_of(entry, 3) if entry else 0
     home = entry[5] if entry and len(entry) > 5 and entry[5] else b"/"
     if colon and group:
         gid = _find_group(root, group)
@@ -438,6 +438,12 @@ def _number(text: bytes) -> int:
     return int(text)
 
 
+def _number_of(fields: list[bytes], place: int) -> int:
+    """A field of a line; what is missing or no number is 0."""
+    text = fields[place] if place < len(fields) else b""
+    return _number(text.removeprefix(b"+")) if text.lstrip(b"+-").isdigit() else 0
+
+
 def _read_database(root: int, path: bytes) -> list[bytes]:
     """Lines of the image's passwd or group file; missing is empty, anything odd an error."""
     try:
@@ -451,7 +457,9 @@ def _read_database(root: int, path: bytes) -> list[bytes]:
         raise StepError(f"/{os.fsdecode(path)} of the image is not a regular file of at most 10 MiB")
     data = os.read(fd, found.st_size + 1)
     os.close(fd)
-    return [line for line in data.split(b"\n") if line and not line.startswith(b"#")]
+    # As moby's readers have it, only the group file knows comments.
+    lines = [line.strip() for line in data.split(b"\n")]
+    return [line for line in lines if line and not (line.startswith(b"#") and path == b"etc/group")]
 
 
 # -- entering ------------------------------------------------------------------------------
@@ -497,8 +505,12 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
 
 
 def _limit(limits: dict[int, tuple[int, int]]) -> None:
-    """No core files, and what the command line says; above the hard limit the launcher has raised it."""
-    for number, (soft, hard) in ({resource.RLIMIT_CORE: (0, 0)} | limits).items():
+    """Core files only for a step that asks, and what the command line says.
+
+    Above the hard limit the launcher has raised it.
+    """
+    core = (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    for number, (soft, hard) in ({resource.RLIMIT_CORE: core} | limits).items():
         try:
             resource.setrlimit(number, (soft, hard))
         except (OSError, ValueError):
