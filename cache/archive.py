@@ -18,7 +18,7 @@ _RECORD_LIMIT = 10_000
 _PATH_LIMIT = 4096
 _SIZE_LIMIT = 1 << 50
 _ID_LIMIT = 1 << 32
-_LAST_TIME = ((1 << 63) - 1) // 10**9  # the last second that fits 64 bits of nanoseconds
+_TIME_LIMIT = 1 << 40
 _ZEROS = bytes(1 << 20)
 
 Read = Callable[[int], bytes]
@@ -326,6 +326,6 @@ def _check(member: Member, kind: bytes) -> None:
         raise ArchiveError(f"{shown!r}: a size of {member.size} bytes")
     if not (0 <= member.uid < _ID_LIMIT - 1 and 0 <= member.gid < _ID_LIMIT - 1):
         raise ArchiveError(f"{shown!r}: owner {member.uid}:{member.gid} is out of range")
-    if not 0 <= member.mtime <= _LAST_TIME:
+    if abs(member.mtime) > _TIME_LIMIT:
         member.mtime = 0  # as moby's and containerd's readers have it
     member.mode &= 0o7777

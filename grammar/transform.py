@@ -15,6 +15,11 @@ from grammar.structs import replace, struct
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _STAGE_REST = _STAGE_FIRST | frozenset("0123456789-_.")
+# Flags of RUN with few values, and the words for any other.
+_MODES = (
+    ("network", ("default", "none", "host"), 'invalid network mode "{}"'),
+    ("security", ("sandbox", "insecure"), 'security "{}" is not valid'),
+)
 _FORBIDDEN_TRIGGERS = ("FROM", "MAINTAINER")
 
 
@@ -53,7 +58,7 @@ def transform(tree: Any, source: LogicalLine, escape: str) -> ast.Instruction:
     keyword = str(keyword_token).upper()
     flags = [_flag(token, source, escape) for token in tokens if token.type == "FLAG"]
     arguments = tuple(token for token in tokens if token.type != "FLAG")
-    if keyword == "HEALTHCHECK" and arguments and arguments[0].type == "NONE":
+    if keyword == "ARG" or (keyword == "HEALTHCHECK" and arguments and arguments[0].type == "NONE"):
         flags = []  # BuildKit does not look at them
     line = Line(keyword, check_flags(keyword, flags), arguments, source, escape)
     return RULES[str(rule.data)](line)
@@ -124,15 +129,34 @@ def _command(line: Line) -> ast.Command:
 
 
 def _run(line: Line) -> ast.Run:
+    command = _command(line)
+    if isinstance(command, ast.ShellForm):
+        _only_text(command.text, line)
+    if len(line.source.heredocs) != 1 or not line.source.heredocs[0].body.startswith("#!"):
+        for heredoc in line.source.heredocs:
+            _only_text(heredoc.body, line)
+    for name, known, wrong in _MODES:
+        if name in line.given.flags and (value := line.given.text(name)) not in known:
+            hint = f"it is {', '.join(known[:-1])} or {known[-1]}"
+            raise DockerfileError(wrong.format(value), line.given.all(name)[0].span, hint)
     return ast.Run(
         line.span,
-        _command(line),
+        command,
         line.source.heredocs,
         line.given.all("mount"),
         line.given.text("network"),
         line.given.text("security"),
         line.given.texts("device"),
     )
+
+
+def _only_text(command: str, line: Line) -> None:
+    """Raise DockerfileError for a command with bytes that are not UTF-8."""
+    try:
+        command.encode()
+    except UnicodeEncodeError:
+        hint = "save the file as UTF-8, or have printf make such bytes"
+        raise line.error("the command holds bytes that are not UTF-8", hint=hint) from None
 
 
 def _cmd(line: Line) -> ast.Cmd:
@@ -384,7 +408,7 @@ def _onbuild(line: Line) -> ast.Onbuild:
     try:
         trigger = parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
     except DockerfileError:
-        if keyword in ("ENV", "LABEL", "ARG"):
+        if keyword in ("ENV", "LABEL", "ARG") and line.rest.split()[1:]:
             raise  # of others BuildKit only looks at the name; they fail where they are triggered
     bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in line.source.heredocs)
     text = line.source.text[start:]  # with the blanks at its end

@@ -16,6 +16,7 @@ _SIZE = 1 << 20
 _WORK = 20_000_000
 _SPECIAL = frozenset("@*#?-$!0")
 _END = ""
+_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # what surrogateescape makes of bytes
 _ANY = "any"
 _RUN = "run"
 
@@ -90,7 +91,8 @@ class _Lexer:
     def __init__(
         self, text: str, env: Mapping[str, str], escape: str, missing: set[str], raw_quotes: bool
     ) -> None:
-        self._text = text
+        # As Go reads runes: a byte that is no UTF-8 is U+FFFD from here on.
+        self._text = text if text.isascii() else text.translate(_BYTES)
         self._place = 0
         self._env = env
         self._escape = escape
@@ -352,9 +354,41 @@ def _bounded(size: int) -> None:
         raise ExpansionError(f"expands to more than {_SIZE} characters")
 
 
+def _template(text: str) -> list[str | None]:
+    """The literal parts of a template, None where what matched stands: ``$0``, ``${0}``.
+
+    ``$$`` is a dollar sign, other groups and names are empty, and any other ``$`` is itself.
+    """
+    if "$" not in text:
+        return [text]
+    import re
+
+    parts: list[str | None] = []
+    end = 0
+    for found in re.finditer(r"\$(?:(\$)|\{(\w+)\}|(\w+))", text):
+        parts.append(text[end : found.start()])
+        end = found.end()
+        if found[1]:
+            parts.append("$")
+        elif (found[2] or found[3]) == "0":
+            parts.append(None)
+    return [*parts, text[end:]]
+
+
+def _filled(template: list[str | None], match: str) -> str:
+    return "".join(match if part is None else part for part in template)
+
+
 def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
-    """``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first."""
+    """``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first.
+
+    The second form's replacement is a template of Go's regexp package, as BuildKit has it.
+    """
     tokens = _compile(pattern)
+    template: list[str | None] = _template(replacement) if everywhere else [replacement]
+    if None in template and not any(kind for kind, _literal in tokens):
+        template = [_filled(template, "".join(literal for _kind, literal in tokens))]
+    replacement = _filled(template, "")
     if not tokens:  # nothing is found before every character, and at the end
         _bounded(len(value) * (len(replacement) + 1))
         return replacement + ("".join(char + replacement for char in value) if everywhere else value)
@@ -373,8 +407,8 @@ def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool
             out.append(value[place])
             place += 1
             continue
-        out.append(replacement)
-        grown += len(replacement)
+        out.append(_filled(template, value[place : place + length]))
+        grown += len(out[-1])
         _bounded(grown)
         place += length
         if not everywhere:

@@ -115,7 +115,7 @@ def _entry(member: Member) -> Entry:
         member.uid,
         member.gid,
         member.size,
-        member.mtime * 10**9,
+        max(member.mtime, 0) * 10**9,  # as untar has it
         os.fsdecode(member.link),
         member.rdev,
         xattrs if member.kind in (FILE, DIRECTORY) else (),

@@ -211,10 +211,14 @@ class _Archive:
     def _manifests(
         self, item: dict[str, Any], depth: int, wanted: Platform | None
     ) -> Iterator[dict[str, Any]]:
-        """The image manifests that a descriptor leads to, for *wanted* or for any platform."""
+        """The image manifests that a descriptor leads to, for *wanted* or for any platform.
+
+        One that is named itself is meant, whatever its platform is.
+        """
         platform = item.get("platform")
         if isinstance(platform, dict) and (
-            platform.get("architecture") == "unknown" or (wanted and not _matches(platform, wanted))
+            platform.get("architecture") == "unknown"
+            or (wanted and depth > 0 and not _matches(platform, wanted))
         ):
             return
         body = _object(self._blob(item, "a manifest"), "a manifest")

@@ -100,6 +100,8 @@ class _Planner:
         except RecursionError:
             raise PlanError("triggers of base images lead to one another too often") from None
         config = state.config
+        if self._request.platforms:  # what was asked for is said, whatever the base is for (T93)
+            config = replace(config, platform=self._platform)
         if self._request.labels:
             labels = {**(config.settings.get("Labels") or {}), **self._request.labels}
             config = config.with_settings(Labels=labels)
@@ -233,14 +235,8 @@ class _Planner:
             )
         text = self._file.sources.get(start.span.first, "")
         step = self._intern(op, None, (), start.span, counter.name(text)) if op.diff_ids else None
-        if here := config.settings.get("WorkingDir"):
-            config = config.with_settings(WorkingDir=clean(posixpath.join("/", here)))
-        if "PATH" not in config.env:
-            config = config.with_env(
-                {**config.env, "PATH": DEFAULT_PATH}
-            )  # before anything is expanded (T61, T109)
-        # The base's history and diff IDs are the image's; its creation time is not (T74).
-        return StageState(replace(config, created=""), step, config.env)
+        config = _as_base(config)
+        return StageState(config, step, config.env)
 
     def _resolved(self, ask: Callable[[], _T], span: Span) -> _T:
         """What the resolver answers; what goes wrong goes wrong at *span*."""
@@ -342,7 +338,7 @@ class _Planner:
         origin, config = self._origin_of(named, span, stage.platform)
         root = self._take(origin, "/", span, "/") if isinstance(origin, Local) else origin
         line = HistoryLine(f"FROM {named[0]}", root) if config is None and root is not None else None
-        config = replace(config or scratch(self._platform), created="")
+        config = _as_base(config or scratch(self._platform))
         return StageState(config, root, config.env, history=line)
 
     # -- steps -----------------------------------------------------------------------------
@@ -353,6 +349,15 @@ class _Planner:
         if key not in self._steps:
             self._steps[key] = Step(name, op, parent, sources, span)
         return self._steps[key]
+
+
+def _as_base(config: ImageConfig) -> ImageConfig:
+    """What a stage begins with: history and diff IDs are the image's, its creation time is not (T74)."""
+    if here := config.settings.get("WorkingDir"):
+        config = config.with_settings(WorkingDir=clean(posixpath.join("/", here)))
+    if "PATH" not in config.env:  # before anything is expanded (T61, T109)
+        config = config.with_env({**config.env, "PATH": DEFAULT_PATH})
+    return replace(config, created="")
 
 
 def _trigger(text: str, span: Span) -> ast.Instruction:

@@ -6,8 +6,10 @@ import bz2
 import gzip
 import io
 import lzma
+import subprocess
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -69,6 +71,17 @@ UNPACKED: dict[str, tuple[str, Tree, dict[str, str]]] = {
     "folder-over-file": ("COPY s /\nADD a /", {"s": {"d": "0"}, "a": tar(("d", DIR, ""), ("d/f", FILE, "1"))}, {"d/f": "1"}),
     "twice-in-one": ("ADD a /", {"a": tar(("d", DIR, ""), ("d/f", FILE, "1"), ("d", FILE, "2"), ("e", FILE, "1"), ("e", DIR, ""))}, {"d": "2"}),
     "link-to-what-was-there": ("COPY s /\nADD a /", {"s": {"f": "0"}, "a": tar(("g", HARD, "f"))}, {"f": "0", "g": "= f"}),
+    "link-to-a-link": (
+        "ADD a /", {"a": tar(("f", FILE, "1"), ("l", LINK, "f"), ("m", HARD, "l"))}, {"f": "1", "l": "-> f", "m": "= l"},
+    ),
+    "link-to-a-link-that-was-there": (
+        "COPY s /\nADD a /", {"s": {"f": "1", "l": "-> f"}, "a": tar(("m", HARD, "l"))}, {"f": "1", "l": "-> f", "m": "= l"},
+    ),
+    "cut-after-its-data": ("ADD a /", {"a": tar(("f", FILE, "1"))[:600]}, {"f": "1"}),
+    "behind-a-skippable-frame": (
+        "ADD a /", {"a": b"\x50\x2a\x4d\x18\4\0\0\0skip" + zstandard.compress(tar(("f", FILE, "1")))}, {"f": "1"},
+    ),
+    "global-header-alone": ("ADD a f /", {"a": tar(comment="c"), "f": "2"}, {"f": "2"}),
     "dot": ("ADD a /x", {"a": tar(("./", DIR, ""), ("./f", FILE, "1"))}, {"x/f": "1"}),
     "with-files": ("ADD a f /x/", {"a": tar(("g", FILE, "1")), "f": "2"}, {"x/g": "1", "x/f": "2"}),
 }  # fmt: skip
@@ -78,6 +91,95 @@ UNPACKED: dict[str, tuple[str, Tree, dict[str, str]]] = {
 def test_unpacked(pybuild: Pybuild, lines: str, files: Tree, expected: dict[str, str]) -> None:
     image = pybuild.build(f"FROM scratch\n{lines}\n", files)
     assert {path: what for path, what in image.tree().items() if what != "DIR"} == expected
+
+
+SPARSE = bytes(499_712) + b"hi\n" + bytes(548_861)
+
+
+def sparse(version: str, folder: Path) -> bytes:
+    """What GNU tar makes of a file with holes; *version* is that of the PAX format, or "gnu"."""
+    with (folder / "holes").open("wb") as file:
+        file.truncate(len(SPARSE))
+        file.seek(499_712)
+        file.write(b"hi\n")
+    how = ["--format=gnu"] if version == "gnu" else ["--format=pax", f"--sparse-version={version}"]
+    return subprocess.check_output(["tar", *how, "--sparse", "-C", folder, "-c", "holes"])
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+def test_sparse(pybuild: Pybuild, tmp_path: Path, version: str) -> None:
+    """Holes of a PAX archive are zeros again."""
+    data = sparse(version, tmp_path)
+    assert len(data) < 50_000
+    image = pybuild.build("FROM scratch\nADD a f /\n", {"a": data, "f": "2"})
+    assert image.read("holes") == SPARSE and image.read("f") == b"2"
+
+
+def edited(archive: bytes, **records: str) -> bytes:
+    """*archive*, whose first header is a PAX one, with other values for some of its records."""
+    size = int(archive[124:135], 8)
+    text = archive[512 : 512 + size]
+    for name, value in records.items():
+        key = b"GNU.sparse." + name.encode() + b"="
+        start = text.index(key)
+        end = text.index(b"\n", start)
+        old = text[text.rindex(b"\n", 0, start) + 1 if b"\n" in text[:start] else 0 : end + 1]
+        for length in range(len(key) + len(value), len(key) + len(value) + 9):
+            new = b"%d " % length + key + value.encode() + b"\n"
+            if len(new) == length:
+                text = text.replace(old, new)
+                break
+    header = bytearray(archive[:512])
+    header[124:136] = b"%011o\0" % len(text)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    padded = size + -size % 512
+    return bytes(header) + text + bytes(-len(text) % 512) + archive[512 + padded :]
+
+
+MAPS = {
+    "odd": {"map": "1"},
+    "behind-the-end": {"map": "1048575,3"},
+    "falling": {"map": "500000,3,0,0"},
+    "more-than-stored": {"map": "0,100000"},
+    "no-number": {"map": "0,-3"},
+    "size": {"size": "99999999999999999999"},
+}
+
+
+@pytest.mark.parametrize("records", MAPS.values(), ids=MAPS.keys())
+def test_sparse_that_lies(pybuild: Pybuild, tmp_path: Path, records: dict[str, str]) -> None:
+    data = edited(sparse("0.1", tmp_path), **records)
+    whole = tar(("f", FILE, "1"))[:1024] + data
+    assert "sparse file" in pybuild.refuse("FROM scratch\nADD a /\n", {"a": whole})
+
+
+def test_not_unpacked_but_an_archive(pybuild: Pybuild, tmp_path: Path) -> None:
+    """A tar whose first member nothing can be made of is not silently copied."""
+    assert "sparse files are not supported" in pybuild.refuse(
+        "FROM scratch\nADD a /\n", {"a": sparse("gnu", tmp_path)}
+    )
+    (tmp_path / "f").write_text("1")
+    label = subprocess.check_output(["tar", "-V", "name", "-C", tmp_path, "-c", "f"])
+    assert "members of type" in pybuild.refuse("FROM scratch\nADD a /\n", {"a": label})
+
+
+@pytest.mark.parametrize(("mtime", "seen"), [(-5, 0), (1 << 50, 0), (7, 7)])
+def test_odd_times_of_an_archive(pybuild: Pybuild, mtime: int, seen: int) -> None:
+    buffer = io.BytesIO()
+    info = tarfile.TarInfo("f")
+    info.mtime = mtime
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as made:
+        made.addfile(info)
+    assert pybuild.build("FROM scratch\nADD a /\n", {"a": buffer.getvalue()}).root()["f"][0].mtime == seen
+
+
+def test_folders_on_the_way_below_a_setgid_one(pybuild: Pybuild) -> None:
+    """T35: they take its group, as untar leaves them, but not its mark."""
+    text = "FROM busybox\nRUN mkdir /s && chown 0:5 /s && chmod 2755 /s\nADD a /s/\n"
+    root = pybuild.build(text, {"a": tar(("x/y/f", FILE, "1"))}, "--network=none").root()
+    looks = {name: (root[name][0].mode, root[name][0].gid) for name in ("s/x", "s/x/y")}
+    assert looks == {"s/x": (0o755, 5), "s/x/y": (0o755, 0)}
 
 
 def test_owner_of_an_archive(pybuild: Pybuild) -> None:

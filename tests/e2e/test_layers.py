@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
@@ -9,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from archives import DIR, FILE, HARD, LINK, tar
 from harness import PYBUILD, Pybuild
 from oci import Image, Layer
 
@@ -44,6 +46,9 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
     "T80-touched-not-changed": (["RUN mkdir /a && echo 1 > /a/x", "RUN cat /a/x && ls /a"], []),
     "T80-time-of-a-folder": (["RUN mkdir /a", "RUN touch -d @100 /a && chmod 700 /a && chmod 755 /a"], []),
     "T80-made-and-removed-in-a-folder": (["RUN mkdir /a", "RUN echo 1 > /a/x && rm /a/x"], []),
+    "equal-again": (["RUN echo 1 > /f && touch -d @100 /f", "RUN echo 1 > /f && chown 0:0 /f && touch -d @100 /f"], []),
+    "equal-by-looks": (["RUN echo 1 > /f && touch -d @100 /f", "RUN echo 2 > /f && touch -d @100 /f"], ["f"]),
+    "link-to-what-was-there": (["RUN echo 1 > /f", "RUN ln /f /a && ln /f /z"], ["a", "z"]),
     "T80-mode-of-a-folder": (["RUN mkdir /a", "RUN chmod 700 /a"], ["a"]),
     "chmod-and-back": (["RUN mkdir /a", "RUN chmod 700 /a && chmod 755 /a"], []),
     "mode-only": (["RUN echo 1 > /f", "RUN chmod 600 /f"], ["f"]),
@@ -62,6 +67,44 @@ CHANGES: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize(("lines", "names"), CHANGES.values(), ids=CHANGES.keys())
 def test_entries(pybuild: Pybuild, lines: list[str], names: list[str]) -> None:
     assert last(pybuild, *lines).names == names
+
+
+SAME = "COPY d /d"
+COPIES: dict[str, tuple[list[str], list[str]]] = {
+    "all-again": ([SAME, SAME], []),
+    "folder-inside-again": ([SAME, "COPY d/e /d/e"], []),
+    "one-before": (["COPY d/f /d/", SAME], ["d", "d/e", "d/e/x", "d/l", "d/n", "d/p"]),
+    "one-gone": ([SAME, "RUN rm /d/e/x", SAME], ["d", "d/e", "d/e/x"]),
+    "second-name-gone": ([SAME, "RUN rm /d/n", SAME], ["d", "d/n"]),
+    "owner": ([SAME, "COPY --chown=1 d /d"], ["d", "d/e", "d/e/x", "d/f", "d/l", "d/n", "d/p"]),
+    "mode": ([SAME, "COPY --chmod=600 d /d"], ["d", "d/e", "d/e/x", "d/f", "d/n", "d/p"]),
+    "linked": ([SAME, "COPY --link d /d"], ["d", "d/e", "d/e/x", "d/f", "d/l", "d/n", "d/p"]),
+    "equal-by-looks": (
+        ["RUN mkdir -p /d/e && echo 2 > /d/e/x && touch -d @1000000000 /d/e/x", "COPY d/e /d/e"], ["d", "d/e", "d/e/x"]
+    ),
+    "made-by-a-step": (["RUN mkdir -p /d/e && echo 1 > /d/e/x && touch -d @1000000000 /d/e/x", "COPY d/e /d/e"], []),
+    "archive": (["ADD a.tar /d", "ADD a.tar /d"], []),
+    "archive-over-changed": (["ADD a.tar /d", "RUN echo >> /d/f", "ADD a.tar /d"], ["d", "d/f", "d/g"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "names"), COPIES.values(), ids=COPIES.keys())
+def test_copied_again(pybuild: Pybuild, lines: list[str], names: list[str]) -> None:
+    """What is below as it was to be copied is not in the layer, by content; folders count without times."""
+    context = pybuild.context(
+        "\n".join(["FROM busybox", *lines, ""]),
+        {
+            "d": {"f": "0", "l": "-> f", "e": {"x": "1\n"}},
+            "a.tar": tar(("f", FILE, "1"), ("g", HARD, "f"), ("e", DIR, ""), ("l", LINK, "f")),
+        },
+    )
+    os.link(context / "d/f", context / "d/n")
+    os.mkfifo(context / "d/p")
+    for path in (context / "d").rglob("*"):  # they are not in keys: a cached COPY may have others
+        os.utime(path, (10**9, 10**9), follow_symlinks=False)
+    layer = pybuild.export(context, *NONE).layers[-1]
+    assert layer.names == names
+    assert not layer.entries["d/n"].islnk() if "d/n" in names and "d/f" not in names else True
 
 
 def test_kinds_and_modes(pybuild: Pybuild) -> None:
@@ -115,14 +158,23 @@ def test_long_and_odd_names(pybuild: Pybuild) -> None:
 
 
 def test_extended_attributes(pybuild: Pybuild) -> None:
-    """T82: user.* of the context and a step's file capability stay; overlay's own never show."""
-    context = pybuild.context("FROM busybox\nCOPY f /f\nCOPY b /b\n", {"f": "1", "b": "2"})
-    os.setxattr(context / "f", "user.note", b"kept")
+    """T82: user.* of the context stay and capabilities of images; overlay's own never show.
+
+    A capability of the context is gone, as chown(2) takes it away.
+    """
+    text = "FROM busybox AS made\nADD b.tar /m/\nFROM busybox\nCOPY f c /\nCOPY --from=made /m/b /b\n"
     capability = bytes.fromhex("0100000200200000000000000000000000000000")
-    os.setxattr(context / "b", "security.capability", capability)
+    member = tarfile.TarInfo("b")
+    member.pax_headers = {"SCHILY.xattr.security.capability": capability.decode("utf-8", "surrogateescape")}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    context = pybuild.context(text, {"f": "1", "c": "2", "b.tar": archive.getvalue()})
+    os.setxattr(context / "f", "user.note", b"kept")
+    os.setxattr(context / "c", "security.capability", capability)
     image = pybuild.export(context)
     by_name = {name: entry for layer in image.layers[1:] for name, entry in layer.entries.items()}
-    assert by_name["f"].pax_headers == {"SCHILY.xattr.user.note": "kept"}
+    assert by_name["f"].pax_headers == {"SCHILY.xattr.user.note": "kept"} and not by_name["c"].pax_headers
     raw = by_name["b"].pax_headers["SCHILY.xattr.security.capability"]
     assert raw.encode("utf-8", "surrogateescape") == capability
     for layer in image.layers:

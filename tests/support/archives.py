@@ -8,9 +8,10 @@ import tarfile
 Member = tuple[str, bytes, str]  # name, type, content or link target
 
 
-def tar(*members: Member, **fields: object) -> bytes:
+def tar(*members: Member, **pax_headers: str) -> bytes:
+    """A tar with these members, *pax_headers* in a global header of its own."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=pax_headers) as made:
         for name, kind, text in members:
             info = tarfile.TarInfo(name)
             info.type, info.mtime, info.mode = (
