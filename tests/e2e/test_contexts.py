@@ -276,3 +276,14 @@ def test_no_context_source(pybuild: Pybuild, item: str) -> None:
 def test_reserved_names_stay(pybuild: Pybuild, other: Path) -> None:
     image = export(pybuild, "--build-context", f"scratch={other}", pybuild.context("FROM scratch\n"))
     assert image.layers == []
+
+
+def test_named_image_is_a_base_like_any(pybuild: Pybuild) -> None:
+    """T61: one without a PATH gets the usual one, and steps find their programs."""
+    with tarfile.open(pybuild.work / "root.tar", "w") as root:
+        root.add("/bin/busybox", "bin/sh")
+    pybuild("import", pybuild.work / "root.tar", "bare").ok()
+    text = "FROM q\nRUN busybox true || sh -c true\nENV P=$PATH\n"
+    image = export(pybuild, "--build-context=q=docker-image://bare", pybuild.context(text))
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    assert image.config["config"]["Env"] == [f"PATH={path}", f"P={path}"]

@@ -202,6 +202,28 @@ def test_inline_cache(pybuild: Pybuild, fresh: Pybuild, server: str) -> None:
     assert fresh(NONE, BOTH, "--cache-from", name, context).ok().executed == 0
 
 
+def test_base_for_another(pybuild: Pybuild, tmp_path: Path) -> None:
+    """T93: the image is for what was asked, whatever its base is for; without that for what its base is.
+
+    The one image that a layout has is meant, whatever it is for.
+    """
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    pybuild(NONE, f"--platform={OTHER}", "-t", "latest", "-o", f"type=oci,tar=false,dest={layout}",
+            pybuild.context("FROM scratch\nCOPY a /\n", {"a": "1"})).ok()  # fmt: skip
+    context = pybuild.context("FROM q\nARG TARGETARCH\nENV A=$TARGETARCH\n")
+    given = (NONE, f"--build-context=q=oci-layout://{layout}")
+    image = pybuild.export(context, *given)
+    assert (
+        image.config["architecture"] == ARCH and f"A={host().architecture}" in image.config["config"]["Env"]
+    )
+    image = pybuild.export(context, *given, "--platform=linux/s390x")
+    assert image.config["architecture"] == "s390x" and image.read("a") == b"1"
+    context = pybuild.context(f"FROM --platform={host()} busybox\nLABEL a=b\n")
+    image = pybuild.export(context, NONE, f"--platform={OTHER}")
+    assert image.config["architecture"] == ARCH
+
+
 # -- programs of other machines ------------------------------------------------------------
 
 
