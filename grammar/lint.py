@@ -207,8 +207,7 @@ def parse_checks(text: str) -> Checks:
     """The value of a check directive. Raises ValueError."""
     found: dict[str, str] = {}
     for part in text.split(";") if text.strip() else ():
-        key, equals, value = part.partition("=")
-        key = key.strip()
+        key, equals, value = part.strip().partition("=")
         if not equals or key not in ("skip", "experimental", "error"):
             raise ValueError(f'invalid check option "{key if equals else part}"')
         found[key] = value.strip()

@@ -302,6 +302,7 @@ def test_only_what_is_built() -> None:
     [
         ("skip", 'invalid check option "skip"'),
         ("what=1", 'invalid check option "what"'),
+        ("skip=all;error = true", 'invalid check option "error "'),
         ("error=perhaps", 'failed to parse check option "error=perhaps"'),
     ],
 )
