@@ -505,12 +505,8 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
 
 
 def _limit(limits: dict[int, tuple[int, int]]) -> None:
-    """Core files only for a step that asks, and what the command line says.
-
-    Above the hard limit the launcher has raised it.
-    """
-    core = (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
-    for number, (soft, hard) in ({resource.RLIMIT_CORE: core} | limits).items():
+    """No core files, and what the command line says; above the hard limit the launcher has raised it."""
+    for number, (soft, hard) in ({resource.RLIMIT_CORE: (0, 0)} | limits).items():
         try:
             resource.setrlimit(number, (soft, hard))
         except (OSError, ValueError):

@@ -148,7 +148,7 @@ DEVICES = "null zero full random urandom tty"
 ENTRIES = DEVICES + " core fd mqueue ptmx pts shm stderr stdin stdout"
 MASKED = (
     "/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug "
-    "/proc/scsi /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap /sys/firmware /sys/fs/selinux"
+    "/proc/scsi /proc/timer_list /proc/timer_stats /proc/tty/driver /sys/devices/virtual/powercap /sys/firmware /sys/fs/selinux"
 )
 READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger"
 _PLAIN = "nosuid,nodev,noexec"
