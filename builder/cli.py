@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from builder.errors import BuildError, Cancelled
+from builder.errors import BuildError, Cancelled, UsageError
 from builder.options import Parser, build_parser, build_request, call_method, outputs
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
@@ -293,9 +293,9 @@ def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
 def _save(args: Sequence[str]) -> int:
     parser = Parser(
         prog="pybuild save",
-        description="Write an image to an archive that docker, podman and containerd load.",
+        description="Write images to an archive that docker, podman and containerd load.",
     )
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", nargs="+", metavar="NAME")
     parser.add_argument(
         "-o", "--output", default="-", metavar="FILE", help="where to (default: standard output)"
     )
@@ -303,16 +303,24 @@ def _save(args: Sequence[str]) -> int:
     from builder.export.archive import write_archive
     from builder.export.image import Form, form, picture
     from builder.image.local import find, names_for
+    from builder.image.model import ImageConfig
+    from cache.digest import Digest
 
     options.progress, options.quiet = "auto", False
     _enter(options)
     with _open_store(options) as store:
-        image, config = find(store, options.name)
-        names = names_for(store, options.name, image)
+        wanted: dict[Digest, tuple[ImageConfig, dict[str, None]]] = {}  # an image once, under all its names
+        for name in options.name:
+            image, config = find(store, name)
+            names = wanted.setdefault(image, (config, {}))[1]
+            names |= dict.fromkeys(names_for(store, name, image))
         sink = _sink(options)
         try:
-            shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
-            write_archive(store, shown, names, options.output, sink, docker=True)
+            images = []
+            for image, (config, names) in wanted.items():
+                formed = form(store, image, config, Form(), sink)
+                images.append((picture(store, [(formed, config.platform)]), tuple(names)))
+            write_archive(store, images, options.output, sink, docker=True)
         finally:
             sink.close()
     return 0
@@ -321,19 +329,27 @@ def _save(args: Sequence[str]) -> int:
 def _load(args: Sequence[str]) -> int:
     parser = Parser(prog="pybuild load", description="Load an OCI or docker archive into the store.")
     parser.add_argument(
-        "file", metavar="FILE", help='an archive, "-" for standard input; or an OCI layout folder'
+        "file",
+        nargs="?",
+        default="",
+        metavar="FILE",
+        help="an archive, or an OCI layout folder (default: standard input)",
     )
+    parser.add_argument("-i", "--input", default="-", metavar="FILE", help="the same, as docker has it")
     options = parser.parse_args(args)
+    place = options.file or options.input
+    if place == "-" and sys.stdin.isatty():
+        raise UsageError("no archive is given", "name a file, or redirect standard input")
     from builder.image.load import load, load_folder
 
     _enter(options)
-    if os.path.isdir(options.file):
+    if os.path.isdir(place):
         with _open_store(options) as store:
-            for name in load_folder(store, options.file):
+            for name in load_folder(store, place):
                 _print(f"loaded {name}")
             store.sync()
         return 0
-    with _open_store(options) as store, _input(options.file) as file, _metered(file, "loading") as read:
+    with _open_store(options) as store, _input(place) as file, _metered(file, "loading") as read:
         for name in load(store, read):
             _print(f"loaded {name}")
         store.sync()

@@ -136,7 +136,7 @@ def _export(
         return shown.top
     dest = output.dest or store.temporary()
     try:
-        write_archive(store, shown, names, dest, sink, docker, dict(output.index_annotations))
+        write_archive(store, [(shown, names)], dest, sink, docker, dict(output.index_annotations))
         if not output.dest:
             from builder.loader import load
 

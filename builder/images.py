@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from builder.errors import BuildError, UsageError
-from builder.image.local import config_of, find, named, reference, size
-from builder.image.model import ImageConfig, host
+from builder.image.local import config_of, find, named, reference, remember_platform, size
+from builder.image.model import ImageConfig, host, parse_platform
 from builder.shape import show
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -38,20 +38,32 @@ class Tools:
 
 
 def pull(args: Sequence[str], tools: Tools) -> int:
-    options = _transfer_options(tools, "pull", "Pull images from a registry.", args)
+    parser = _transfer_parser(tools, "pull", "Pull images from a registry.")
+    parser.add_argument(
+        "--platform", default="", metavar="OS/ARCH", help="which of several (default: this machine's)"
+    )
+    options = parser.parse_args(args)
+    try:
+        platform = parse_platform(options.platform, host()) if options.platform else host()
+    except ValueError as error:
+        raise UsageError(f"--platform: {error}") from None
     tools.enter(options)
     from builder.pull import pull as fetch
 
     def one(store: Store, name: str, sink: Any) -> tuple[dict[str, str], str]:
         wanted = reference(name)
-        image = fetch(store, wanted, host(), sink, frozenset(options.insecure_registry))
+        image = fetch(store, wanted, platform, sink, frozenset(options.insecure_registry))
+        if platform != host():
+            remember_platform(store, wanted, platform, image)
         return {"Name": wanted.familiar, "ID": image}, f"{wanted.familiar} {image}"
 
     return _transfer(options, tools, one)
 
 
 def push(args: Sequence[str], tools: Tools) -> int:
-    options = _transfer_options(tools, "push", "Push images to the registries in their names.", args)
+    options = _transfer_parser(tools, "push", "Push images to the registries in their names.").parse_args(
+        args
+    )
     tools.enter(options)
     from builder.export.image import Form, form, picture
     from builder.push import push as send
@@ -155,13 +167,24 @@ def rmi(args: Sequence[str], tools: Tools) -> int:
     parser.add_argument(
         "name", nargs="+", metavar="NAME", help="a name; or the start of an image ID, for all"
     )
+    parser.add_argument("-f", "--force", action="store_true", help="pass over what is not there")
     options = parser.parse_args(args)
     with _store(options) as store:
         for name in options.name:
+            if options.force and not _is_there(store, name):
+                continue
             for found in _names(store, name):
                 store.untag(found)
                 tools.show(f"untagged {reference(found).familiar}")
     return 0
+
+
+def _is_there(store: Store, name: str) -> bool:
+    try:
+        find(store, name)
+    except BuildError:
+        return False
+    return True
 
 
 def _names(store: Store, name: str) -> list[str]:
@@ -239,6 +262,9 @@ def history(args: Sequence[str], tools: Tools) -> int:
 
 def images(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild images", description="List the images of the store.")
+    parser.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="a repository, or one of its tags (default: all)"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="the IDs alone")
     parser.add_argument("--no-trunc", action="store_true", help="whole IDs")
     _add_shape(parser)
@@ -257,6 +283,8 @@ def images(args: Sequence[str], tools: Tools) -> int:
                 continue
             parsed = reference(name)
             repository, _, tag = parsed.familiar.rpartition(":")
+            if options.name and options.name not in (repository, parsed.familiar, parsed.name, name):
+                continue
             rows.append(
                 {
                     "Name": parsed.familiar,
@@ -294,14 +322,14 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 # -- options -------------------------------------------------------------------------------
 
 
-def _transfer_options(tools: Tools, name: str, about: str, args: Sequence[str]) -> argparse.Namespace:
+def _transfer_parser(tools: Tools, name: str, about: str) -> argparse.ArgumentParser:
     parser = tools.parser(prog=f"pybuild {name}", description=about)
     parser.add_argument("name", nargs="+", metavar="NAME")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="what was done as JSON, for programs")
     parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet", "rawjson"))
     _add_insecure(parser)
-    return parser.parse_args(args)
+    return parser
 
 
 def _add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
@@ -309,7 +337,11 @@ def _add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
     if json_too:
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.add_argument(
-        "--format", default="", metavar="TEMPLATE", help="as docker has it: {{.Name}}, or json"
+        *(() if json_too else ("-f",)),
+        "--format",
+        default="",
+        metavar="TEMPLATE",
+        help="as docker has it: {{.Name}}, or json",
     )
 
 

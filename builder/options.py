@@ -81,6 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="type=TYPE,dest=FILE",
         help="oci, docker, tar, local or registry (repeatable; docs/outputs.md)",
     )
+    add(
+        "--annotation",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="annotate what is written: manifest:KEY=VALUE, or manifest-descriptor:... (repeatable)",
+    )
     add("--push", action="store_true", help="push the image under its names")
     add("--load", action="store_true", help="load the image into docker or podman")
     add(
@@ -143,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="missing",
         help="ask registries for base images that are here; or --pull=always|missing|never|newer",
     )
-    add(_PULL, dest="pull", choices=("always", "missing", "never", "newer"), help=argparse.SUPPRESS)
+    add(_PULL, dest="pull", type=_pull, help=argparse.SUPPRESS)
     add(
         "--sbom",
         action="append_const",
@@ -179,8 +186,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
     add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
     add_options(parser)
+    for name in ("--rm", "--force-rm"):  # of docker's scripts: nothing is ever left
+        add(name, action="store_true", help=argparse.SUPPRESS)
     add("--version", action="version", version=f"pybuild {VERSION}")
     return parser
+
+
+def _pull(text: str) -> str:
+    """The value of ``--pull=``; true and false are those of docker's flag."""
+    policy = {"true": "always", "false": "missing"}.get(text, text)
+    if policy not in ("always", "missing", "never", "newer"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not always, missing, never or newer")
+    return policy
 
 
 def build_request(options: argparse.Namespace) -> Any:
@@ -353,12 +370,43 @@ _KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
 
 def outputs(options: argparse.Namespace) -> tuple[Any, ...]:
     """The values of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
-    found = [_output(text) for text in options.output]
+    found = [_output(text) for text in options.output if text != "type=cacheonly"]  # it is cached anyway
     if options.push and not any(output.kind == "registry" for output in found):
         found.append(_output("type=registry"))
     if options.load and not any(output.kind == "docker" and not output.dest for output in found):
         found.append(_output("type=docker"))
-    return tuple(found)
+    return tuple(_annotated(found, options.annotation))
+
+
+def _annotated(found: list[Any], items: list[str]) -> list[Any]:
+    """The outputs with what ``--annotation`` says, where they have a manifest to say it in."""
+    from grammar.structs import replace
+
+    own, of_index = _annotations("--annotation", dict(_annotation(item) for item in items))
+    kinds = (*_ARCHIVES, "registry")
+    if items and not any(output.kind in kinds for output in found):
+        raise UsageError(
+            "--annotation: nothing is written that has a manifest", "add --push or -o type=oci,..."
+        )
+    return [
+        replace(
+            output,
+            annotations=tuple(sorted({**dict(own), **dict(output.annotations)}.items())),
+            index_annotations=tuple(sorted({**dict(of_index), **dict(output.index_annotations)}.items())),
+        )
+        if output.kind in kinds
+        else output
+        for output in found
+    ]
+
+
+def _annotation(item: str) -> tuple[str, str]:
+    """``[PLACE:]KEY=VALUE`` as the field of an output."""
+    key, value = _pair(item, "--annotation")
+    place, colon, name = key.partition(":")
+    if colon and place.startswith(("manifest", "index")):
+        return f"annotation-{place}.{name}", value
+    return f"annotation.{key}", value
 
 
 def _output(text: str) -> Any:
@@ -449,7 +497,8 @@ def _cache(text: str, option: str) -> Any:
         or (where and not place)
     ):
         wanted = f"type=local,{'dest' if writes else 'src'}=FOLDER or type=registry,ref=NAME"
-        raise UsageError(f"{option} {text!r} is not {wanted}" + (" or type=inline" if writes else ""))
+        hint = "keep a local folder with the workflow's own cache: docs/ci.md" if kind == "gha" else ""
+        raise UsageError(f"{option} {text!r} is not {wanted}" + (" or type=inline" if writes else ""), hint)
     if writes and kind == "registry" and reference(place).digest:
         raise UsageError(f"{option} {text!r}: a cache is written under a tag, not a digest")
     mounts = fields.pop("mounts", "false")
@@ -494,7 +543,7 @@ def _annotations(
         if head == "annotation-manifest-descriptor":
             place = "descriptor"
         if not place or not key:
-            raise UsageError(f"--output {text!r}: {name!r} is no annotation of a manifest or its descriptor")
+            raise UsageError(f"{text!r}: {name!r} is no annotation of a manifest or its descriptor")
         found[place].append((key, fields.pop(name)))
     return tuple(sorted(found["manifest"])), tuple(sorted(found["descriptor"]))
 

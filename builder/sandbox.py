@@ -57,12 +57,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, about: str, many: bool = False) -> None:
         if many:
             group.add_argument(
-                name, action="append", default=[], metavar=metavar, help=f"{about} (repeatable)"
+                *name.split(), action="append", default=[], metavar=metavar, help=f"{about} (repeatable)"
             )
         else:
-            group.add_argument(name, default="", metavar=metavar, help=about)
+            group.add_argument(*name.split(), default="", metavar=metavar, help=about)
 
-    add("--memory", "SIZE", "memory that each may use, such as 512m or 2g")
+    add("-m --memory", "SIZE", "memory that each may use, such as 512m or 2g")
     add("--cpus", "NUMBER", "processors that each may use, such as 1.5")
     add("--cpuset-cpus", "LIST", "the processors that each may use, such as 0-3,6")
     add("--pids-limit", "NUMBER", "processes and threads that each may have")

@@ -1,4 +1,4 @@
-"""Tar archives of an image: the OCI layout, and with ``docker load``'s manifest.json beside it.
+"""Tar archives of images: the OCI layout, and with ``docker load``'s manifest.json beside it.
 
 Entries have fixed owners, modes and times, so equal images give equal archives. A file is
 written under a temporary name beside its destination and renamed when it is complete.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.export.image import Picture
 from builder.image.model import INDEX_TYPE, to_json
-from cache.descriptor import Descriptor
 from cache.digest import Digest, hex_of
 from cache.entries import DIRECTORY, FILE, Entry
 from cache.pack import header
@@ -27,14 +26,13 @@ _CHUNK = 1 << 20
 
 def write_archive(
     store: Store,
-    shown: Picture,
-    names: tuple[str, ...],
+    images: Sequence[tuple[Picture, tuple[str, ...]]],
     dest: str,
     sink: Sink,
     docker: bool = False,
     annotations: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an image to the file *dest* ("-": standard output) under *names* (canonical references).
+    """Write images to the file *dest* ("-": standard output), each under its names (canonical references).
 
     With *docker* the archive also holds what ``docker load`` reads. *annotations* are those of
     the descriptors that name it. Raises BuildError when *dest* cannot be written.
@@ -45,15 +43,19 @@ def write_archive(
             {
                 "schemaVersion": 2,
                 "mediaType": INDEX_TYPE,
-                "manifests": entries_of(shown, names, annotations or {}),
+                "manifests": [
+                    entry for shown, names in images for entry in entries_of(shown, names, annotations or {})
+                ],
             }
         ),
     }
     if docker:
-        ((formed, _platform),) = shown.parts
-        small["manifest.json"] = _docker_manifest(formed.config.digest, formed.layers, names)
+        small["manifest.json"] = to_json([_docker_manifest(shown, names) for shown, names in images])
+    blobs: dict[Digest, int] = {}
+    for shown, _names in images:
+        blobs |= blobs_of(shown)
     with destination(dest) as write:
-        _write_tar(store, small, blobs_of(shown), write, sink)
+        _write_tar(store, small, blobs, write, sink)
 
 
 def blobs_of(shown: Picture) -> dict[Digest, int]:
@@ -91,16 +93,14 @@ def entries_of(
     return entries
 
 
-def _docker_manifest(image: Digest, layers: tuple[Descriptor, ...], names: tuple[str, ...]) -> bytes:
-    return to_json(
-        [
-            {
-                "Config": f"blobs/sha256/{hex_of(image)}",
-                "RepoTags": [parse_reference(name).familiar for name in names],
-                "Layers": [f"blobs/sha256/{hex_of(layer.digest)}" for layer in layers],
-            }
-        ]
-    )
+def _docker_manifest(shown: Picture, names: tuple[str, ...]) -> dict[str, object]:
+    """What manifest.json says of an image, which is for one platform."""
+    ((formed, _platform),) = shown.parts
+    return {
+        "Config": f"blobs/sha256/{hex_of(formed.config.digest)}",
+        "RepoTags": [parse_reference(name).familiar for name in names],
+        "Layers": [f"blobs/sha256/{hex_of(layer.digest)}" for layer in formed.layers],
+    }
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import tarfile
+from pathlib import Path
 
 import pytest
 from harness import Pybuild
@@ -29,6 +32,53 @@ def test_images(fresh: Pybuild, image: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("busybox", ["busybox:latest"]),
+        ("docker.io/library/busybox", ["busybox:latest"]),
+        ("example.com:5000/one/two", ["example.com:5000/one/two:3"]),
+        ("example.com:5000/one/two:3", ["example.com:5000/one/two:3"]),
+        ("example.com:5000/one/two:4", []),
+        ("busy", []),
+    ],
+)
+def test_images_of_a_name(fresh: Pybuild, image: str, name: str, shown: list[str]) -> None:
+    assert fresh("images", name, "--format", "{{.Name}}").ok().out.splitlines() == shown
+
+
+def test_several_in_one_archive(fresh: Pybuild, image: str, tools: dict[str, str]) -> None:
+    """save writes them with each of their names once; load takes them in, also as docker is called."""
+    fresh("tag", "example.com:5000/one/two:3", "again:1").ok()
+    archive = fresh.work / "some.tar"
+    fresh("save", "busybox", "again:1", "example.com:5000/one/two:3", "busybox", "-o", archive).ok()
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("manifest.json")
+        assert member is not None
+        names = [item["RepoTags"] for item in json.load(member)]
+        assert len(tar.getnames()) == len(set(tar.getnames()))
+    assert names == [["busybox:latest"], ["again:1", "example.com:5000/one/two:3"]]
+    listed = [tools["skopeo"], "inspect", f"docker-archive:{archive}:again:1"]
+    assert json.loads(subprocess.check_output(listed))["Labels"] == {"l": "m"}
+    calls: list[tuple[list[str | Path], bytes]] = [
+        (["load", archive], b""),
+        (["load", "-i", archive], b""),
+        (["load"], archive.read_bytes()),
+    ]
+    for number, (args, stdin) in enumerate(calls):
+        other = Pybuild(fresh.work / f"other{number}", fresh.work)
+        said = other(*args, stdin=stdin).ok().out
+        assert sorted(line.split()[-1].rpartition("/")[2] for line in said.splitlines()) == [
+            "again:1", "busybox:latest", "two:3",
+        ]  # fmt: skip
+        assert image[7:19] in other("images", "-q").ok().out
+
+
+def test_rmi_by_force(fresh: Pybuild, image: str) -> None:
+    assert "no image 'gone'" in fresh("rmi", "gone").failed().err
+    assert "untagged example.com:5000/one/two:3" in fresh("rmi", "-f", "gone", image[7:19]).ok().out
+
+
+@pytest.mark.parametrize(
     ("template", "expected"),
     [
         ("{{.Id}}", "{image}"),
@@ -40,7 +90,7 @@ def test_images(fresh: Pybuild, image: str) -> None:
     ],
 )
 def test_inspect(fresh: Pybuild, image: str, template: str, expected: str) -> None:
-    found = fresh("inspect", "--format", template, "example.com:5000/one/two:3").ok().out
+    found = fresh("inspect", "-f", template, "example.com:5000/one/two:3").ok().out
     assert found == expected.format(image=image) + "\n"
     (value,) = json.loads(fresh("inspect", image[7:19]).ok().out)
     assert value["RootFS"]["Layers"] and value["History"][-1]["created_by"] == "LABEL l=m"

@@ -220,7 +220,9 @@ def test_sample(trees: dict[bool, dict[str, Node]]) -> None:
     assert tree["d/suid"].mode == 0o6755 and tree["d"].mode == 0o2775 and tree["o"].mode == 0o1777
     assert tree["d/private"].owner == (70000, 70001) and tree["d/pipe"].kind == "pipe"
     assert tree["o/y"].names == ("o/w", "o/y", "o/z") and tree["o/y"].data == b"new\n"
-    assert tree["d/three"].names == () and tree["d/three"].data == b"new\n"  # a link to what a layer below has is a copy
+    assert (
+        tree["d/three"].names == () and tree["d/three"].data == b"new\n"
+    )  # a link to what a layer below has is a copy
     assert tree["d/ü 日"].data == b"../nowhere" and tree["swap/folder"].data == b"/o"
     assert tree["swap/file"].kind == "folder" and tree[f"d/{LONG}"].data == b"deep"
     assert tree["caps/long"].data == b"../" * 100 and tree["odd/a\udcff"].kind == "file"

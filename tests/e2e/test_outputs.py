@@ -181,6 +181,8 @@ def test_bad_names_and_options(pybuild: Pybuild) -> None:
         (["-o", "type=zip,dest=x"], "zip"),
         (["-o", "type=oci"], "dest"),
         (["--build-arg", "=x"], "--build-arg"),
+        (["--pull=perhaps"], "--pull"),
+        (["--cache-to=type=gha,mode=max"], "docs/ci.md"),
     ):
         done = pybuild(*options, context)
         assert done.code in (1, 2) and says in done.err and "Traceback" not in done.err, options
@@ -204,6 +206,12 @@ def test_dockerfile_that_is_none(pybuild: Pybuild, kind: str) -> None:
     elif kind == "huge":
         path.write_bytes(b"# x\n" * (5 << 20))
     assert "Dockerfile" in pybuild(context, timeout=20).failed().err
+
+
+def test_options_of_docker(pybuild: Pybuild) -> None:
+    """What scripts say to docker is no error where it changes nothing here, or has another name."""
+    context = pybuild.context("FROM busybox\nLABEL a=b\n")
+    pybuild("build", "--rm", "--force-rm", "-m", "512m", "-o", "type=cacheonly", "--pull=false", context).ok()
 
 
 def test_dockerfile_elsewhere(pybuild: Pybuild, tmp_path: Path) -> None:

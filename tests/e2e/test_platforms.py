@@ -202,6 +202,16 @@ def test_inline_cache(pybuild: Pybuild, fresh: Pybuild, server: str) -> None:
     assert fresh(NONE, BOTH, "--cache-from", name, context).ok().executed == 0
 
 
+def test_pull_for_another(pybuild: Pybuild, fresh: Pybuild, server: str) -> None:
+    """Pulled ahead, it is there for FROM when the registry is not asked."""
+    name = f"{server}/both:2"
+    pybuild(NONE, BOTH, "--push", "-t", name, pybuild.context(TEXT, FILES)).ok()
+    fresh("pull", "--platform", OTHER, name).ok()
+    context = fresh.context(f"FROM --platform={OTHER} {name}\nLABEL a=b\n")
+    assert fresh.export(context, NONE, "--pull=never").read("bin") == b"theirs"
+    assert "--platform" in fresh("pull", "--platform=a b", name).failed(2).err
+
+
 def test_base_for_another(pybuild: Pybuild, tmp_path: Path) -> None:
     """T93: the image is for what was asked, whatever its base is for; without that for what its base is.
 

@@ -34,6 +34,8 @@ def publish(made: Pybuild, name: str, word: str) -> None:
         ("--pull=newer", "old", "new"),
         ("--pull=always", "old", "new"),
         ("--pull", "old", "new"),
+        ("--pull=true", "old", "new"),
+        ("--pull=false", "old", "old"),
     ],
 )
 def test_policy(fresh: Pybuild, server: str, policy: str, first: str, second: str) -> None:

@@ -248,6 +248,24 @@ def test_annotations_and_names(pybuild: Pybuild, tmp_path: Path) -> None:
     assert {item["annotations"]["c"] for item in image.index["manifests"]} == {"d"}
 
 
+def test_annotations_of_all_outputs(pybuild: Pybuild, tmp_path: Path) -> None:
+    """--annotation, as docker has it; what an output says itself counts more."""
+    one, two = tmp_path / "1.tar", tmp_path / "2.tar"
+    context = pybuild.context("FROM scratch\nCOPY f /f\n", FILES)
+    said = ("--annotation=org.a=b=c", "--annotation=manifest:d=e", "--annotation=manifest-descriptor:f=g")
+    pybuild(*said, "-o", f"type=oci,dest={one}", "-o", f"type=oci,dest={two},annotation.d=own", context).ok()
+    for archive, d in ((one, "e"), (two, "own")):
+        image = read_image(archive)
+        assert image.manifest["annotations"] == {"org.a": "b=c", "d": d}
+        assert image.index["manifests"][0]["annotations"] == {"f": "g"}
+    assert "add --push" in pybuild("--annotation=a=b", context).failed(2).err
+    for odd in ("index:a=b", "=b", "manifest:=b"):
+        assert (
+            "annotation"
+            in pybuild(f"--annotation={odd}", "-o", f"type=oci,dest={one}", context).failed(2).err
+        )
+
+
 @pytest.mark.parametrize(
     "output",
     """
