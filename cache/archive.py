@@ -97,8 +97,10 @@ class TarReader:
             member.link = long_link or member.link
             _apply_pax(member, pax)
             parts = _sparse_parts(pax)
-            if parts is not None and not self._sparse:
-                raise UnsupportedMember("sparse files are not supported in layers (image-spec layer.md)")
+            if parts is not None:
+                if not self._sparse:
+                    raise UnsupportedMember("sparse files are not supported in layers (image-spec layer.md)")
+                member.name = pax.get(b"GNU.sparse.name") or member.name
             if kind == b"\0" and member.name.endswith(b"/"):
                 member.kind = "d"  # v7 archives mark directories so
             _check(member, kind)
@@ -127,22 +129,22 @@ class TarReader:
         rising = all(offset >= end for (offset, _), end in zip(pairs, ends, strict=False))
         if not rising or ends[-1] > int(size) or sum(length for _, length in pairs) != self._left:
             raise ArchiveError(f"{name!r}: the map of a sparse file is wrong")
-        member.name = pax.get(b"GNU.sparse.name") or member.name
         member.size = self._size = int(size)
         self._parts = pairs
 
     def _stored_map(self, name: str) -> list[int]:
         """The map that stands before the parts: how many there are, then offset and length of each."""
-        text, numbers, wanted = b"", [b""], 1
-        while len(numbers) <= wanted:
+        text, lines, wanted = b"", 0, 1
+        while lines < wanted:
             if self._left < _BLOCK or len(text) >= _HEADER_LIMIT:
                 raise ArchiveError(f"{name!r}: the map of a sparse file is cut short or too long")
-            text += self._exactly(_BLOCK, "the map of a sparse file")
+            block = self._exactly(_BLOCK, "the map of a sparse file")
             self._left -= _BLOCK
-            numbers = text.split(b"\n")
-            if len(numbers) > 1:
-                wanted = 1 + 2 * _numbers(name, numbers[:1])[0]
-        return _numbers(name, numbers[1:wanted])
+            text += block
+            lines += block.count(b"\n")
+            if wanted == 1 and lines:
+                wanted += 2 * _numbers(name, [text.partition(b"\n")[0]])[0]
+        return _numbers(name, text.split(b"\n")[1:wanted])
 
     def chunks(self) -> Iterator[bytes]:
         """The content of the member just yielded."""
