@@ -25,7 +25,7 @@ from cache.confine import confined
 from cache.diff import check_name
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry, kind_of
 from cache.errors import CacheError
-from cache.kernel import set_owner, write_all
+from cache.kernel import keeps_owners, set_owner, write_all
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
@@ -180,6 +180,7 @@ class Writer:
         self._kept: dict[str, str] = {}
         self._links = True
         self._replaces = False
+        self._owners = keeps_owners()  # else files do not show whose they are
         self._made = epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
         self._old: dict[str, Entry] = {}
         self._old_root = -1
@@ -345,7 +346,7 @@ class Writer:
 
     def _is_below(self, entry: Entry, under: Node | None) -> bool:
         """Whether *under* is this very member, so that a layer need not say it again."""
-        if under is None:
+        if under is None or not self._owners:
             return False
         found = under.found
         looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)

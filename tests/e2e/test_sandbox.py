@@ -320,6 +320,14 @@ def test_single_id(users: tuple[Rootless, Rootless]) -> None:
     assert "USER 1000:0: this build has no such id" in said
 
 
+def test_single_id_takes_an_owner_back(users: tuple[Rootless, Rootless]) -> None:
+    """Files do not show there whose they are, so that equal ones are copied again."""
+    single = users[1]
+    text = "FROM busybox\nCOPY --chown=5:6 d /d\nCOPY d /d\n"
+    layers = single.export(single.context(text, {"d": {"f": "1"}}), NONE).layers
+    assert [layer.entries["d/f"].uid for layer in layers[-2:]] == [5, 0]
+
+
 def test_single_id_that_becomes_many(users: tuple[Rootless, Rootless]) -> None:
     """A store whose layers have lost their owners gives nothing to who has more ids, nor the other way round."""
     ranges, single = users
