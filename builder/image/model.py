@@ -116,7 +116,8 @@ class History:
         out: dict[str, object] = {}
         if self.created:
             out["created"] = self.created
-        out["created_by"] = self.created_by
+        if self.created_by:
+            out["created_by"] = self.created_by
         if self.author:
             out["author"] = self.author
         if self.comment:
