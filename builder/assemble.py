@@ -31,7 +31,7 @@ def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step],
         for line in plan.lines
     ]
     history = _fill_times([*plan.base_history, *lines])
-    made = time(None) or (history[-1].created if history else "")
+    made = history[-1].created if history else ""
     return replace(plan.config, history=tuple(history), diff_ids=diff_ids, created=made)
 
 

@@ -300,6 +300,16 @@ def test_run_without_a_command(pybuild: Pybuild) -> None:
     assert image.history[-1]["created_by"] == "RUN /bin/sh -c  # buildkit"
 
 
+def test_times_of_a_base(pybuild: Pybuild) -> None:
+    """T89: an epoch dates what is new; an image with nothing new has its base's time, and its lines."""
+    base = pybuild.build("FROM busybox\n")
+    assert base.config.get("created") == base.history[-1].get("created")
+    again = pybuild.export(pybuild.context("FROM busybox\n"), "--build-arg=SOURCE_DATE_EPOCH=1000")
+    assert again.config == base.config
+    new = pybuild.export(pybuild.context("FROM busybox\nLABEL a=b\n"), "--build-arg=SOURCE_DATE_EPOCH=1000")
+    assert new.config["created"] == "1970-01-01T00:16:40Z"
+
+
 def test_epoch_of_a_global_argument(pybuild: Pybuild) -> None:
     image = pybuild.build("ARG SOURCE_DATE_EPOCH=1000\nFROM scratch\nCOPY f /\n", {"f": "1"})
     assert image.config["created"] == "1970-01-01T00:16:40Z" and image.root()["f"][0].mtime > 1000
