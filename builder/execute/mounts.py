@@ -62,11 +62,9 @@ def mounted(
                     spec, is_file = MountSpec(kind="tmpfs", size=mount.size, read_only=mount.read_only), False
                 case SecretMount():
                     content = read_secret(workshop.secrets, mount)
-                    if content is None:
-                        continue
-                    if mount.env:
-                        out.env[mount.env] = os.fsdecode(content)
-                    if not mount.target:
+                    if mount.env:  # one that is missing is empty, as in BuildKit
+                        out.env[mount.env] = os.fsdecode(content or b"")
+                    if content is None or not mount.target:
                         continue
                     spec, is_file = _secret(mount, content), True
                 case SshMount():
