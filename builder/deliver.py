@@ -191,15 +191,14 @@ def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) ->
     """The files alone; of several platforms each in a folder of its own, as docker names them."""
     from builder.export.root import write_folder, write_root
 
-    if output.kind == "tar" and len(built) > 1:
-        raise BuildError("type=tar holds one platform", "use type=local, or one --platform")
-    for one in built:
-        epoch = one.made.epoch if output.rewrite_timestamp else None
-        dest = output.dest
-        if len(built) > 1:
-            dest = os.path.join(dest, str(one.platform).replace("/", "_"))
-        write = write_root if output.kind == "tar" else write_folder
-        write(workshop.store, one.config, dest, workshop.sink, epoch)
+    epoch = built[0].made.epoch if output.rewrite_timestamp else None
+    roots = {str(one.platform).replace("/", "_") if len(built) > 1 else "": one.config for one in built}
+    if output.kind == "tar":
+        write_root(workshop.store, roots, output.dest, workshop.sink, epoch)
+        return
+    for name, config in roots.items():
+        dest = os.path.join(output.dest, name) if name else output.dest
+        write_folder(workshop.store, config, dest, workshop.sink, epoch)
 
 
 def _formed(output: Output, one: Built, workshop: Workshop) -> Formed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
@@ -20,10 +20,15 @@ from cache.unpack import unpack_layer
 _CHUNK = 1 << 20
 
 
-def write_root(store: Store, config: ImageConfig, dest: str, sink: Sink, epoch: int | None) -> None:
-    """Write the tar of an image's root to *dest*; no time later than *epoch*, if that is given."""
+def write_root(
+    store: Store, roots: Mapping[str, ImageConfig], dest: str, sink: Sink, epoch: int | None
+) -> None:
+    """Write a tar of images' roots to *dest*, each in a folder of that name ("" for none of its own).
+
+    No time in it is later than *epoch*, if that is given.
+    """
     with destination(dest) as write:
-        _pack_root(store, config, write, sink, epoch)
+        _pack_roots(store, roots, write, sink, epoch)
 
 
 def write_folder(store: Store, config: ImageConfig, dest: str, sink: Sink, epoch: int | None) -> None:
@@ -39,17 +44,21 @@ def write_folder(store: Store, config: ImageConfig, dest: str, sink: Sink, epoch
     temporary = store.temporary()
     try:
         with open(temporary, "xb") as file:
-            _pack_root(store, config, file.write, sink, epoch)
+            _pack_roots(store, {"": config}, file.write, sink, epoch)
         with open(temporary, "rb") as file:
             confined([dest], lambda: unpack_layer(file.read, root, base=True, owners=False))
     finally:
         os.close(root)
 
 
-def _pack_root(
-    store: Store, config: ImageConfig, write: Callable[[bytes], object], sink: Sink, epoch: int | None
+def _pack_roots(
+    store: Store,
+    roots: Mapping[str, ImageConfig],
+    write: Callable[[bytes], object],
+    sink: Sink,
+    epoch: int | None,
 ) -> None:
-    """The tar of the merged tree: a copy of it that is walked, or its one layer itself."""
+    """The tar of merged trees: a copy of them that is walked."""
     meter = Meter("exporting files", 0, sink)
 
     def count(data: bytes) -> None:
@@ -57,9 +66,13 @@ def _pack_root(
         meter.add(len(data))
 
     with draft(store, ()) as made:
-        layers = snapshots(store, config)
-        if layers:
-            copy_tree(tree_of(store, layers), made.upper)
+        for name, config in roots.items():
+            top = os.path.join(made.upper, name)
+            os.makedirs(top, 0o755, exist_ok=True)
+            if layers := snapshots(store, config):
+                copy_tree(tree_of(store, layers), top)
+            if name:
+                os.utime(top, (0, 0))  # as docker has them
         root = os.open(made.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             entries = walk(root)
