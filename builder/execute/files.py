@@ -106,7 +106,11 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
     """Execute a WORKDIR into *draft* and commit it; an empty layer when the directory is there."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)
-    ids = owner_or_root(lower, op.user, "WORKDIR") if op.user and node is None else None
+    # BuildKit has no passwd to look at where there is no layer yet, and gives up.
+    look_up = owner if lower.root is None else owner_or_root
+    ids = (
+        look_up(lower, op.user, f"WORKDIR {op.path} of USER {op.user}") if op.user and node is None else None
+    )
     writer = Writer(draft.upper, lower, ids, None, None, None, op.epoch)
     try:
         if node is None:

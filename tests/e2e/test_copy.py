@@ -262,6 +262,9 @@ def test_root_needs_no_passwd(pybuild: Pybuild) -> None:
     text = "FROM scratch\nCOPY --chown=root:root f /f\nUSER nobody-knows\nWORKDIR /w\n"
     root = pybuild.build(text, {"f": "1"}).root()
     assert {(e.uid, e.gid) for e, _ in root.values()} == {(0, 0)}
+    for user in ("nobody-knows", "5:nobody-knows"):  # nothing has been there to know them
+        said = pybuild.refuse(f"FROM scratch\nUSER {user}\nWORKDIR /w\n")
+        assert "'nobody-knows' in the image's /etc/" in said and "Dockerfile:3" in said
 
 
 def test_deep_destination(pybuild: Pybuild) -> None:
