@@ -16,7 +16,7 @@ from builder.execute.sources import Selected, Source
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry, kind_of
-from cache.errors import ArchiveError, UnsupportedMember
+from cache.errors import ArchiveError, SpaceError, UnsupportedMember
 from cache.tree import Node
 from cache.trees import image_xattrs, is_image_xattr
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from builder.execute.files import Writer
 
 _CHUNK = 1 << 20
+_LARGE = 64 << 20  # a sparse file may be said to have any size, so that space is asked for first
 _MAX_ID = (1 << 31) - 1
 
 
@@ -80,6 +81,8 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
             parents[above] = _resolve(writer, top, above)
             writer.make_parents(parents[above], owned=False)  # the archive has no owner for them
         path = f"{parents[above]}/{last}".lstrip("/")
+        if member.size > _LARGE and member.size > writer.free():
+            raise SpaceError(f"{name!r} has {member.size} bytes, more than there is space for", "free some")
         if member.kind == "h":
             _link(writer, member, path, top)
         else:

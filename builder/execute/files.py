@@ -222,6 +222,11 @@ class Writer:
         finally:
             self._mode, self._replaces = mode, False
 
+    def free(self) -> int:
+        """How many bytes the file system of the layer has left."""
+        found = os.fstatvfs(self._root)
+        return found.f_bavail * found.f_frsize
+
     def wrote(self, path: str) -> bool:
         return path in self._entries
 

@@ -144,6 +144,7 @@ MAPS = {
     "more-than-stored": {"map": "0,100000"},
     "no-number": {"map": "0,-3"},
     "size": {"size": "99999999999999999999"},
+    "beyond-all-disks": {"size": str(1 << 49), "map": f"499712,4096,{1 << 49},0"},
 }
 
 
@@ -151,7 +152,8 @@ MAPS = {
 def test_sparse_that_lies(pybuild: Pybuild, tmp_path: Path, records: dict[str, str]) -> None:
     data = edited(sparse("0.1", tmp_path), **records)
     whole = tar(("f", FILE, "1"))[:1024] + data
-    assert "sparse file" in pybuild.refuse("FROM scratch\nADD a /\n", {"a": whole})
+    said = pybuild.refuse("FROM scratch\nADD a /\n", {"a": whole})
+    assert "sparse file" in said or "more than there is space for" in said
 
 
 def test_not_unpacked_but_an_archive(pybuild: Pybuild, tmp_path: Path) -> None:
