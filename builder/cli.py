@@ -337,6 +337,10 @@ def _load(args: Sequence[str]) -> int:
     )
     parser.add_argument("-i", "--input", default="-", metavar="FILE", help="the same, as docker has it")
     options = parser.parse_args(args)
+    if options.file and options.input != "-":
+        raise UsageError(
+            "two archives are given", f"load {options.file} and {options.input} one after the other"
+        )
     place = options.file or options.input
     if place == "-" and sys.stdin.isatty():
         raise UsageError("no archive is given", "name a file, or redirect standard input")

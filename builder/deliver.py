@@ -297,7 +297,7 @@ def known_steps(made: Plan, solver: Solver, store: Store) -> Known:
         if not result.layer:
             continue  # it came from outside
         linked = isinstance(step.op, CopyFiles) and step.op.link
-        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ""
+        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ()
         steps.append(StepResult(result.key, run, result.created, result.layer))
         for mount in step.op.mounts if isinstance(step.op, RunCommand) else ():
             if isinstance(mount, CacheMount) and mount.origin < 0:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from builder.caching.alias import Alias
+from builder.caching.alias import Alias, chained
 from builder.errors import BuildError, Cancelled, LayerLost, StepError
 from builder.events import (
     Event,
@@ -68,14 +68,14 @@ class Solved:
     """A step's result: its key, the layers of its root (bottom first), when they were made (ns).
 
     Layers that are not unpacked go by their diff IDs (builder.execute.layers). ``layer`` is the one
-    that the step made, as the index names it; ``run`` that of the last RUN, "" without one: the same
-    key may give others.
+    that the step made, as the index names it; ``run`` those of the RUNs, bottom first: the same keys
+    may give others, and a diff fits only what it was made on.
     """
 
     key: str
     stack: tuple[str, ...]
     created: int
-    run: str = ""
+    run: tuple[str, ...] = ()
     layer: str = ""
 
 
@@ -208,7 +208,7 @@ class Solver:
             key = derive(kind, fields, inputs)
             with self._store.making(key):
                 fresh = self._no_cache or id(step) in self._plan.fresh
-                described = json.dumps([kind, fields, inputs, below.run])  # a diff fits what it was made on
+                described = json.dumps([kind, fields, inputs, chained(below.run)])
                 found = None if fresh else self._found(key, described, below.run)
                 if found is not None:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
@@ -221,7 +221,7 @@ class Solver:
                     layer = self._execute(step, below, sources, selection)
                     created = time.time_ns()
                     self._store.index.record(key, layer, created, described)
-            run = layer if isinstance(step.op, RunCommand) else parent.run
+            run = (*parent.run, layer) if isinstance(step.op, RunCommand) else parent.run
             top = self._named(digest(layer)) if is_packed(layer) else layer
             return Solved(key, (*parent.stack, top), created, run, layer)
         except (StepError, Cancelled, LayerLost):
@@ -229,7 +229,7 @@ class Solver:
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error
 
-    def _found(self, key: str, described: str, run: str) -> tuple[str, int] | None:
+    def _found(self, key: str, described: str, run: tuple[str, ...]) -> tuple[str, int] | None:
         """The layer, and the time, of a result that the store or a shared cache has."""
         found = self._store.index.find(key)
         if found is not None and found[2] == described:

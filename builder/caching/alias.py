@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 from builder.execute.layers import is_packed
 from cache.keys import derive
@@ -31,6 +32,13 @@ class Alias:
         """
         layers = [portable(store, layer, pack) for layer in self.layers]
         return derive(self.kind, self.fields, [*self.keys, *layers]) if all(layers) else ""
+
+
+def chained(layers: Sequence[str]) -> str:
+    """One name for the layers of the RUNs below a step, bottom first: of one its own, "" for none."""
+    if len(layers) < 2:
+        return "".join(layers)
+    return "sha256:" + hashlib.sha256("\n".join(layers).encode()).hexdigest()
 
 
 def portable(store: Store, layer: str, pack: bool) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 
-from builder.caching.alias import Alias, portable
+from builder.caching.alias import Alias, chained, portable
 from builder.caching.imports import Imports, open_place
 from builder.caching.places import Place
 from builder.caching.records import ARTIFACT_TYPE, CONFIG_TYPE, MOUNT_TYPE, Record, Records, encode, to_bytes
@@ -34,7 +34,7 @@ class StepResult:
     """What a step of this build gave, as the solver has it: layers go by snapshots or diff IDs."""
 
     key: str
-    run: str
+    run: tuple[str, ...]
     created: int
     layer: str
 
@@ -54,11 +54,14 @@ class Known:
 def records_of(store: Store, known: Known, everything: bool) -> Records:
     """The records of all steps, or of those that the image's layers come from."""
     steps = []
+    found: dict[str, str] = {}  # layers' diff IDs
     for result in known.steps:
         if everything or result.key in known.last:
-            run = portable(store, result.run, pack=True)
-            layer = digest(portable(store, result.layer, pack=True))
-            steps.append(Record(result.key, run, result.created, layer))
+            for layer in (*result.run, result.layer):
+                if layer not in found:
+                    found[layer] = portable(store, layer, pack=True)
+            run = chained([found[layer] for layer in result.run])
+            steps.append(Record(result.key, run, result.created, digest(found[result.layer])))
     contents = {}
     if everything:
         contents = {alias.portable(store, pack=True): content for alias, content in known.contents}

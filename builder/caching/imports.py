@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from builder.caching.alias import Alias, portable
+from builder.caching.alias import Alias, chained, portable
 from builder.caching.places import Folder, Place, Repository
 from builder.caching.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
 from builder.errors import BuildError
@@ -37,6 +37,7 @@ class Imports:
     _contents: dict[str, str] = field(factory=dict)
     _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(factory=dict)
     _places: list[Place] = field(factory=list)
+    _known: dict[str, str] = field(factory=dict)  # layers' diff IDs
 
     def load(self, places: Sequence[CachePlace], insecure: frozenset[str]) -> None:
         """Read the records of every cache; one that cannot be read is a warning."""
@@ -103,13 +104,16 @@ class Imports:
 
     # -- steps -----------------------------------------------------------------------------
 
-    def find(self, key: str, run: str) -> tuple[str, int] | None:
-        """The layer, as a stack holds it, and the time of a step with *key* above the layer *run*."""
+    def find(self, key: str, runs: tuple[str, ...]) -> tuple[str, int] | None:
+        """The layer, as a stack holds it, and the time of a step with *key* above the layers of *runs*."""
         if records := self._records.get(key):
-            below = portable(self.store, run, pack=True)
+            for layer in runs:
+                if layer not in self._known:
+                    self._known[layer] = portable(self.store, layer, pack=True)
+            below = chained([self._known[layer] for layer in runs])
             for record in records:
-                if record.run == below and (layer := self.layers.named(record.layer)):
-                    return layer, record.created
+                if record.run == below and (found := self.layers.named(record.layer)):
+                    return found, record.created
         return None
 
     def content(self, alias: Alias) -> str:

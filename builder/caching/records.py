@@ -30,7 +30,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @struct
 class Record:
-    """The result of a step: *layer*, made at *created* (ns), above the layer *run* of a RUN ("": none)."""
+    """A step: its *layer*, made at *created* (ns), above RUNs whose layers are *run* (``chained``)."""
 
     key: str
     run: str

@@ -133,8 +133,10 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
     node = None if writer.wrote(target) else writer.below(target)
     if node is not None:
         # As untar does it: the link's own owner, mode and time become those of what it names.
-        writer.make_parents(target.rpartition("/")[0])
-        writer.put(target, _relinked(node, member), _content(node))
+        entry = _relinked(node, member)
+        if not writer.keeps(target, entry, node):
+            writer.make_parents(target.rpartition("/")[0])
+            writer.put(target, entry, _content(node))
     elif writer.wrote(target):
         writer.retouch(target, _entry(member))
     else:

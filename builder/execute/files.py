@@ -230,6 +230,13 @@ class Writer:
     def wrote(self, path: str) -> bool:
         return path in self._entries
 
+    def keeps(self, path: str, entry: Entry, under: Node) -> bool:
+        """Whether *path* was left out, *under* being there, and *entry* gives it no other looks."""
+        found = under.found
+        looks = (found.st_mode & 0o7777, (found.st_uid, found.st_gid), found.st_mtime_ns)
+        owner = self._ids or (entry.uid, entry.gid)
+        return path in self._kept and looks == (entry.mode, owner, entry.mtime)
+
     def below(self, path: str) -> Node | None:
         """What is below at *path*, if it is no directory: what a hard link may name."""
         node = self._lower.lookup(path, follow=False)
@@ -452,6 +459,8 @@ class Writer:
         if first is None:
             raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
         self._make_way(path)
+        if target not in self._entries:
+            raise BuildError(f"hard link /{path} takes the place of what it names, /{target}")
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
         self._linked.setdefault(target, []).append(path)

@@ -441,7 +441,8 @@ def _number(text: bytes) -> int:
 def _number_of(fields: list[bytes], place: int) -> int:
     """A field of a line; what is missing or no number is 0."""
     text = fields[place] if place < len(fields) else b""
-    return _number(text.removeprefix(b"+")) if text.lstrip(b"+-").isdigit() else 0
+    digits = text[1:] if text[:1] in (b"+", b"-") else text
+    return _number(text.removeprefix(b"+")) if digits.isdigit() else 0
 
 
 def _read_database(root: int, path: bytes) -> list[bytes]:

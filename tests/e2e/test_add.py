@@ -137,6 +137,16 @@ def edited(archive: bytes, **records: str) -> bytes:
     return bytes(header) + text + bytes(-len(text) % 512) + archive[512 + padded :]
 
 
+def test_links_to_what_is_below(pybuild: Pybuild) -> None:
+    """Of a file that is left out, as it is below, the links of an archive are one file again."""
+    old = tar(("f", FILE, "1" * 5000))
+    new = tar(("f", FILE, "1" * 5000), *((f"h{n}", HARD, "f") for n in range(5)))
+    layer = pybuild.build("FROM scratch\nADD old /\nADD new /\n", {"old": old, "new": new}).layers[-1]
+    assert [entry.islnk() for entry in layer.entries.values()] == [False, True, True, True, True]
+    inside = tar(("d", DIR, ""), ("d/f", FILE, "1"), ("d", HARD, "d/f"))
+    assert "takes the place of what it names" in pybuild.refuse("FROM scratch\nADD a /\n", {"a": inside})
+
+
 MAPS = {
     "odd": {"map": "1"},
     "behind-the-end": {"map": "1048575,3"},

@@ -542,3 +542,29 @@ def test_bomb_in_a_cache(fresh: Pybuild, empty: Pybuild, tmp_path: Path) -> None
     started = time.monotonic()
     done = empty(NONE, f"--cache-from=type=local,src={cache}", context).ok()
     assert "grows without end" in done.err and time.monotonic() - started < 30
+
+
+def test_layers_below_the_last_run_count(pybuild: Pybuild, fresh: Pybuild, tmp_path: Path) -> None:
+    """A COPY that left out what a RUN had made is not put on what that RUN made elsewhere."""
+    text = """\
+FROM busybox AS a
+RUN --mount=type=secret,id=s cat /run/secrets/s > /f; touch -d @1000 /f /
+RUN true
+FROM a AS b
+COPY f /f
+FROM b
+RUN cat /f
+"""
+    context = pybuild.context(text, {"f": "A"})
+    (context / "f").chmod(0o644)
+    os.utime(context / "f", (1000, 1000))
+    cache = f"{tmp_path}/cache"
+    secret = "--secret=id=s,env=S"
+    pybuild(
+        NONE, "--no-cache", secret, f"--cache-to=type=local,dest={cache},mode=max", context, env={"S": "A"}
+    ).ok()
+    fresh(NONE, "--target=a", secret, context, env={"S": "B"}).ok()
+    archive = tmp_path / "o.tar"
+    given = (f"--cache-from=type=local,src={cache}", "-o", f"type=oci,dest={archive}")
+    fresh(NONE, secret, *given, context, env={"S": "B"}).ok()
+    assert read_image(archive).read("f") == b"A"
