@@ -15,6 +15,7 @@ from grammar.errors import DockerfileError
 from grammar.span import Span
 from grammar.structs import struct
 
+_MOST_INSTRUCTIONS = 20_000  # some hundred times what anybody writes
 _LINE_LIMIT = 65535
 BLANKS = " \t\v\f\r\n"  # what separates words; other blanks of Unicode do not (L12)
 _DIRECTIVES = ("syntax", "escape", "check")
@@ -122,6 +123,8 @@ class _Scanner:
                 line = self._instruction()
                 if line.text.strip():  # else there was nothing but an escape
                     out.append(line)
+                if len(out) > _MOST_INSTRUCTIONS:
+                    raise DockerfileError(f"the file has more than {_MOST_INSTRUCTIONS} instructions")
                 self._comments.clear()
         return out
 

@@ -130,12 +130,12 @@ def _command(line: Line) -> ast.Command:
 
 def _run(line: Line) -> ast.Run:
     command = _command(line)
-    if isinstance(command, ast.ShellForm):
+    if isinstance(command, ast.ShellForm) and not command.text.isascii():
         _only_text(command.text, line)
-    if len(line.source.heredocs) != 1 or not line.source.heredocs[0].body.startswith("#!"):
-        for heredoc in line.source.heredocs:
+    if heredocs := line.source.heredocs:
+        for heredoc in heredocs if len(heredocs) > 1 or not heredocs[0].body.startswith("#!") else ():
             _only_text(heredoc.body, line)
-    for name, known, wrong in _MODES:
+    for name, known, wrong in _MODES if line.given.flags else ():
         if name in line.given.flags and (value := line.given.text(name)) not in known:
             hint = f"it is {', '.join(known[:-1])} or {known[-1]}"
             raise DockerfileError(wrong.format(value), line.given.all(name)[0].span, hint)
