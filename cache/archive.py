@@ -55,8 +55,7 @@ class TarReader:
         self._sparse = sparse
         self._left = 0
         self._pad = 0
-        self._parts: list[tuple[int, int]] | None = None  # of a sparse file: offset and length
-        self._size = 0  # of the sparse file
+        self._parts: list[tuple[int, int]] | None = None  # of a sparse file: offset and length, then its end
         self.ended = False  # whether the end marker was there
         self.global_header = False  # whether the archive has one: a header, though no member
 
@@ -129,8 +128,8 @@ class TarReader:
         rising = all(offset >= end for (offset, _), end in zip(pairs, ends, strict=False))
         if not rising or ends[-1] > int(size) or sum(length for _, length in pairs) != self._left:
             raise ArchiveError(f"{name!r}: the map of a sparse file is wrong")
-        member.size = self._size = int(size)
-        self._parts = pairs
+        member.size = int(size)
+        self._parts = [*pairs, (member.size, 0)]
 
     def _stored_map(self, name: str) -> list[int]:
         """The map that stands before the parts: how many there are, then offset and length of each."""
@@ -153,7 +152,7 @@ class TarReader:
             return
         parts, self._parts = self._parts, None
         place = 0
-        for offset, length in (*parts, (self._size, 0)):
+        for offset, length in parts:
             while place < offset:
                 yield _ZEROS[: offset - place]
                 place += min(len(_ZEROS), offset - place)

@@ -12,6 +12,7 @@ from grammar.flags import Given, check_flags
 from grammar.lines import LogicalLine, bare_words, first_word, parse_heredoc
 from grammar.span import Span
 from grammar.structs import replace, struct
+from grammar.words import valid_text
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _STAGE_REST = _STAGE_FIRST | frozenset("0123456789-_.")
@@ -111,12 +112,7 @@ def json_array(line: Line) -> tuple[str, ...] | None:
         )
     if any("\0" in item for item in value):
         raise line.error("an argument holds a NUL character", line.tokens[-1])
-    return tuple(map(_valid_text, value))
-
-
-def _valid_text(text: str) -> str:
-    """A JSON string as Go reads it: half of a surrogate pair, or a byte that is no text, is U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return tuple(map(valid_text, value))
 
 
 def _reject(constant: str) -> object:
@@ -130,12 +126,12 @@ def _command(line: Line) -> ast.Command:
 
 def _run(line: Line) -> ast.Run:
     command = _command(line)
-    if isinstance(command, ast.ShellForm) and not command.text.isascii():
-        _only_text(command.text, line)
-    if heredocs := line.source.heredocs:
-        for heredoc in heredocs if len(heredocs) > 1 or not heredocs[0].body.startswith("#!") else ():
-            _only_text(heredoc.body, line)
-    for name, known, wrong in _MODES if line.given.flags else ():
+    texts = [command.text] if isinstance(command, ast.ShellForm) else []
+    heredocs = line.source.heredocs
+    if len(heredocs) != 1 or not heredocs[0].body.startswith("#!"):  # that is a file of its own, of any bytes
+        texts += [heredoc.body for heredoc in heredocs]
+    _only_text(texts, line)
+    for name, known, wrong in _MODES:
         if name in line.given.flags and (value := line.given.text(name)) not in known:
             hint = f"it is {', '.join(known[:-1])} or {known[-1]}"
             raise DockerfileError(wrong.format(value), line.given.all(name)[0].span, hint)
@@ -150,10 +146,11 @@ def _run(line: Line) -> ast.Run:
     )
 
 
-def _only_text(command: str, line: Line) -> None:
+def _only_text(command: list[str], line: Line) -> None:
     """Raise DockerfileError for a command with bytes that are not UTF-8."""
     try:
-        command.encode()
+        for text in command:
+            text.encode()
     except UnicodeEncodeError:
         hint = "save the file as UTF-8, or have printf make such bytes"
         raise line.error("the command holds bytes that are not UTF-8", hint=hint) from None

@@ -16,9 +16,15 @@ _SIZE = 1 << 20
 _WORK = 20_000_000
 _SPECIAL = frozenset("@*#?-$!0")
 _END = ""
-_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\ufffd")  # what surrogateescape makes of bytes
 _ANY = "any"
 _RUN = "run"
+
+
+def valid_text(text: str) -> str:
+    """Text as Go reads it: half of a surrogate pair, or a byte that is no text, is U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def expand_word(
@@ -91,8 +97,7 @@ class _Lexer:
     def __init__(
         self, text: str, env: Mapping[str, str], escape: str, missing: set[str], raw_quotes: bool
     ) -> None:
-        # As Go reads runes: a byte that is no UTF-8 is U+FFFD from here on.
-        self._text = text if text.isascii() else text.translate(_BYTES)
+        self._text = valid_text(text)
         self._place = 0
         self._env = env
         self._escape = escape

@@ -41,6 +41,14 @@ def chained(layers: Sequence[str]) -> str:
     return "sha256:" + hashlib.sha256("\n".join(layers).encode()).hexdigest()
 
 
+def portable_chain(store: Store, layers: Sequence[str], known: dict[str, str]) -> str:
+    """The same by their diff IDs, which are found out; *known* keeps them from call to call."""
+    for layer in layers:
+        if layer not in known:
+            known[layer] = portable(store, layer, pack=True)
+    return chained([known[layer] for layer in layers])
+
+
 def portable(store: Store, layer: str, pack: bool) -> str:
     """The diff ID of a layer of a stack, "" where it is not known; with *pack* it is found out."""
     if not layer or is_packed(layer):

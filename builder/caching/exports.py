@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 
-from builder.caching.alias import Alias, chained, portable
+from builder.caching.alias import Alias, portable, portable_chain
 from builder.caching.imports import Imports, open_place
 from builder.caching.places import Place
 from builder.caching.records import ARTIFACT_TYPE, CONFIG_TYPE, MOUNT_TYPE, Record, Records, encode, to_bytes
@@ -57,11 +57,9 @@ def records_of(store: Store, known: Known, everything: bool) -> Records:
     found: dict[str, str] = {}  # layers' diff IDs
     for result in known.steps:
         if everything or result.key in known.last:
-            for layer in (*result.run, result.layer):
-                if layer not in found:
-                    found[layer] = portable(store, layer, pack=True)
-            run = chained([found[layer] for layer in result.run])
-            steps.append(Record(result.key, run, result.created, digest(found[result.layer])))
+            run = portable_chain(store, result.run, found)
+            layer = digest(portable(store, result.layer, pack=True))
+            steps.append(Record(result.key, run, result.created, layer))
     contents = {}
     if everything:
         contents = {alias.portable(store, pack=True): content for alias, content in known.contents}

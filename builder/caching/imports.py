@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from builder.caching.alias import Alias, chained, portable
+from builder.caching.alias import Alias, portable_chain
 from builder.caching.places import Folder, Place, Repository
 from builder.caching.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
 from builder.errors import BuildError
@@ -107,13 +107,10 @@ class Imports:
     def find(self, key: str, runs: tuple[str, ...]) -> tuple[str, int] | None:
         """The layer, as a stack holds it, and the time of a step with *key* above the layers of *runs*."""
         if records := self._records.get(key):
-            for layer in runs:
-                if layer not in self._known:
-                    self._known[layer] = portable(self.store, layer, pack=True)
-            below = chained([self._known[layer] for layer in runs])
+            below = portable_chain(self.store, runs, self._known)
             for record in records:
-                if record.run == below and (found := self.layers.named(record.layer)):
-                    return found, record.created
+                if record.run == below and (layer := self.layers.named(record.layer)):
+                    return layer, record.created
         return None
 
     def content(self, alias: Alias) -> str:

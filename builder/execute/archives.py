@@ -130,22 +130,20 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
     target = f"{_resolve(writer, top, above)}/{last}".lstrip("/")
-    node = None if writer.wrote(target) else writer.below(target)
-    if node is not None:
+    entry = _entry(member)
+    content: Iterator[bytes] = iter(())
+    if writer.wrote(target):
+        writer.retouch(target, entry)
+    elif (node := writer.below(target)) is not None:
         # As untar does it: the link's own owner, mode and time become those of what it names.
-        entry = _relinked(node, member)
+        entry, content = _relinked(node, member), _content(node)
         if not writer.keeps(target, entry, node):
             writer.make_parents(target.rpartition("/")[0])
             writer.put(target, entry, _content(node))
-    elif writer.wrote(target):
-        writer.retouch(target, _entry(member))
     else:
         raise ArchiveError(f"{os.fsdecode(member.name)!r} links to {name!r}, which is not there")
     if path != target:
-        if node is not None:
-            writer.link(path, target, _relinked(node, member), _content(node))
-        else:
-            writer.link(path, target, _entry(member), iter(()))
+        writer.link(path, target, entry, content)
 
 
 def _relinked(node: Node, member: Member) -> Entry:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from builder.errors import BuildError
@@ -106,11 +107,11 @@ def make_dir(op: MakeDir, draft: Draft) -> str:
     """Execute a WORKDIR into *draft* and commit it; an empty layer when the directory is there."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)
-    # BuildKit has no passwd to look at where there is no layer yet, and gives up.
-    look_up = owner if lower.root is None else owner_or_root
-    ids = (
-        look_up(lower, op.user, f"WORKDIR {op.path} of USER {op.user}") if op.user and node is None else None
-    )
+    ids = None
+    if op.user and node is None:
+        # BuildKit has no passwd to look at where there is no layer yet, and gives up.
+        look_up = owner if lower.root is None else owner_or_root
+        ids = look_up(lower, op.user, f"WORKDIR {op.path} of USER {op.user}")
     writer = Writer(draft.upper, lower, ids, None, None, None, op.epoch)
     try:
         if node is None:
@@ -232,10 +233,8 @@ class Writer:
 
     def keeps(self, path: str, entry: Entry, under: Node) -> bool:
         """Whether *path* was left out, *under* being there, and *entry* gives it no other looks."""
-        found = under.found
-        looks = (found.st_mode & 0o7777, (found.st_uid, found.st_gid), found.st_mtime_ns)
-        owner = self._ids or (entry.uid, entry.gid)
-        return path in self._kept and looks == (entry.mode, owner, entry.mtime)
+        uid, gid = self._ids or (entry.uid, entry.gid)
+        return path in self._kept and _looks_like(entry._replace(uid=uid, gid=gid), under)
 
     def below(self, path: str) -> Node | None:
         """What is below at *path*, if it is no directory: what a hard link may name."""
@@ -362,22 +361,16 @@ class Writer:
 
     def _is_below(self, entry: Entry, under: Node | None) -> bool:
         """Whether *under* is this very member, so that a layer need not say it again."""
-        if under is None or not self._owners:
-            return False
-        found = under.found
-        looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)
-        if looks != (entry.kind, entry.mode, entry.uid, entry.gid):
-            return False
-        if entry.kind == DIRECTORY:  # its time only tells of what was made in it (T80)
-            return entry.xattrs == image_xattrs(under.real)
-        if found.st_mtime_ns != entry.mtime or found.st_rdev != entry.rdev:
+        if under is None or not self._owners or not _looks_like(entry, under):
             return False
         if entry.kind == SYMLINK:
             return os.readlink(under.real) == entry.link
+        if entry.kind in (FILE, DIRECTORY) and image_xattrs(under.real) != entry.xattrs:
+            return False
         if entry.kind == FILE:
-            same = found.st_size == entry.size and image_xattrs(under.real) == entry.xattrs
-            return same and bool(entry.digest) and _digest_of(under.real) == entry.digest
-        return True
+            same = bool(entry.digest) and under.found.st_size == entry.size
+            return same and _digest_of(under.real) == entry.digest
+        return entry.kind == DIRECTORY or under.found.st_rdev == entry.rdev
 
     def _put_directory(self, entry: Entry) -> None:
         """A directory below the top: made, or given the source's metadata where it exists (T13)."""
@@ -538,14 +531,14 @@ class Writer:
 
     def _drop_folders(self) -> None:
         """Leave out folders in which nothing was written and that are below as they are here (T80)."""
-        filled = set()
-        for path, entry in reversed([*self._entries.items()]):
-            if entry.kind == DIRECTORY and path not in filled and self._is_below(entry, self._below[path]):
+        merged = [path for path, under in self._below.items() if path and under is not None]
+        inside = Counter(path.rpartition("/")[0] for path in self._entries) if merged else Counter[str]()
+        for path in reversed(merged):
+            if not inside[path] and self._is_below(self._entries[path], self._below[path]):
                 self._stream.spoil()
                 os.rmdir(path, dir_fd=self._root)
                 del self._entries[path], self._below[path]
-            else:
-                filled.add(path.rpartition("/")[0])
+                inside[path.rpartition("/")[0]] -= 1
 
     def finish(self) -> list[Entry]:
         """Give directories their metadata, children first; the manifest in tar order."""
@@ -560,6 +553,16 @@ class Writer:
         # "/" sorts first, so that this is the order of a lexical walk.
         ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
         return _files_first(ordered) if self._linked else ordered
+
+
+def _looks_like(entry: Entry, under: Node) -> bool:
+    """Whether kind, mode, owner and time are those of *under*; of a directory, whose time only tells of
+    what was made in it (T80), all but that.
+    """
+    found = under.found
+    looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)
+    same_time = entry.kind == DIRECTORY or found.st_mtime_ns == entry.mtime
+    return same_time and looks == (entry.kind, entry.mode, entry.uid, entry.gid)
 
 
 def _digest_of(path: str) -> str:

@@ -318,7 +318,8 @@ class ContextSource:
             xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
                 digest, xattrs = self.index.content(self._root, item)
-                xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)  # chown(2) clears them
+                if xattrs:  # chown(2) clears capabilities
+                    xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)
                 if item[7] > 1:
                     first = first_of.setdefault((item[5], item[6]), inside)
                     link = first if first != inside else ""

@@ -104,7 +104,8 @@ def test_copied_again(pybuild: Pybuild, lines: list[str], names: list[str]) -> N
         os.utime(path, (10**9, 10**9), follow_symlinks=False)
     layer = pybuild.export(context, *NONE).layers[-1]
     assert layer.names == names
-    assert not layer.entries["d/n"].islnk() if "d/n" in names and "d/f" not in names else True
+    if "d/n" in names and "d/f" not in names:
+        assert not layer.entries["d/n"].islnk()
 
 
 def test_kinds_and_modes(pybuild: Pybuild) -> None:
