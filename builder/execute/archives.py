@@ -9,19 +9,16 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from builder.errors import BuildError
 from builder.execute.sources import Selected, Source
+from builder.execute.writer import Writer
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
 from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.errors import ArchiveError, SpaceError, UnsupportedMember
 from cache.tree import Node
 from cache.trees import image_xattrs, is_image_xattr
-
-if TYPE_CHECKING:
-    from builder.execute.files import Writer
 
 _CHUNK = 1 << 20
 _LARGE = 64 << 20  # a sparse file may be said to have any size, so that space is asked for first
