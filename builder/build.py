@@ -28,6 +28,7 @@ from builder.replay import Look
 from builder.request import BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime import cgroups
+from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.rootless import entered, was_real_root
 from builder.session import Session
 from builder.solve import Solver
@@ -99,9 +100,15 @@ def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
     workshop.runs = len(runs)
     if any(op.network == "default" for op in runs):
         workshop.launcher = session.add_network()
-        if session.shares_network:
+        if session.shares_network and workshop.isolation == NAMESPACES:
             check_shared_network()
             sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
+    if runs and workshop.isolation == CHROOT:
+        sink(
+            Notice(
+                "steps are isolated by chroot and share this container's network (pybuild doctor says why)"
+            )
+        )
     if runs and was_real_root():
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
     if not keeps_owners():

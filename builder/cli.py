@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from builder.errors import BuildError, Cancelled, UsageError
-from builder.options import Parser, build_parser, build_request, call_method, outputs
+from builder.options import Parser, add_isolation, build_parser, build_request, call_method, outputs
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
@@ -132,14 +132,15 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
         from builder.loader import prepare
 
         prepare()
-    _enter(options)
+    isolation = _enter(options)
     # The helpers are forked while this process is small and has no threads.
     from builder.session import Session
 
     words = _words(options)
     network = options.network == "default" and b"run" in words
     copies = b"copy" in words or b"add" in words
-    with _store_for_containers(options) as store, Session(store, network, copies) as session:
+    opened, isolation = _store_for_containers(options, isolation)
+    with opened as store, Session(store, network, copies, isolation) as session:
         request = build_request(options)
         from builder.build import build, warn_unused
         from builder.execute.workshop import Workshop
@@ -149,7 +150,9 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
 
         sink = _sink(options)
         recorder = Recorder(sink)
-        workshop = Workshop(store, session.launcher, session.packer, request.secrets, request.ssh, recorder)
+        workshop = Workshop(
+            store, session.launcher, session.packer, request.secrets, request.ssh, recorder, isolation
+        )
         workshop.shares_network = session.shares_network
         try:
             inputs = read_inputs(request, workshop)
@@ -232,13 +235,33 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
             _say(f"image {image} for {platform}")
 
 
-def _enter(options: argparse.Namespace) -> None:
-    """Be root: as we are, or in a user namespace of our own. The store stays who-ran-us's."""
+def _enter(options: argparse.Namespace) -> str:
+    """Be root, as we are or in a user namespace of our own, and return how steps are isolated.
+
+    The store stays that of the user who started this. Raises BuildError.
+    """
+    from builder.runtime import isolation
     from builder.runtime.rootless import is_real_root
 
-    if not is_real_root():
-        os.environ["PYBUILD_ROOT"] = options.root or default_root()
-        _enter_namespace()
+    wanted = getattr(options, "isolation", "auto")
+    if wanted == isolation.CHROOT:
+        if missing := isolation.missing_for_chroot():
+            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _HINT_DOCTOR)
+        return isolation.CHROOT
+    if is_real_root():
+        return isolation.NAMESPACES
+    if os.geteuid() == 0 and wanted == "auto" and isolation.missing_for_namespaces():
+        if not (missing := isolation.missing_for_chroot()):
+            return isolation.CHROOT
+        raise BuildError(
+            f"this place allows neither namespaces nor what stands in for them: {missing}", _HINT_DOCTOR
+        )
+    os.environ["PYBUILD_ROOT"] = options.root or default_root()
+    _enter_namespace()
+    return isolation.NAMESPACES
+
+
+_HINT_DOCTOR = "pybuild doctor says what this place allows, and docs/containers.md what to change"
 
 
 def _enter_namespace() -> None:
@@ -250,19 +273,30 @@ def _enter_namespace() -> None:
         raise BuildError(error.message, error.hint) from None
 
 
-def _store_for_containers(options: argparse.Namespace) -> Store:
-    """The store, whose file system must be mountable with mapped ids; else root, too, is one of its own."""
+def _store_for_containers(options: argparse.Namespace, isolation: str) -> tuple[Store, str]:
+    """The store, and how steps on it are isolated: by *isolation*, or by chroot where nothing can be mounted.
+
+    For namespaces its file system must be mountable with mapped ids; else root, too, enters one of its own.
+    """
+    from builder.runtime.isolation import CHROOT, NAMESPACES, missing_for_chroot, missing_for_namespaces
     from builder.runtime.probe import can_map_mounts, can_overlay
     from builder.runtime.rootless import entered
 
     store = _open_store(options)
-    if not entered() and not _remembered(store, "mapped mounts", can_map_mounts):
-        store.close()
-        _enter_namespace()
-        store = _open_store(options)
+    if isolation == NAMESPACES and not entered() and not _remembered(store, "mapped mounts", can_map_mounts):
+        if (
+            getattr(options, "isolation", "auto") == "auto"
+            and missing_for_namespaces()
+            and not missing_for_chroot()
+        ):
+            isolation = CHROOT
+        else:
+            store.close()
+            _enter_namespace()
+            store = _open_store(options)
     store.check_owners()
-    store.overlays = _remembered(store, "overlays", can_overlay)
-    return store
+    store.overlays = isolation == NAMESPACES and _remembered(store, "overlays", can_overlay)
+    return store, isolation
 
 
 def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
@@ -425,6 +459,7 @@ def _run(args: Sequence[str]) -> int:
     from builder.run_options import add_run_options, changes
 
     parser.add_argument("--network", default="default", choices=("default", "none", "host"))
+    add_isolation(parser)
     add_run_options(parser)
     add_options(parser)
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
@@ -432,13 +467,11 @@ def _run(args: Sequence[str]) -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD")
     options = parser.parse_args(args)
     wanted = changes(options)
-    _enter(options)
+    isolation = _enter(options)
     from builder.session import Session
 
-    with (
-        _store_for_containers(options) as store,
-        Session(store, options.network == "default") as session,
-    ):
+    opened, isolation = _store_for_containers(options, isolation)
+    with opened as store, Session(store, options.network == "default", isolation=isolation) as session:
         from builder.container import run_image
         from builder.execute.run import SHARED_NETWORK, check_shared_network
 
@@ -454,6 +487,7 @@ def _run(args: Sequence[str]) -> int:
             sys.stdin.fileno() if options.interactive else -1,
             sandbox(options),
             wanted,
+            isolation,
         )
 
 

@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
-from builder.execute import copies
+from builder.execute.placing import placed
 from builder.execute.run import container_spec
+from builder.execute.stage_trees import StageTrees
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.request import Sandbox
 from builder.runtime.host import Launcher, Outcome, Running
+from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.publish import Port, Publisher
 from builder.runtime.spec import ContainerSpec, VolumeSpec
 from cache.snapshots import draft
@@ -46,8 +48,11 @@ def run_image(
     stdin: int,
     sandbox: Sandbox,
     changes: Changes,
+    isolation: str = NAMESPACES,
 ) -> int:
     """Run *command* (or what the image says) in a container; its exit code, 128 + n for a signal."""
+    if isolation == CHROOT and (changes.volumes or changes.ports):
+        raise UsageError("-v and -p need namespaces, which this place forbids", "pybuild doctor says more")
     _image, config = find(store, name)
     settings = config.settings
     if changes.entrypoint is None:
@@ -61,9 +66,11 @@ def run_image(
         publisher = Publisher(changes.ports)
     except OSError as error:
         raise BuildError(f"listening on a port: {error.strerror}") from None
-    with contextlib.closing(publisher), draft(store, snapshots(store, config)) as made:
-        if not store.overlays:
-            copies.fill(made)
+    with (
+        contextlib.closing(publisher),
+        draft(store, snapshots(store, config)) as made,
+        contextlib.ExitStack() as held,
+    ):
         cwd = changes.cwd or settings.get("WorkingDir") or "/"
         user = changes.user or settings.get("User") or ""
         spec = container_spec(made, argv, env, cwd, user, mode, _HOSTNAME, sandbox)
@@ -72,6 +79,13 @@ def run_image(
             VolumeSpec(source=os.fsencode(source), target=os.fsencode(target), read_only=read_only)
             for source, target, read_only in changes.volumes
         ]
+        if not store.overlays:
+            tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
+            tree.prepare("")
+            spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))
+            if isolation == CHROOT:
+                held.enter_context(placed(store, tree, [], spec["files"]))
+                spec["files"] = {}
         outcome = _follow(launcher, spec, stdin, publisher)
     if outcome.error:
         hint = "run it with --network=none or --network=host" if outcome.network_failed else ""

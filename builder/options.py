@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
+from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
 
 _METHODS = ("build", "check", "lint", "outline", "targets")
@@ -48,6 +49,16 @@ class Parser(argparse.ArgumentParser):
 def _with_value(word: str) -> str:
     name, equals, value = word.partition("=")
     return f"{_WITH_VALUES[name]}={value}" if equals and name in _WITH_VALUES else word
+
+
+def add_isolation(parser: argparse.ArgumentParser) -> None:
+    """The option that says how containers are kept apart from this machine."""
+    parser.add_argument(
+        "--isolation",
+        default="auto",
+        choices=("auto", *WAYS),
+        help="how steps are isolated: namespaces, or chroot where a container forbids them (default: auto)",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="another context: a folder, a URL, docker-image://IMAGE, oci-layout://FOLDER (repeatable)",
     )
     add("--network", default="default", choices=("default", "none", "host"), help="network of RUN steps")
+    add_isolation(parser)
     add(
         "--secret",
         action="append",

@@ -1,6 +1,7 @@
 """The helper processes of one command, forked early and ended for certain."""
 
 from builder.runtime.host import Launcher
+from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.rootless import entered
 from builder.runtime.uplink import programs
 from cache.store import Store
@@ -19,15 +20,18 @@ class Session:
     one. Leaving it ends every container.
     """
 
-    def __init__(self, store: Store, network: bool, copies: bool = False) -> None:
+    def __init__(
+        self, store: Store, network: bool, copies: bool = False, isolation: str = NAMESPACES
+    ) -> None:
         """*network* is whether containers need one, *copies* whether files are copied."""
         self._root = store.root
+        self._isolation = isolation
         self._shift = not entered()
         self._scratch = "" if self._shift else store.empty
         # Without root somebody has to carry a network; else steps share this machine's.
-        self.shares_network = not self._shift and not programs()
+        self.shares_network = isolation == CHROOT or (not self._shift and not programs())
         self._network = network or self.shares_network
-        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift)
+        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift, isolation)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
@@ -37,7 +41,7 @@ class Session:
         """
         if not self._network:
             self.launcher.close()
-            self.launcher = Launcher(self._root, self._wiring(), self._shift)
+            self.launcher = Launcher(self._root, self._wiring(), self._shift, self._isolation)
             self._network = True
         return self.launcher
 

@@ -15,7 +15,7 @@ import stat
 from cache.errors import LayerError
 from cache.pack import WHITEOUT_PREFIX
 from cache.tree import Node, Tree, merged_names
-from cache.trees import OPAQUE, image_xattrs, is_opaque, is_whiteout
+from cache.trees import OPAQUE, image_xattrs, is_opaque, is_whiteout, make_whiteout
 
 _DEEPEST = 400  # directories of a path that a layer's other readers can still follow
 
@@ -81,7 +81,7 @@ def _expand_opaque(upper: str, below: Node, lower: Tree) -> None:
         try:
             found = os.lstat(path)
         except FileNotFoundError:
-            os.mknod(path, stat.S_IFCHR, 0)
+            make_whiteout(path)
             continue
         if stat.S_ISDIR(found.st_mode) and under is not None and under.is_dir:
             os.setxattr(path, OPAQUE, b"y")  # handled when the walk gets there

@@ -186,11 +186,13 @@ def landlock_version() -> int:
     return max(found, 0)
 
 
-def landlock_ruleset(handled: int) -> int:
+def landlock_ruleset(handled: int, network: int = 0, scopes: int = 0) -> int:
     """A descriptor of rules for the file system accesses *handled*, which are refused where no rule
-    allows them. Raises OSError.
+    allows them; likewise for accesses of the *network* (version 4 on) and *scopes* (6 on). Raises OSError.
     """
-    return _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", handled), ctypes.c_size_t(8), 0)
+    fields = (handled, network, scopes)[: 3 if scopes else 2 if network else 1]
+    rules = struct.pack(f"={len(fields)}Q", *fields)
+    return _landlock(_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
 
 
 def landlock_allow(ruleset: int, allowed: int, place: int) -> None:
@@ -206,8 +208,7 @@ def hide_abstract_sockets() -> None:
     """
     if landlock_version() < _LANDLOCK_VERSION_OF_SCOPES:
         return
-    rules = struct.pack("=QQQ", 0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
-    ruleset = _landlock(_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(len(rules)), 0)
+    ruleset = landlock_ruleset(0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
     _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
 

@@ -25,6 +25,7 @@ name.
 import contextlib
 import errno
 import fcntl
+import marshal
 import os
 import threading
 
@@ -33,7 +34,7 @@ from cache.errors import CacheError, CorruptError, MissingError, SpaceError
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
-from cache.trees import remove_tree
+from cache.trees import kill_inside, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,10 +173,16 @@ class Store:
 
     def temporary(self) -> str:
         """A new path (nothing there yet) below this process's session folder."""
+        return os.path.join(self.session(), os.urandom(4).hex())
+
+    def session(self) -> str:
+        """The folder of what this process has not published. ``borrowed`` in it names, for each cache whose
+        entries are elsewhere, where they are and whose they are (marshal, both relative to the store).
+        """
         with self._opening:
             if not self._session:
                 self._open_session()
-        return os.path.join(self._session, os.urandom(4).hex())
+        return self._session
 
     def _open_session(self) -> None:
         """Make the session folder and sweep those of processes that are gone."""
@@ -184,7 +191,7 @@ class Store:
             fcntl.flock(guard, fcntl.LOCK_EX)
             for name in os.listdir(guard):
                 with contextlib.suppress(OSError):  # what cannot be removed is no reason not to build
-                    _sweep(guard, name)
+                    self._sweep(guard, name)
             name = os.urandom(4).hex()
             os.mkdir(name, 0o700, dir_fd=guard)
             self._session = self.path("tmp", name)
@@ -192,6 +199,33 @@ class Store:
             fcntl.flock(self._session_fd, fcntl.LOCK_EX)
         finally:
             os.close(guard)
+
+    def _sweep(self, folder: int, name: str) -> None:
+        """Remove a session of a process that is gone, or whatever else lies in its place."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        except NotADirectoryError:
+            os.unlink(name, dir_fd=folder)
+            return
+        try:
+            if try_lock(fd):
+                self._return_borrowed(self.path("tmp", name))
+                remove_tree(name, dir_fd=folder)
+        finally:
+            os.close(fd)
+
+    def _return_borrowed(self, session: str) -> None:
+        """Bring the entries of caches home that a session had when it was killed."""
+        if not os.path.isdir(os.path.join(session, "borrowed")):
+            return
+        kill_inside(session)
+        for entry in os.scandir(os.path.join(session, "borrowed")):
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                with open(entry.path, "rb") as file:
+                    here, home = marshal.loads(file.read())
+                for name in os.listdir(self.path(here)):
+                    with contextlib.suppress(OSError):
+                        os.rename(self.path(here, name), self.path(home, name))
 
     def publish(self, temporary: str, final: str) -> None:
         """Move a finished, fsynced temporary file to its place, durably."""
@@ -311,20 +345,6 @@ class Store:
 
             sync_file_system(self.root)
             self.index.mark_synced(waiting)
-
-
-def _sweep(folder: int, name: str) -> None:
-    """Remove a session of a process that is gone, or whatever else lies in its place."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
-    except NotADirectoryError:
-        os.unlink(name, dir_fd=folder)
-        return
-    try:
-        if try_lock(fd):
-            remove_tree(name, dir_fd=folder)
-    finally:
-        os.close(fd)
 
 
 def write_error(error: OSError, what: str) -> CacheError:

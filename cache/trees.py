@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import stat
 
 TYPE_CHECKING = False
@@ -40,9 +41,30 @@ def _read_xattr(target: "int | str", name: str, follow: bool) -> bytes:
     return value
 
 
+# The time of a socket that stands for a removed name: no step that goes by the clock leaves it.
+_REMOVED_TIME = 0x2E77682E  # in nanoseconds since 1970
+
+
 def is_whiteout(found: os.stat_result) -> bool:
-    """Whether a stat result is overlayfs's mark for a removed name: a character device 0:0."""
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+    """Return whether a stat result is the mark for a removed name, as ``make_whiteout`` made it."""
+    if stat.S_ISCHR(found.st_mode):
+        return found.st_rdev == 0
+    return found.st_mode == stat.S_IFSOCK and found.st_mtime_ns == _REMOVED_TIME
+
+
+def make_whiteout(name: "str | bytes", dir_fd: int | None = None) -> None:
+    """Mark *name* as removed: a character device 0:0, which is what overlayfs knows.
+
+    A file system that is an overlay itself (a container's root) refuses that device. There it is a
+    socket of mode 0 with a time of its own; layers hold no sockets, so none is taken for it. Raises
+    OSError, FileExistsError where there is something.
+    """
+    try:
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+    except PermissionError:
+        os.mknod(name, stat.S_IFSOCK, dir_fd=dir_fd)
+        os.chmod(name, 0, dir_fd=dir_fd)
+        os.utime(name, ns=(_REMOVED_TIME, _REMOVED_TIME), dir_fd=dir_fd, follow_symlinks=False)
 
 
 def is_opaque(path: "str | int") -> bool:
@@ -67,6 +89,15 @@ def real_folder(top: str, path: str) -> "Iterator[int]":
         times = os.fstat(folder)
         yield folder
         os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def kill_inside(folder: str) -> None:
+    """End the processes whose root lies in *folder*: a step that outlived its build was left there."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{name}/root").startswith(folder + "/"):
+                    os.kill(int(name), signal.SIGKILL)
 
 
 _DEEPEST = 64  # directories open at once while a tree is removed

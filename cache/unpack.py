@@ -20,7 +20,7 @@ from cache.digest import Digest
 from cache.errors import ArchiveError, SpaceError
 from cache.kernel import open_in_root, set_owner, write_all
 from cache.pack import WHITEOUT_PREFIX
-from cache.trees import CAPABILITY, OPAQUE, is_image_xattr, remove_tree
+from cache.trees import CAPABILITY, OPAQUE, is_image_xattr, make_whiteout, remove_tree
 
 _WHITEOUT = os.fsencode(WHITEOUT_PREFIX)
 _OPAQUE_MARK = b".wh..wh..opq"
@@ -288,7 +288,7 @@ class _Writer:
             os.setxattr(parent, OPAQUE, b"y")
             return
         try:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            make_whiteout(name, dir_fd=parent)
         except FileExistsError:
             # The layer has its own: a file hides the lower one anyway, a directory must not merge.
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

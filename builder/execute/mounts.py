@@ -21,6 +21,7 @@ from builder.execute.secrets import read_secret
 from builder.execute.sources import MADE_TIME
 from builder.execute.workshop import Workshop
 from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
+from builder.runtime.isolation import NAMESPACES
 from builder.runtime.spec import MountSpec
 from cache.kernel import set_owner
 from cache.locks import try_lock
@@ -234,7 +235,8 @@ def _take_cache(
         relative = f"caches/{name}" + (f".{instance}" if instance else "")
         _ensure(workshop, relative, name, mount, layers)
         fd = os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if try_lock(fd, shared=mount.sharing == "shared"):
+        # Its entries can be in one root only where nothing can be mounted.
+        if try_lock(fd, shared=mount.sharing == "shared" and workshop.isolation == NAMESPACES):
             held.callback(os.close, fd)
             return relative
         os.close(fd)

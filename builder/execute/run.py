@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 from collections.abc import Callable
 
 from builder.errors import BuildError, CommandFailed, StepError
-from builder.execute import copies
 from builder.execute.mounts import mounted
+from builder.execute.placing import placed
+from builder.execute.stage_trees import StageTree
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
 from builder.request import Limits, Sandbox
 from builder.runtime import cgroups, nameservers
 from builder.runtime.host import Outcome
+from builder.runtime.isolation import CHROOT
 from builder.runtime.rootless import entered, was_real_root
 from builder.runtime.spec import (
     ALL_CAPABILITIES,
@@ -47,10 +50,33 @@ def run_command(
     *sources* are the layers of what its mounts number. Raises CommandFailed when the process
     fails, StepError when it cannot be started.
     """
+    with contextlib.ExitStack() as held:
+        tree = None
+        if workshop.trees is not None:
+            tree = held.enter_context(workshop.trees.taken(draft.parents))
+        outcome = _contained(op, step, draft, sources, workshop, sink, tree)
+        if tree is None:
+            return commit(draft, reduce=True), outcome
+        tree.collect(draft)
+        snapshot = commit(draft, reduce=True)
+        tree.stack = (*draft.parents, snapshot)
+        return snapshot, outcome
+
+
+def _contained(
+    op: RunCommand,
+    step: Step,
+    draft: Draft,
+    sources: list[tuple[str, ...]],
+    workshop: Workshop,
+    sink: Callable[[bytes], None],
+    tree: StageTree | None,
+) -> Outcome:
+    """Run the process to its end, on *draft*, or in *tree* where there are no overlays."""
     env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
-    made = [] if draft.store.overlays else copies.fill(draft)
-    with mounted(op.mounts, sources, draft, workshop) as extra:
+    with contextlib.ExitStack() as held:
+        extra = held.enter_context(mounted(op.mounts, sources, draft, workshop))
         network = SHARED_NETWORK if op.network == "default" and workshop.shares_network else op.network
         spec = container_spec(
             draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
@@ -62,10 +88,14 @@ def run_command(
         spec["scripts"] = {
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
-        if extra.points and draft.store.overlays:
-            spec["lowers"].insert(0, os.fsencode(extra.points))
+        if tree is not None:
+            tree.prepare(draft.store.path(extra.points) if extra.points else "")
+            spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, draft.store.root))
         elif extra.points:
-            made += copies.add_points(draft, draft.store.path(extra.points))
+            spec["lowers"].insert(0, os.fsencode(extra.points))
+        if tree is not None and workshop.isolation == CHROOT:
+            held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
+            spec["mounts"], spec["files"] = [], {}
         try:
             outcome = workshop.contain(spec, sink)
         except OSError as error:
@@ -77,9 +107,7 @@ def run_command(
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
         raise _failure(op, step, outcome, _oom_kills() > killed_before)
-    if not draft.store.overlays:
-        copies.settle(draft, made)
-    return commit(draft, reduce=True), outcome
+    return outcome
 
 
 _FOREIGN_HINT = (

@@ -11,8 +11,10 @@ from builder.events import Sink
 from builder.execute.layers import Layers
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
+from builder.execute.stage_trees import StageTrees
 from builder.request import Secret, Ssh
 from builder.runtime.host import Launcher, Outcome, Running
+from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
 
@@ -28,8 +30,11 @@ class Workshop:
         secrets: Mapping[str, Secret],
         ssh: Mapping[str, Ssh],
         sink: Sink,
+        isolation: str = NAMESPACES,
     ) -> None:
         self.store = store
+        self.isolation = isolation
+        self.trees = None if store.overlays else StageTrees(store, isolation == CHROOT)
         self.launcher = launcher
         self.packer = packer
         self.secrets = secrets

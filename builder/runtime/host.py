@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from builder.runtime.cgroups import find
+from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.launcher import EXITED, serve
 from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
@@ -120,7 +121,13 @@ class Launcher:
     clone3 copies the page tables of.
     """
 
-    def __init__(self, store: str, network: socket.socket | None = None, shift: bool = True) -> None:
+    def __init__(
+        self,
+        store: str,
+        network: socket.socket | None = None,
+        shift: bool = True,
+        isolation: str = NAMESPACES,
+    ) -> None:
         """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed.
 
         *shift* is whether this process is root and steps get ids of their own; see ``serve``.
@@ -131,6 +138,10 @@ class Launcher:
             try:
                 kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
                 sockets = [socket.socket(fileno=fd) for fd in kept]
+                if isolation == CHROOT:
+                    from builder.runtime.chroot.launcher import serve as serve_chroot  # seldom needed
+
+                    serve_chroot(sockets[0], store)
                 serve(sockets[0], store, sockets[1] if network else None, shift)
             finally:
                 os._exit(1)

@@ -59,7 +59,7 @@ def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> Non
         try:
             staging = _prepare(frame, kept[1:])
         except Exception as error:  # to be told to who asks for this container
-            failure = _words(error)
+            failure = words(error)
         head, fds, _flags, _address = socket.recv_fds(feed, 4, 5 + MOST_VOLUMES)
         if len(head) < 4 or len(fds) < 5:
             os._exit(0)
@@ -73,7 +73,7 @@ def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> Non
     _status[0] = fds[1]
     if not failure:
         failure = _run(spec, staging, fds[0], fds[1], fds[2:5], fds[5:])
-    _report(failure)
+    report(failure)
     os._exit(125)
 
 
@@ -89,17 +89,31 @@ def _prepare(frame: FrameSpec, nodes: list[int]) -> int:
     os.umask(0o022)
     sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
     options: dict[bytes, bytes | None] = {b"mode": b"0755", b"size": b"1m"}
+    proc = _new_proc()
     staging = sc.new_mount(b"tmpfs", NO_EXEC, options)
     sc.move_mount(staging, sc.AT_FDCWD, _STAGING)
     for path in (_ROOT, _STORE, _SPOT):
         os.mkdir(path)
     for name in (*_KERNEL_FILES, b"empty"):
         os.mkdir(name, 0o555, dir_fd=staging)
-    mount_kernel_files(frame, staging, _SPOT, nodes)
+    mount_kernel_files(frame, staging, _SPOT, proc, nodes)
     if frame["network"] in ("none", "default"):
         with _any_socket() as any_socket:
             _raise(any_socket, b"lo")
     return staging
+
+
+def _new_proc() -> int:
+    """A /proc of these namespaces; where none may be mounted, as parts of the one here are masked, that one.
+
+    In it /proc/self is right, and of processes of other namespaces only their names can be seen.
+    """
+    try:
+        return sc.new_mount(b"proc", NO_EXEC, {})
+    except PermissionError:
+        outer = sc.open_tree(sc.AT_FDCWD, b"/proc", recursive=True)
+        sc.mount_setattr(outer, b"", NO_EXEC, recursive=True)
+        return outer
 
 
 def _run(
@@ -130,30 +144,30 @@ def _run(
             _attach(root, mount["target"], tree)
         for volume, tree in zip(spec["volumes"], volumes, strict=True):
             _attach(root, volume["target"], tree)
-        uid, gid, groups, home = _find_user(root, spec["user"])
+        uid, gid, groups, home = find_user(root, spec["user"])
         with contextlib.suppress(PermissionError):  # the filter of a container we are in may say no
             socket.sethostname(spec["hostname"].decode("ascii"))
         _enter(root)
-        _keep_only(channel, stdio)
-        _change_directory(spec["cwd"], uid, gid)
-        _limit(spec["rlimits"])
+        keep_only(channel, stdio)
+        change_directory(spec["cwd"], uid, gid)
+        limit(spec["rlimits"])
         if spec["frame"]["network"] == "shared":
             hide_abstract_sockets()
         if spec["no_new_privileges"]:
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         if code:
             sc.set_seccomp_filter(code)  # while there is the right to, and after all that needs more
-        _become(uid, gid, groups, spec["capabilities"])
+        become(uid, gid, groups, spec["capabilities"])
         env = dict(spec["env"])
         env.setdefault(b"HOME", home)
         env.setdefault(b"PATH", DEFAULT_PATH)
-        _exec(spec["argv"], env)
+        execute(spec["argv"], env)
     except BaseException as error:
-        return _words(error)
+        return words(error)
     return ""
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
     if isinstance(error, StepError):
         return str(error)
     if isinstance(error, OSError):
@@ -161,7 +175,12 @@ def _words(error: BaseException) -> str:
     return f"preparing the container: {type(error).__name__}: {error}"  # a bug
 
 
-def _report(message: str) -> None:
+def report_to(channel: int) -> None:
+    """Have ``report`` write to the descriptor *channel*, as long as ``keep_only`` has not moved it."""
+    _status[0] = channel
+
+
+def report(message: str) -> None:
     """Tell the builder why the step did not start."""
     data = b"E" + message.encode("utf-8", "replace")[:4000]
     os.write(_status[0], data)
@@ -386,7 +405,7 @@ def _bind_files(root: int, staging: int, files: dict[bytes, bytes]) -> None:
 # -- who the step is -----------------------------------------------------------------------
 
 
-def _find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
+def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
 
     ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
@@ -473,7 +492,7 @@ def _enter(root: int) -> None:
     os.chdir(b"/")
 
 
-def _keep_only(channel: int, stdio: list[int]) -> None:
+def keep_only(channel: int, stdio: list[int]) -> None:
     """Renumber to 0, 1, 2 and the status channel, and close the rest before any chdir.
 
     A WORKDIR of /proc/self/fd/N must not find a directory of the host (RT-01).
@@ -485,7 +504,7 @@ def _keep_only(channel: int, stdio: list[int]) -> None:
     sc.close_range(_STATUS_FD + 1)
 
 
-def _change_directory(path: bytes, uid: int, gid: int) -> None:
+def change_directory(path: bytes, uid: int, gid: int) -> None:
     """Enter WORKDIR, made with the step's owner where an image names one it does not have."""
     try:
         os.chdir(path)
@@ -505,7 +524,7 @@ def _change_directory(path: bytes, uid: int, gid: int) -> None:
         raise StepError(f"WORKDIR {os.fsdecode(path)} is outside the image")
 
 
-def _limit(limits: dict[int, tuple[int, int]]) -> None:
+def limit(limits: dict[int, tuple[int, int]]) -> None:
     """No core files, and what the command line says; above the hard limit the launcher has raised it."""
     for number, (soft, hard) in ({resource.RLIMIT_CORE: (0, 0)} | limits).items():
         try:
@@ -529,7 +548,7 @@ def _set_groups(groups: list[int]) -> None:
                 raise
 
 
-def _become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
+def become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     """Take the step's identity; root keeps *capabilities*, others none."""
     sc.drop_bounding(capabilities)
     _set_groups(groups)
@@ -544,7 +563,7 @@ def _become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> None:
+def execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
     """Replace the process; PATH is searched here because execvpe imports as it goes."""
     name = argv[0]
     if b"/" in name:

@@ -62,16 +62,12 @@ _MOUNTED_IN_SYS = (
     b"sys/kernel/tracing",
 )
 _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-trigger")
-_PROC_ADVICE = (
-    "this container hides parts of its /proc, so that no new one can be mounted for a step: allow it with "
-    "docker run --security-opt systempaths=unconfined, or podman run --security-opt unmask=ALL"
-)
 
 
-def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, nodes: list[int]) -> None:
+def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, proc: int, nodes: list[int]) -> None:
     """Mount /proc, /sys and /dev in the directory *staging*, then what is masked or read-only in them.
 
-    *spot* is an empty directory to mount things on for a moment; *nodes* as ``init.wait_and_run`` has it.
+    *proc* is a detached mount of /proc, *spot* is an empty directory to mount things on for a moment; *nodes* as ``init.wait_and_run`` has it.
     Raises StepError and OSError.
     """
     devices = {name: _host_device(name) for name in _DEVICES}
@@ -86,10 +82,6 @@ def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, nodes: list[
         sysfs = sc.open_tree(sc.AT_FDCWD, b"/sys", recursive=True)
         sc.mount_setattr(sysfs, b"", NO_EXEC | sc.MOUNT_ATTR_RDONLY, recursive=True)
         masked = (*_MASKED, *_MOUNTED_IN_SYS)
-    try:
-        proc = sc.new_mount(b"proc", NO_EXEC, {})
-    except PermissionError:
-        raise StepError(_PROC_ADVICE) from None
     if os.fstat(proc).st_uid == 0:  # the machine's own root, who could change the modes of its devices
         masked = (*masked, *_OF_ROOT)
         for tree in devices.values():

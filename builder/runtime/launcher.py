@@ -97,17 +97,22 @@ class _Request:
 
     def refuse(self, kind: bytes, message: bytes) -> None:
         """Answer that the step cannot be started."""
-        try:
-            self.channel.send(kind + message)
-            self.channel.send(EXITED.pack(b"X", 125 << 8, 0.0, 0.0, 0, 0))
-        except OSError:
-            pass  # nobody is listening any more
+        refuse(self.channel, kind, message)
         self.close()
         self.channel.close()
 
     def close(self) -> None:
         for fd in self.stdio:
             os.close(fd)
+
+
+def refuse(channel: socket.socket, kind: bytes, message: bytes) -> None:
+    """Say on *channel* that a step cannot be started."""
+    try:
+        channel.send(kind + message)
+        channel.send(EXITED.pack(b"X", 125 << 8, 0.0, 0.0, 0, 0))
+    except OSError:
+        pass  # nobody is listening any more
 
 
 def serve(control: socket.socket, store: str, network: socket.socket | None, shift: bool) -> None:
@@ -174,7 +179,7 @@ class _Launcher:
             self._end()
         channel = socket.socket(fileno=fds[0])
         try:
-            request = _Request(channel, _read_spec(channel), fds[1:4])
+            request = _Request(channel, read_spec(channel), fds[1:4])
         except OSError:
             for fd in fds[1:4]:
                 os.close(fd)
@@ -485,7 +490,8 @@ def _raise_limits(pid: int, limits: dict[int, tuple[int, int]]) -> None:
             pass
 
 
-def _read_spec(channel: socket.socket) -> ContainerSpec:
+def read_spec(channel: socket.socket) -> ContainerSpec:
+    """The spec that the builder sends on *channel*, length first. Raises OSError."""
     size = int.from_bytes(channel.recv(4, socket.MSG_WAITALL), "big")
     data = b""
     while len(data) < size:

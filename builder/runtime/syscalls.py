@@ -51,6 +51,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 # Numbers from 424 on are the same on every architecture; some calls are older than that.
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
@@ -59,6 +60,11 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s39
 _SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277, "ppc64le": 358, "s390x": 348}
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+_NEWFSTATAT = {"x86_64": 262, "aarch64": 79}
+_STATX = {"x86_64": 332, "aarch64": 291}
+_STAT_BYTES = {"x86_64": 144, "aarch64": 128}
+_STATX_BYTES = 256
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
 _FSOPEN = 430
@@ -154,6 +160,42 @@ def set_seccomp_filter(program: bytes) -> None:
     number = _SECCOMP[os.uname().machine]
     if _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_SPEC_ALLOW, filter_) < 0:
         _check(_libc.syscall(number, _SECCOMP_SET_MODE_FILTER, 0, filter_), "seccomp")
+
+
+def set_seccomp_listener(program: bytes) -> int:
+    """Add a BPF *program* whose calls to be decided elsewhere are heard on the descriptor returned.
+
+    seccomp_unotify(2). Raises OSError, EBUSY where this process has such a filter already.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    filter_ = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
+    number, flags = _SECCOMP[os.uname().machine], _SECCOMP_FILTER_FLAG_NEW_LISTENER
+    found = _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, flags | _SECCOMP_FILTER_FLAG_SPEC_ALLOW, filter_)
+    if found < 0:
+        found = _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, flags, filter_)
+    return _check(found, "seccomp")
+
+
+def raw_stat(directory: int, path: bytes, flags: int) -> bytes:
+    """The bytes of the struct stat that the kernel gives, as newfstatat(2) of this machine's ABI has it."""
+    machine = os.uname().machine
+    out = ctypes.create_string_buffer(_STAT_BYTES[machine])
+    _check(_libc.syscall(_NEWFSTATAT[machine], directory, path, out, flags), "stat")
+    return out.raw
+
+
+def raw_statx(directory: int, path: bytes, flags: int, mask: int) -> bytes:
+    """The same for struct statx, the same on every ABI."""
+    out = ctypes.create_string_buffer(_STATX_BYTES)
+    number = _STATX[os.uname().machine]
+    _check(_libc.syscall(number, directory, path, flags, ctypes.c_uint(mask), out), "statx")
+    return out.raw
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """Set the ids that the kernel checks this thread's access to files by; setfsuid(2) reports no errors."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
 
 
 def unshare(flags: int) -> None:

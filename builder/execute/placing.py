@@ -1,0 +1,252 @@
+"""Mounts of a step without mounts: what is to be seen at a path is put there, and taken away after the step.
+
+What the image has there is set aside meanwhile. A cache's entries are moved into the root and back; a
+journal in the session's folder names where they are, so that the sweep after a kill brings them home.
+What is mounted read-only is compared afterwards, as root of a step can write to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+from builder.errors import BuildError
+from builder.execute.stage_trees import StageTree, scan
+from builder.runtime.spec import MountSpec
+from cache.kernel import open_in_root, set_owner, write_all
+from cache.store import Store
+from cache.trees import remove_tree
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def placed(
+    store: Store, tree: StageTree, mounts: Sequence[MountSpec], files: dict[bytes, bytes]
+) -> Iterator[None]:
+    """Place *mounts* and *files* in *tree* while the block runs. Raises BuildError and OSError."""
+    aside = os.path.join(tree.folder, "aside")
+    os.mkdir(aside, 0o700)
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_tree, aside)
+        root = os.open(tree.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root)
+        for path, content in files.items():
+            spec = MountSpec(kind="file", target=path, content=content, mode=0o644, uid=0, gid=0)
+            stack.enter_context(_at(store, root, aside, spec))
+        for mount in mounts:
+            stack.enter_context(_at(store, root, aside, mount))
+        yield
+
+
+@contextlib.contextmanager
+def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]:
+    """One mount, at its target, links followed inside the root."""
+    folder, name = _target(root, mount["target"], mount["kind"] != "file" and not _is_file(store, mount))
+    try:
+        spare = os.path.join(aside, os.urandom(4).hex())
+        with _undated(folder):
+            os.rename(name, spare, src_dir_fd=folder)
+            make = (
+                _file if mount["kind"] == "file" else _made_folder if mount["kind"] == "tmpfs" else _of_store
+            )
+            kept = make(store, folder, name, mount)
+        try:
+            yield
+            kept.check()
+        finally:
+            with _undated(folder):
+                kept.take_back()
+                remove_tree(os.fsdecode(name), dir_fd=folder)
+                with contextlib.suppress(FileNotFoundError):  # the step has removed the folder it was in
+                    os.rename(spare, name, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+class _Placed:
+    """What stands at a target: how to see that it was left alone, and how it is taken from there."""
+
+    def __init__(self, folder: int, name: bytes, mount: MountSpec) -> None:
+        self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        self._folder, self._name = folder, name
+        self._shown = os.fsdecode(mount["target"])
+        self._before = self._state() if mount.get("read_only") else None
+
+    def is_there(self) -> bool:
+        """Return whether what was placed is still where it was placed."""
+        try:
+            found = os.stat(self._name, dir_fd=self._folder, follow_symlinks=False)
+        except OSError:
+            return False
+        own = os.fstat(self.fd)
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+    def check(self) -> None:
+        """Raise BuildError if the step did what a mount would not have let it do."""
+        if not self.is_there() and os.fstat(self.fd).st_nlink:
+            raise BuildError(f"the step moved the mount at {self._shown}", "a mount cannot be moved: copy it")
+        if self._before is not None and self._state() != self._before:
+            raise BuildError(
+                f"the step changed what is mounted read-only at {self._shown}",
+                "mount it with rw, or write elsewhere",
+            )
+
+    def take_back(self) -> None:
+        os.close(self.fd)
+
+    def _state(self) -> object:
+        found = os.fstat(self.fd)
+        own = found.st_mode, found.st_uid, found.st_gid, found.st_size, found.st_mtime_ns
+        return own, scan(f"/proc/self/fd/{self.fd}/.") if stat.S_ISDIR(found.st_mode) else None
+
+
+class _Moved(_Placed):
+    """Entries of a folder of the store."""
+
+    def __init__(self, folder: int, name: bytes, mount: MountSpec, store: Store, home: str) -> None:
+        super().__init__(folder, name, mount)
+        self._home = home
+        journal = os.path.join(store.session(), "borrowed")
+        os.makedirs(journal, 0o700, exist_ok=True)
+        self._journal = os.path.join(journal, os.urandom(4).hex())
+        here = os.readlink(f"/proc/self/fd/{self.fd}")
+        with open(self._journal, "xb") as file:
+            file.write(marshal.dumps((os.path.relpath(here, store.root), os.path.relpath(home, store.root))))
+        _move_entries(home, here)
+        self._before = self._state() if mount.get("read_only") else None
+
+    def take_back(self) -> None:
+        if self.is_there():
+            fd = os.open(self._name, _FOLDER, dir_fd=self._folder)
+            try:
+                found = os.fstat(fd)
+                _move_entries(f"/proc/self/fd/{fd}", self._home)
+                os.chown(self._home, found.st_uid, found.st_gid)
+                os.chmod(self._home, stat.S_IMODE(found.st_mode))
+            finally:
+                os.close(fd)
+        os.unlink(self._journal)
+        super().take_back()
+
+
+def _move_entries(source: str, target: str) -> None:
+    for name in os.listdir(source):
+        os.rename(os.path.join(source, name), os.path.join(target, name))
+
+
+def _file(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Placed:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        write_all(fd, mount["content"])
+        set_owner(fd, mount["uid"], mount["gid"])
+        os.fchmod(fd, mount["mode"])
+    finally:
+        os.close(fd)
+    return _Replaceable(folder, name, MountSpec(target=mount["target"]))
+
+
+class _Replaceable(_Placed):
+    """A small file, of which nothing is kept: a step may do with it what it likes."""
+
+    def check(self) -> None:
+        pass
+
+
+def _made_folder(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Placed:
+    os.mkdir(name, 0o700, dir_fd=folder)
+    os.chmod(name, 0o1777, dir_fd=folder)
+    return _Placed(folder, name, mount)
+
+
+def _of_store(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Placed:
+    home = _source(store, mount)
+    found = os.lstat(home)
+    if not mount["path"].startswith(b"caches/"):
+        os.rename(home, name, dst_dir_fd=folder)
+        return _Placed(folder, name, mount)
+    os.mkdir(name, 0o700, dir_fd=folder)
+    os.chown(name, found.st_uid, found.st_gid, dir_fd=folder)
+    os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
+    return _Moved(folder, name, mount, store, home)
+
+
+def _source(store: Store, mount: MountSpec) -> str:
+    """The file or folder of the store that *mount* shows; links in it stay inside."""
+    top = os.open(store.path(os.fsdecode(mount["path"])), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = open_in_root(top, mount["source"], os.O_PATH)
+    except OSError as error:
+        raise BuildError(f"the source {os.fsdecode(mount['source'])} of a mount: {error.strerror}") from None
+    finally:
+        os.close(top)
+    try:
+        return os.readlink(f"/proc/self/fd/{place}")
+    finally:
+        os.close(place)
+
+
+def _is_file(store: Store, mount: MountSpec) -> bool:
+    return mount["kind"] == "store" and not os.path.isdir(_source(store, mount))
+
+
+def _target(root: int, path: bytes, is_folder: bool) -> tuple[int, bytes]:
+    """The folder, by a descriptor, and the name in it, that *path* leads to; made where nothing is there.
+
+    That happens inside another mount only. A link to nowhere is a place itself.
+    """
+    try:
+        place = open_in_root(root, path, os.O_PATH)
+    except FileNotFoundError:
+        above, _, name = path.rstrip(b"/").rpartition(b"/")
+        place = _open_or_make(root, above)
+        try:
+            if is_folder:
+                os.mkdir(name, 0o755, dir_fd=place)
+            else:
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=place))
+        except FileExistsError:
+            pass
+        return place, name
+    try:
+        top, real = os.readlink(f"/proc/self/fd/{root}"), os.readlink(f"/proc/self/fd/{place}")
+        if stat.S_ISDIR(os.fstat(place).st_mode) != is_folder:
+            kinds = ("directory", "file") if is_folder else ("file", "directory")
+            shown = os.fsdecode(path)
+            raise BuildError(
+                f"mounting at {shown}: the image has a {kinds[1]} there, what is mounted is a {kinds[0]}"
+            )
+    finally:
+        os.close(place)
+    if real == top:
+        raise BuildError("a mount cannot take the place of the whole root")
+    folder = os.open(os.path.dirname(real), _FOLDER)
+    return folder, os.fsencode(os.path.basename(real))
+
+
+def _open_or_make(root: int, path: bytes) -> int:
+    """A descriptor of the folder *path*, links followed inside the root."""
+    with contextlib.suppress(FileNotFoundError):
+        return open_in_root(root, path or b"/", os.O_RDONLY | os.O_DIRECTORY)
+    above, _, name = path.rpartition(b"/")
+    folder = _open_or_make(root, above)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=folder)
+        return os.open(name, _FOLDER, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _undated(folder: int) -> Iterator[None]:
+    """Leave the folder the times that it has."""
+    before = os.fstat(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -1,0 +1,273 @@
+"""Roots of stages as plain folders, where overlayfs cannot be mounted: filled once, changed by their steps.
+
+What a step changed is found by scanning: a file that was written to has another ctime, which no
+program can set. The changes are copied into a draft as overlayfs would have left them there, so that
+``cache.diff`` makes the same layer of them. A tree whose step failed is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+
+from builder.execute.copies import add_points, take_points
+from cache.confine import confined
+from cache.replicate import break_links, replicate
+from cache.snapshots import Draft
+from cache.store import Store
+from cache.trees import image_xattrs, is_opaque, is_whiteout, make_whiteout, remove_tree
+
+# An entry as a scan sees it: mode, owner, group, size, mtime, ctime, inode, links, device.
+Seen = tuple[int, int, int, int, int, int, int, int, int]
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_TICK = 20_000_000  # ns: a file that changed this shortly before a scan may have changed again unseen
+_MOST_IDLE = 4  # trees that are kept for later steps
+# What the supervisor of a step fills (builder.runtime.chroot.skeleton): its contents are in no layer.
+KERNEL_FOLDERS = ("proc", "sys", "dev")
+
+
+class StageTree:
+    """One root: the folder ``root`` holds the layers ``stack``, bottom first, and nothing else."""
+
+    def __init__(self, store: Store, filled: bool) -> None:
+        """*filled* is whether /proc, /sys and /dev are filled in it."""
+        self._store = store
+        self.folder = store.temporary()
+        os.mkdir(self.folder, 0o700)
+        os.mkdir(self.root)
+        os.chmod(self.root, 0o755)
+        self.stack: tuple[str, ...] = ()
+        self._skipped = KERNEL_FOLDERS if filled else ()
+        self._seen: dict[str, Seen] = {}
+        self._recent: set[str] = set()  # paths whose ctime says nothing yet
+        self._points: list[str] = []
+        self._own: set[str] = set()  # folders of the kernel's files that are not the image's
+        self._linked = False  # whether names of files are links to each other
+
+    @property
+    def root(self) -> str:
+        return os.path.join(self.folder, "fs")
+
+    def advance(self, stack: tuple[str, ...]) -> None:
+        """Apply the layers of *stack* that come above those that are here."""
+        layers = stack[len(self.stack) :]
+        if not layers:
+            return
+
+        def apply() -> None:
+            for layer in layers:
+                _apply(self._store.path("snapshots", layer), self.root, self._skipped)
+
+        confined([self.folder], apply)
+        self.stack = stack
+        self._scan()
+
+    def prepare(self, points: str) -> None:
+        """Before a step: part files that are links to each other, as overlayfs would, and make mount points.
+
+        *points* is a folder with more of those, "" for none.
+        """
+        if self._linked:
+            confined([self.folder], lambda: break_links(self.root))
+            self._linked = False
+            self._scan()
+        made = add_points(self.folder, self.root, self._store.path("mounts"))
+        if points:
+            made += add_points(self.folder, self.root, points)
+        self._own.update(path for path in made if path in self._skipped)
+        self._points = [path for path in made if path not in self._skipped]
+
+    def collect(self, draft: Draft) -> None:
+        """After a step: copy what it changed into *draft*, as the upper directory of an overlay."""
+        confined([self.folder], lambda: take_points(self.root, self._points))
+        before, recent = self._seen, self._recent
+        self._scan()
+        now = self._seen
+        changed = [path for path, seen in now.items() if before.get(path) != seen or path in recent]
+        removed = [path for path in before if path not in now]
+        confined([draft.folder], lambda: _copy_changes(self.root, draft.upper, now, before, changed, removed))
+        self._linked = any(now[path][7] > 1 and not stat.S_ISDIR(now[path][0]) for path in changed)
+
+    def _scan(self) -> None:
+        started = time.time_ns()
+        self._seen = scan(self.root, self._skipped)
+        for path in self._own:
+            self._seen.pop(path, None)
+        self._recent = {path for path, seen in self._seen.items() if seen[5] > started - _TICK}
+
+
+class StageTrees:
+    """The trees of one build, kept from step to step."""
+
+    def __init__(self, store: Store, filled: bool) -> None:
+        self._store = store
+        self._filled = filled
+        self._idle: list[StageTree] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def taken(self, stack: tuple[str, ...]) -> Iterator[StageTree]:
+        """A tree that holds *stack*, for one step. It is kept if the block is left without an error."""
+        tree = self._take(stack)
+        try:
+            tree.advance(stack)
+            yield tree
+        except BaseException:
+            remove_tree(tree.folder)
+            raise
+        with self._lock:
+            self._idle.append(tree)
+            spare = self._idle.pop(0) if len(self._idle) > _MOST_IDLE else None
+        if spare is not None:
+            remove_tree(spare.folder)
+
+    def _take(self, stack: tuple[str, ...]) -> StageTree:
+        """The idle tree that has most of *stack*, else a new one."""
+        with self._lock:
+            fitting = [tree for tree in self._idle if stack[: len(tree.stack)] == tree.stack]
+            if fitting:
+                best = max(fitting, key=lambda tree: len(tree.stack))
+                self._idle.remove(best)
+                return best
+        return StageTree(self._store, self._filled)
+
+
+def scan(root: str, skipped: tuple[str, ...] = ()) -> dict[str, Seen]:
+    """Everything below *root* by its path; of the folders *skipped* nothing but themselves. Raises OSError."""
+    out: dict[str, Seen] = {}
+    top = os.open(root, _FOLDER)
+    try:
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            prefix = folder + "/" if folder else ""
+            fd = os.open(folder or ".", _FOLDER, dir_fd=top)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        path = prefix + entry.name
+                        found = entry.stat(follow_symlinks=False)
+                        out[path] = (
+                            found.st_mode, found.st_uid, found.st_gid, found.st_size, found.st_mtime_ns,
+                            found.st_ctime_ns, found.st_ino, found.st_nlink, found.st_rdev,
+                        )  # fmt: skip
+                        if stat.S_ISDIR(found.st_mode) and path not in skipped:
+                            folders.append(path)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(top)
+    return out
+
+
+def _copy_changes(
+    root: str,
+    upper: str,
+    now: dict[str, Seen],
+    before: dict[str, Seen],
+    changed: list[str],
+    removed: list[str],
+) -> None:
+    """Write what changed to *upper*: copies, and marks for what is gone."""
+    gone = [path for path in removed if _was_in_folder(path, now, before)]
+    folders: set[str] = {path for path in changed if stat.S_ISDIR(now[path][0])}
+    for path in (*changed, *gone):
+        above = path.rpartition("/")[0]
+        while above and above not in folders:
+            folders.add(above)
+            above = above.rpartition("/")[0]
+    source = os.open(root, _FOLDER)
+    target = os.open(upper, _FOLDER)
+    try:
+        for path in sorted(folders):
+            os.mkdir(path, 0o700, dir_fd=target)
+        names: dict[int, str] = {}  # of files with several, the first that is here
+        for path in changed:
+            mode, inode = now[path][0], now[path][6]
+            if stat.S_ISDIR(mode):
+                continue
+            if now[path][7] > 1 and inode in names:
+                os.link(names[inode], path, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
+            elif replicate(source, path, target, path, os.stat(path, dir_fd=source, follow_symlinks=False)):
+                names[inode] = path
+        for path in gone:
+            make_whiteout(path, dir_fd=target)
+        for path in sorted(folders, reverse=True):
+            _dress(root, path, upper)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _was_in_folder(path: str, now: dict[str, Seen], before: dict[str, Seen]) -> bool:
+    """Whether the folder of *path* is still one, so that a layer has to say that *path* is gone."""
+    above = path.rpartition("/")[0]
+    return not above or (above in now and stat.S_ISDIR(now[above][0]) and stat.S_ISDIR(before[above][0]))
+
+
+def _dress(root: str, path: str, upper: str) -> None:
+    """Give the folder *path* of *upper* the looks of that of *root*."""
+    source, target = os.path.join(root, path), os.path.join(upper, path)
+    found = os.lstat(source)
+    os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
+    for name, value in image_xattrs(source):
+        os.setxattr(target, name, value, follow_symlinks=False)
+    os.chmod(target, stat.S_IMODE(found.st_mode))
+    os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+
+
+def _apply(layer: str, root: str, skipped: tuple[str, ...]) -> None:
+    """Put the layer in the folder *layer* on top of what is in *root*. Raises OSError."""
+    source, target = os.open(layer, _FOLDER), os.open(root, _FOLDER)
+    folders: list[str] = []
+    try:
+        todo = [""]
+        while todo:
+            folder = todo.pop()
+            prefix = folder + "/" if folder else ""
+            fd = os.open(folder or ".", _FOLDER, dir_fd=source)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        path, found = prefix + entry.name, entry.stat(follow_symlinks=False)
+                        if is_whiteout(found):
+                            remove_tree(path, dir_fd=target)
+                        elif entry.is_dir(follow_symlinks=False):
+                            _apply_folder(layer, path, target)
+                            folders.append(path)
+                            if path not in skipped:
+                                todo.append(path)
+                        else:
+                            _replace(source, path, target, found)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(source)
+        os.close(target)
+    for path in reversed(folders):  # parents last: what is made in them touches them
+        _dress(layer, path, root)
+
+
+def _apply_folder(layer: str, path: str, target: int) -> None:
+    """See that *path* is a folder: with what it has, unless the layer hides that."""
+    try:
+        there = stat.S_ISDIR(os.stat(path, dir_fd=target, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        os.mkdir(path, 0o700, dir_fd=target)
+        return
+    if not there or is_opaque(os.path.join(layer, path)):
+        remove_tree(path, dir_fd=target)
+        os.mkdir(path, 0o700, dir_fd=target)
+
+
+def _replace(source: int, path: str, target: int, found: os.stat_result) -> None:
+    try:
+        replicate(source, path, target, path, found)
+    except FileExistsError:
+        remove_tree(path, dir_fd=target)
+        replicate(source, path, target, path, found)

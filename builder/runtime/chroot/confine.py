@@ -1,0 +1,105 @@
+"""What keeps a step without namespaces to its own: Landlock, and the end of all its processes."""
+
+import os
+import signal
+import socket
+
+from builder.runtime import syscalls as sc
+from cache.kernel import landlock_allow, landlock_restrict, landlock_ruleset, landlock_version
+
+CHROOT = 1 << 18  # CAP_SYS_CHROOT
+# linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
+_ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_NETWORK_VERSION, _SCOPES_VERSION = 4, 6
+_TCP = 3  # bind and connect
+_SCOPES = 3  # abstract sockets and signals
+
+
+def restrict(root: int, network: str) -> bool:
+    """Keep this process, and what it starts, to the folder *root*; whether the kernel can. Raises OSError.
+
+    Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
+    with *network* "none" there is no TCP (6.7).
+    """
+    version = landlock_version()
+    handled = max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
+    if not handled:
+        return False
+    tcp = _TCP if network == "none" and version >= _NETWORK_VERSION else 0
+    ruleset = landlock_ruleset(handled, tcp, _SCOPES if version >= _SCOPES_VERSION else 0)
+    try:
+        landlock_allow(ruleset, handled, root)
+        landlock_restrict(ruleset)
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def leave_hand(handle: socket.socket) -> None:
+    """Leave a process in this domain that kills all of it when *handle* says so, or hangs up.
+
+    kill(2) of -1 reaches what Landlock lets it reach: without scopes that would be everything.
+    """
+    if landlock_version() < _SCOPES_VERSION:
+        return
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    try:
+        os.setsid()
+        sc.keep_only([handle.detach()])
+        os.write(3, b"%d" % os.getpid())
+        null = os.open("/dev/null", os.O_RDWR) if os.path.exists("/dev/null") else -1
+        for number in range(3):
+            if null >= 0:
+                os.dup2(null, number)
+            else:
+                os.close(number)
+        if null > 2:
+            os.close(null)
+        os.read(3, 1)
+        os.kill(-1, signal.SIGKILL)
+    finally:
+        os._exit(0)
+
+
+def own_capabilities() -> int:
+    """The capabilities that this process has."""
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def children(pid: int) -> list[int]:
+    """The pids of the children of the process *pid*."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def descendants() -> list[int]:
+    """The pids of all processes below this one."""
+    above, own, found = _parents(), os.getpid(), []
+    for pid in above:
+        parent: int | None = pid
+        while parent is not None and parent != own:
+            parent = above.get(parent)
+        if parent == own and pid != own:
+            found.append(pid)
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    above: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    above[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                pass
+    return above

@@ -1,0 +1,190 @@
+"""What a step finds in /proc, /sys and /dev, which nobody can mount for it.
+
+A ``Place`` says what a path there means: a file of this machine that is opened for the step, a link of
+/proc that leads back into its root, a text, a folder. Of other processes than its own a step sees
+nothing, and nothing outside of /proc can be written to.
+"""
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from builder.runtime.chroot.processes import Processes
+
+_DEV_LINKS = {
+    b"fd": b"/proc/self/fd",
+    b"stdin": b"/proc/self/fd/0",
+    b"stdout": b"/proc/self/fd/1",
+    b"stderr": b"/proc/self/fd/2",
+}
+# As builder.runtime.kernel_files hides it in a step's own /proc.
+_HIDDEN_IN_PROC = frozenset(
+    b"acpi asound interrupts kcore keys key-users kmsg kpagecgroup kpagecount kpageflags latency_stats"
+    b" pagetypeinfo sched_debug scsi slabinfo sysrq-trigger timer_list timer_stats vmallocinfo".split()
+)
+_HIDDEN_IN_SYS = (
+    b"/sys/devices/virtual/powercap",
+    b"/sys/firmware",
+    b"/sys/fs/bpf",
+    b"/sys/fs/pstore",
+    b"/sys/fs/selinux",
+    b"/sys/kernel/config",
+    b"/sys/kernel/debug",
+    b"/sys/kernel/security",
+    b"/sys/kernel/slab",
+    b"/sys/kernel/tracing",
+)
+# Of a process: what leads to memory or descriptors by other ways than those below.
+_HIDDEN_OF_PROCESS = frozenset((b"map_files", b"mem", b"pagemap"))
+_MOUNTS = ("overlay", "/", "overlay"), ("proc", "/proc", "proc"), ("tmpfs", "/dev", "tmpfs"), (
+    "sysfs", "/sys", "sysfs",
+)  # fmt: skip
+
+
+class Place(NamedTuple):
+    """What a path means, by ``kind``.
+
+    file    the file or folder ``path`` of this machine; ``pid`` is the process it is of, 0 for none
+    open    what is open at the descriptor named ``path`` of the process ``pid``
+    inside  ``path``, inside the step's root
+    text    a file of these bytes
+    link    a link, not followed, that says ``path``
+    none    nothing, the errno ``code``
+    """
+
+    kind: str
+    path: bytes = b""
+    pid: int = 0
+    code: int = errno.ENOENT
+
+
+_NOTHING = Place("none")
+
+
+def special(path: bytes) -> bool:
+    """Return whether an absolute path may need an answer."""
+    return path.startswith((b"/proc", b"/dev/", b"/sys"))
+
+
+def resolve(processes: Processes, pid: int, path: bytes, follow: bool) -> Place | None:
+    """What the absolute *path* means to the thread *pid*; None where the kernel finds it in the root.
+
+    Without *follow* a link at its end is not followed. Raises OSError.
+    """
+    for _ in range(8):
+        parts = _normal(path)
+        if parts[:1] == [b"dev"]:
+            target = _DEV_LINKS.get(parts[1]) if len(parts) > 1 else None
+            if target is None or (len(parts) == 2 and not follow):
+                return None
+            path = b"/".join([target, *parts[2:]])
+            continue
+        if parts[:1] == [b"sys"]:
+            return _in_sys(b"/" + b"/".join(parts))
+        if parts[:1] != [b"proc"] or len(parts) == 1:
+            return None
+        found = _in_proc(processes, pid, parts[1:], follow)
+        if found is None or found.kind != "link" or not follow:
+            return found
+        path = found.path if found.path.startswith(b"/") else b"/proc/" + found.path
+    return Place("none", code=errno.ELOOP)
+
+
+def _normal(path: bytes) -> list[bytes]:
+    out: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            del out[-1:]
+        elif part not in (b"", b"."):
+            out.append(part)
+    return out
+
+
+def _in_proc(processes: Processes, pid: int, parts: list[bytes], follow: bool) -> Place | None:
+    name, rest = parts[0], parts[1:]
+    if name in (b"self", b"thread-self"):
+        group = processes.group(pid)
+        link = b"%d" % group if name == b"self" else b"%d/task/%d" % (group, pid)
+        if not rest and not follow:
+            return Place("link", link)
+        return _in_proc(processes, pid, [*link.split(b"/"), *rest], follow)
+    if name.isdigit() and len(name) < 10:
+        wanted = int(name)
+        if not processes.owns(wanted):
+            if wanted != 1:
+                return _NOTHING
+            wanted = processes.first  # a step's first process is the first of its container elsewhere
+        return _of_process(processes, wanted, rest, follow, b"/proc/%d" % wanted)
+    if name in _HIDDEN_IN_PROC:
+        return _NOTHING
+    if name in (b"mounts", b"net"):
+        if not rest and not follow:
+            return Place("link", b"self/" + name)
+        return _in_proc(processes, pid, [b"self", *parts], follow)
+    path = os.path.realpath(b"/proc/" + b"/".join(parts))
+    if not path.startswith(b"/proc/") or path.split(b"/")[2].isdigit():
+        return _NOTHING
+    return Place("file", path) if os.path.lexists(path) else None
+
+
+def _of_process(processes: Processes, pid: int, rest: list[bytes], follow: bool, top: bytes) -> Place:
+    """What lies below *top*, the folder of the process *pid* or of a thread of it."""
+    if not rest:
+        return Place("file", top, pid)
+    name, more = rest[0], rest[1:]
+    if name == b"task" and more:
+        if not more[0].isdigit():
+            return _NOTHING
+        return _of_process(processes, pid, more[1:], follow, b"%s/task/%s" % (top, more[0]))
+    if name in (b"exe", b"cwd", b"root"):
+        with processes.as_owner(pid):
+            target = processes.inside(os.readlink(b"%s/%s" % (top, name)))
+        if not more and not follow:
+            return Place("link", target)
+        return Place("inside", b"/".join([target, *more]))
+    if name == b"fd" and more:
+        if not more[0].isdigit():
+            return _NOTHING
+        with processes.as_owner(pid):
+            target = processes.inside(os.readlink(b"%s/fd/%s" % (top, more[0])))
+        if len(more) > 1:
+            return Place("inside", b"/".join([target, *more[1:]]))
+        return Place("open", b"%s/fd/%s" % (top, more[0]), pid) if follow else Place("link", target)
+    if name == b"ns" and more and not follow:
+        return Place("link", os.readlink(b"%s/ns/%s" % (top, more[0])))
+    if name in (b"mounts", b"mountinfo", b"mountstats"):
+        return Place("text", _mounts(name))
+    if name in _HIDDEN_OF_PROCESS:
+        return Place("none", code=errno.EACCES)
+    return Place("file", b"/".join([top, *rest]), pid)
+
+
+def _mounts(name: bytes) -> bytes:
+    """The mounts that a step would have."""
+    lines = []
+    for number, (source, place, kind) in enumerate(_MOUNTS, 100):
+        access = "ro" if place == "/sys" else "rw"
+        if name == b"mounts":
+            lines.append(f"{source} {place} {kind} {access},relatime 0 0\n")
+        elif name == b"mountinfo":
+            above = 99 if place == "/" else 100
+            lines.append(
+                f"{number} {above} 0:{number} / {place} {access},relatime - {kind} {source} {access}\n"
+            )
+        else:
+            lines.append(f"device {source} mounted on {place} with fstype {kind}\n")
+    return "".join(lines).encode()
+
+
+def _in_sys(path: bytes) -> Place:
+    real = os.path.realpath(path)
+    hidden = any(real == top or real.startswith(top + b"/") for top in _HIDDEN_IN_SYS)
+    if real == b"/sys":
+        return Place("file", real)
+    return Place("file", real) if real.startswith(b"/sys/") and not hidden else _NOTHING
+
+
+def is_folder(path: bytes) -> bool:
+    """Return whether *path* of this machine is a folder. Raises OSError."""
+    return stat.S_ISDIR(os.lstat(path).st_mode)

@@ -1,0 +1,134 @@
+"""The launcher where no namespace can be made: it forks a supervisor for each step, and ends them all.
+
+It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets; no container is made ahead.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+
+from builder.runtime import syscalls as sc
+from builder.runtime.cgroups import CgroupError, Group, find
+from builder.runtime.chroot import confine
+from builder.runtime.chroot.supervisor import supervise
+from builder.runtime.launcher import read_spec, refuse
+from builder.runtime.spec import ContainerSpec
+
+_PATIENCE = 2.5  # seconds that a supervisor has to end its step in
+_NO_DEVICES = b"--device needs namespaces, which this container forbids (pybuild doctor says more)"
+
+
+def serve(control: socket.socket, store: str) -> None:
+    """Serve requests until the builder closes *control*; never returns."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    _Launcher(control, os.fsencode(store)).loop()
+
+
+class _Launcher:
+    """The supervisors that run, each with its cgroup."""
+
+    def __init__(self, control: socket.socket, store: bytes) -> None:
+        self._control = control
+        self._store = store
+        self._supervisors: dict[int, Group] = {}
+        self._made = 0
+        self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+
+    def loop(self) -> None:
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            for fd, _event in poll.poll():
+                if fd == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, 4096)
+                    self._reap()
+                else:
+                    self._request()
+
+    def _request(self) -> None:
+        message, fds, _flags, _address = socket.recv_fds(self._control, 1, 4)
+        if not message:
+            self._end()
+        channel = socket.socket(fileno=fds[0])
+        try:
+            spec = read_spec(channel)
+            group = self._group(spec)
+        except (OSError, CgroupError) as error:
+            if isinstance(error, CgroupError):
+                refuse(channel, b"E", str(error).encode("utf-8", "replace"))
+            for fd in fds[1:4]:
+                os.close(fd)
+            channel.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._become_supervisor(spec, channel, fds[1:4])
+        with contextlib.suppress(OSError, CgroupError):
+            group.enter(pid)
+        self._supervisors[pid] = group
+        for fd in fds[1:4]:
+            os.close(fd)
+        channel.close()
+
+    def _become_supervisor(self, spec: ContainerSpec, channel: socket.socket, stdio: list[int]) -> None:
+        try:
+            signal.set_wakeup_fd(-1)
+            kept = sc.keep_only([channel.detach(), *stdio])
+            supervise(spec, self._store + b"/" + spec["upper"], socket.socket(fileno=kept[0]), kept[1:])
+        finally:
+            os._exit(125)
+
+    def _group(self, spec: ContainerSpec) -> Group:
+        """A cgroup for the step, where one can be made. Raises CgroupError where a limit cannot be had."""
+        if spec["frame"]["devices"]:
+            raise CgroupError(_NO_DEVICES.decode())
+        found = find(spec["frame"]["cgroup_parent"])
+        self._made += 1
+        return found.make(b"%s-%d" % (found.prefix(), self._made), spec["frame"]["limits"])
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if (group := self._supervisors.pop(pid, None)) is not None:
+                group.close()
+                self._kill_orphans()
+
+    def _kill_orphans(self) -> None:
+        """End what a supervisor that was killed has left: it is our child then."""
+        for pid in confine.children(os.getpid()):
+            if pid not in self._supervisors:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _end(self) -> None:
+        """End every step and leave."""
+        for pid in self._supervisors:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        while self._supervisors and time.monotonic() < deadline:
+            select.select([self._wake], [], [], 0.1)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+            self._reap()
+        for pid in confine.descendants():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for group in self._supervisors.values():
+            group.close()
+        os._exit(0)

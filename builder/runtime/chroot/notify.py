@@ -1,0 +1,196 @@
+"""seccomp user notifications: which system calls of a step wait for an answer, and how it is given.
+
+A filter (seccomp_unotify(2)) hands the calls that take a path to the supervisor, as far as the number
+and the plain arguments can tell; all others pass. The structures are those of linux/seccomp.h.
+
+It is no boundary: a path may change between our look at it and the kernel's. What a step may touch is
+decided by chroot, its ids and Landlock.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+AT_FDCWD = 0xFFFFFF9C  # as an unsigned int
+_AT_EMPTY_PATH = 0x1000
+
+# ioctl numbers of linux/seccomp.h.
+_RECEIVE = 0xC0502100
+_SEND = 0xC0182101
+_ADD_FD = 0x40182103
+_SET_FLAGS = 0x40082104
+_SYNC_WAKE_UP = 1
+_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_ADD_FD_AND_ANSWER = 2  # SECCOMP_ADDFD_FLAG_SEND, since Linux 5.14
+
+_NOTIFICATION = struct.Struct("=QIIiIQ6Q")
+_ANSWER = struct.Struct("=QqiI")
+_NEW_FD = struct.Struct("=QIIII")
+_ZEROS = bytes(_NOTIFICATION.size)
+
+# Instructions of classic BPF (linux/bpf_common.h) and answers of seccomp(2).
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _ASK, _ERROR = 0x7FFF0000, 0x7FC00000, 0x00050000
+_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
+_X32 = 0x40000000
+
+_AUDIT = {"x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028}
+# The ABIs that a machine can run, its own first.
+_ABIS = {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm")}
+
+# The numbers of the calls that are asked about, by ABI. Of the 32-bit ABIs, the stat family passes:
+# its structures are others, and the files that are really there answer well enough.
+_NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "open": 2, "stat": 4, "lstat": 6, "access": 21, "execve": 59, "readlink": 89,
+        "openat": 257, "newfstatat": 262, "readlinkat": 267, "faccessat": 269, "execveat": 322,
+        "statx": 332, "faccessat2": 439,
+    },
+    "i386": {
+        "open": 5, "execve": 11, "access": 33, "readlink": 85, "openat": 295, "readlinkat": 305,
+        "faccessat": 307, "execveat": 358, "statx": 383, "faccessat2": 439,
+    },
+    "aarch64": {
+        "faccessat": 48, "openat": 56, "readlinkat": 78, "newfstatat": 79, "execve": 221,
+        "execveat": 281, "statx": 291, "faccessat2": 439,
+    },
+    "arm": {
+        "open": 5, "execve": 11, "access": 33, "readlink": 85, "openat": 322, "readlinkat": 332,
+        "faccessat": 334, "execveat": 387, "statx": 397, "faccessat2": 439,
+    },
+}  # fmt: skip
+# What is asked about only with the working directory: names relative to a descriptor lead nowhere special.
+_RELATIVE = frozenset(("openat", "newfstatat", "readlinkat", "faccessat", "faccessat2", "statx", "execveat"))
+# Not there, so that programs fall back to calls that are seen: openat2, and io_uring, which opens unseen.
+_ABSENT = (437, 425, 426, 427)
+_SOCKET = {"x86_64": 41, "i386": 359, "aarch64": 198, "arm": 281}
+_INTERNET = (2, 10, 17)  # AF_INET, AF_INET6, AF_PACKET
+
+
+class Notification(NamedTuple):
+    """A system call that waits for an answer. ``pid`` is the thread's, as seen from here."""
+
+    cookie: int
+    pid: int
+    number: int
+    abi: int
+    arguments: tuple[int, ...]
+
+
+def can_ask(machine: str) -> bool:
+    """Return whether there is a filter for *machine*, as ``os.uname`` names it."""
+    return machine in _ABIS
+
+
+def calls(machine: str) -> dict[tuple[int, int], str]:
+    """The names of the calls that are asked about, by AUDIT_ARCH and number."""
+    return {(_AUDIT[abi], number): name for abi in _ABIS[machine] for name, number in _NUMBERS[abi].items()}
+
+
+def own_abi(machine: str) -> int:
+    """AUDIT_ARCH of the machine's own ABI."""
+    return _AUDIT[machine]
+
+
+def program(machine: str, internet: bool) -> bytes:
+    """The filter, as struct sock_filter items. Without *internet* no socket of it can be made."""
+    out: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARCH)]
+    for abi in _ABIS[machine]:
+        section = _section(abi, internet)
+        # Jumps of BPF reach 255 instructions, and a section is shorter.
+        out += [(_JUMP_EQUAL, 0, len(section), _AUDIT[abi]), *section]
+    out.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in out)
+
+
+def _section(abi: str, internet: bool) -> list[tuple[int, int, int, int]]:
+    out = [(_LOAD, 0, 0, _NUMBER)]
+    if abi == "x86_64":
+        out += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ALLOW)]  # our other filter refuses it
+    for name, number in _NUMBERS[abi].items():
+        if name in _RELATIVE:
+            test = [
+                (_LOAD, 0, 0, _FIRST_ARGUMENT),
+                (_JUMP_EQUAL, 0, 1, AT_FDCWD),
+                (_RETURN, 0, 0, _ASK),
+                (_RETURN, 0, 0, _ALLOW),
+            ]
+            out += [(_JUMP_EQUAL, 0, len(test), number), *test]
+        else:
+            out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
+    for number in _ABSENT:
+        out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
+    if not internet:
+        test = [(_LOAD, 0, 0, _FIRST_ARGUMENT)]
+        for family in _INTERNET:
+            test += [(_JUMP_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT)]
+        test.append((_RETURN, 0, 0, _ALLOW))
+        out += [(_JUMP_EQUAL, 0, len(test), _SOCKET[abi]), *test]
+    return [*out, (_RETURN, 0, 0, _ALLOW)]
+
+
+class Listener:
+    """The descriptor on which the calls of a step arrive."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = bytearray(_NOTIFICATION.size)
+        self._adds_and_answers = True
+        try:  # the step and its supervisor take turns: waking the other at once saves a third of the time
+            fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
+        except OSError:
+            pass  # before Linux 6.6
+
+    def receive(self) -> Notification | None:
+        """The next call, or None where its thread has meanwhile been killed."""
+        buffer = self._buffer
+        buffer[:] = _ZEROS
+        try:
+            fcntl.ioctl(self.fd, _RECEIVE, buffer)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        cookie, pid, _flags, number, abi, _pointer, *arguments = _NOTIFICATION.unpack(buffer)
+        return Notification(cookie, pid, number, abi, tuple(arguments))
+
+    def let_pass(self, call: Notification) -> None:
+        """Have the kernel make the call as it is."""
+        self._send(_ANSWER.pack(call.cookie, 0, 0, _CONTINUE))
+
+    def answer(self, call: Notification, value: int) -> None:
+        """Have the call return *value*."""
+        self._send(_ANSWER.pack(call.cookie, value, 0, 0))
+
+    def fail(self, call: Notification, code: int) -> None:
+        """Have the call fail with the errno *code*."""
+        self._send(_ANSWER.pack(call.cookie, 0, -code, 0))
+
+    def give(self, call: Notification, fd: int, close_on_exec: bool) -> None:
+        """Have the call return a new descriptor of what *fd* is open on here."""
+        flags = os.O_CLOEXEC if close_on_exec else 0
+        if self._adds_and_answers:
+            try:
+                fcntl.ioctl(self.fd, _ADD_FD, _NEW_FD.pack(call.cookie, _ADD_FD_AND_ANSWER, fd, 0, flags))
+                return
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                if error.errno != errno.EINVAL:
+                    self.fail(call, error.errno or errno.EIO)  # as many as it may have, it has
+                    return
+                self._adds_and_answers = False
+        try:
+            request = bytearray(_NEW_FD.pack(call.cookie, 0, fd, 0, flags))  # of bytes no number is returned
+            self.answer(call, fcntl.ioctl(self.fd, _ADD_FD, request))
+        except OSError as error:
+            self.fail(call, error.errno or errno.EIO)
+
+    def _send(self, answer: bytes) -> None:
+        try:
+            fcntl.ioctl(self.fd, _SEND, answer)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINTR):  # the thread was killed meanwhile
+                raise

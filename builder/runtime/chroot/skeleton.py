@@ -1,0 +1,245 @@
+"""/proc, /sys and /dev of a step as plain files in its root, for calls that no supervisor answers.
+
+Device nodes are made where that is allowed; what is listed is made when a step opens the folder. All
+is made by descriptors, and no link of a step is followed. Nothing here reaches a layer.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from builder.runtime.chroot.files import _MOUNTS
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
+_DEVICES[b"tty"] = (5, 0)
+_DEV_LINKS = {
+    b"fd": b"/proc/self/fd",
+    b"stdin": b"/proc/self/fd/0",
+    b"stdout": b"/proc/self/fd/1",
+    b"stderr": b"/proc/self/fd/2",
+    b"core": b"/proc/kcore",
+    b"ptmx": b"pts/ptmx",
+}
+_DEV_FOLDERS = {b"pts": 0o755, b"shm": 0o1777, b"mqueue": 0o1777, b"pipes": 0o755}
+_PROC_FILES = (
+    *(b"cpuinfo", b"filesystems", b"loadavg", b"meminfo", b"stat", b"uptime", b"version"),
+    *(b"cgroups", b"devices", b"diskstats", b"misc", b"modules", b"partitions", b"swaps", b"vmstat"),
+)
+_PROCESS_FILES = (
+    *(b"auxv", b"cgroup", b"cmdline", b"comm", b"environ", b"io", b"limits", b"loginuid", b"maps"),
+    *(b"oom_score", b"oom_score_adj", b"personality", b"smaps", b"stat", b"statm", b"status", b"wchan"),
+)
+_LARGEST = 1 << 16  # bytes of a copied file
+_MARK = b".pybuild"  # in /proc of a root that has all this
+
+
+def prepare(root: int) -> bool:
+    """Fill /proc, /sys and /dev below the folder *root*; whether its devices can be used.
+
+    Where one of the three is no folder of the root itself, it is left as it is. Raises OSError.
+    """
+    with _folder(root, b"proc") as proc:
+        if proc >= 0 and not _exists(proc, _MARK):
+            for name in _PROC_FILES:
+                _copy(b"/proc/" + name, proc, name)
+            for name in (b"self", b"sys", b"fs", b"irq", b"bus", b"tty"):
+                with contextlib.suppress(OSError):
+                    os.mkdir(name, 0o555, dir_fd=proc)
+            with contextlib.suppress(OSError):
+                os.symlink(b"self/mounts", b"mounts", dir_fd=proc)
+                os.symlink(b"self/net", b"net", dir_fd=proc)
+            with _folder(proc, b"self") as self:
+                if self >= 0:
+                    lines = [f"{source} {place} {kind} rw 0 0\n" for source, place, kind in _MOUNTS]
+                    _write(self, b"mounts", "".join(lines).encode())
+                    for name in (b"fd", b"net", b"task", b"ns"):
+                        os.mkdir(name, 0o555, dir_fd=self)
+            _write(proc, _MARK, b"")
+    return _fill_dev(root)
+
+
+def _fill_dev(root: int) -> bool:
+    usable = True
+    with _folder(root, b"dev") as dev:
+        if dev < 0:
+            return True
+        for name, mode in _DEV_FOLDERS.items():
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, mode, dir_fd=dev)
+                os.chmod(name, mode, dir_fd=dev)
+        for name, target in _DEV_LINKS.items():
+            with contextlib.suppress(FileExistsError):
+                os.symlink(target, name, dir_fd=dev)
+        for name, (major, minor) in _DEVICES.items():
+            if not _exists(dev, name):
+                try:
+                    os.mknod(name, stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
+                except PermissionError:
+                    _write(dev, name, b"")
+                os.chmod(name, 0o666, dir_fd=dev)
+        try:
+            os.close(os.open(b"null", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev))
+            usable = stat.S_ISCHR(os.stat(b"null", dir_fd=dev, follow_symlinks=False).st_mode)
+        except OSError:  # no device of this file system can be opened
+            usable = False
+    return usable
+
+
+def list_folder(root: int, path: bytes, real: bytes) -> None:
+    """Make the folder *path* of the root show what the folder *real* of this machine holds.
+
+    Raises OSError.
+    """
+    with contextlib.ExitStack() as stack:
+        here = root
+        for part in path.strip(b"/").split(b"/"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o555, dir_fd=here)
+            here = os.open(part, _FOLDER, dir_fd=here)
+            stack.callback(os.close, here)
+        wanted = set(os.listdir(real))
+        for name in set(map(os.fsencode, os.listdir(here))) - wanted:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=here)
+        for name in wanted:
+            source = real + b"/" + name
+            with contextlib.suppress(OSError):
+                mode = os.lstat(source).st_mode
+                if stat.S_ISDIR(mode):
+                    os.mkdir(name, 0o555, dir_fd=here)
+                elif stat.S_ISLNK(mode):
+                    os.symlink(os.readlink(source), name, dir_fd=here)
+                else:
+                    _copy(source, here, name)
+
+
+def list_processes(root: int, pids: list[int]) -> None:
+    """Make /proc show a folder for each of *pids*. Raises OSError."""
+    with _folder(root, b"proc") as proc:
+        if proc < 0:
+            return
+        wanted = {b"%d" % pid for pid in pids}
+        there = {name for name in map(os.fsencode, os.listdir(proc)) if name.isdigit()}
+        for name in wanted - there:
+            with contextlib.suppress(OSError):
+                os.mkdir(name, 0o555, dir_fd=proc)
+        for name in there - wanted:
+            _remove(proc, name)
+
+
+def list_process(root: int, name: bytes, real: bytes, links: dict[bytes, bytes]) -> int:
+    """A descriptor of the folder *name* of /proc, that shows the process whose folder *real* is.
+
+    *links* are those in it. Raises OSError.
+    """
+    with _folder(root, b"proc") as proc:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o555, dir_fd=proc)
+        here = os.open(name, _FOLDER, dir_fd=proc)
+    for file in _PROCESS_FILES:
+        with contextlib.suppress(OSError):
+            os.unlink(file, dir_fd=here)
+        _copy(real + b"/" + file, here, file)
+    for folder in (b"fd", b"fdinfo", b"net", b"ns", b"task"):
+        with contextlib.suppress(OSError):
+            os.mkdir(folder, 0o555, dir_fd=here)
+    for link, target in links.items():
+        with contextlib.suppress(OSError):
+            os.unlink(link, dir_fd=here)
+        with contextlib.suppress(OSError):
+            os.symlink(target, link, dir_fd=here)
+    return here
+
+
+def list_names(root: int, process: bytes, folder: bytes, entries: dict[bytes, bytes]) -> int:
+    """A descriptor of /proc/PROCESS/FOLDER with links of these names and texts. Raises OSError."""
+    with _folder(root, b"proc") as proc:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(process, 0o555, dir_fd=proc)
+        with _folder(proc, process) as above:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o555, dir_fd=above)
+            here = os.open(folder, _FOLDER, dir_fd=above)
+    for name in os.listdir(here):
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=here)
+    for name, target in entries.items():
+        with contextlib.suppress(OSError):
+            os.symlink(target, name, dir_fd=here)
+    return here
+
+
+def link(root: int, folder: bytes, name: bytes, target: bytes) -> None:
+    """Make the link *name* in the *folder* of /proc say *target*. Raises OSError."""
+    with _folder(root, b"proc") as proc:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o755, dir_fd=proc)
+        with _folder(proc, folder) as here:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=here)
+            os.symlink(target, name, dir_fd=here)
+
+
+@contextlib.contextmanager
+def _folder(above: int, name: bytes) -> Iterator[int]:
+    """A descriptor of a folder, -1 where there is none."""
+    try:
+        fd = os.open(name, _FOLDER, dir_fd=above)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _exists(folder: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _copy(source: bytes, folder: int, name: bytes) -> None:
+    """Copy a small file of the kernel; what cannot be read is empty."""
+    data = b""
+    if not os.path.lexists(source):
+        return
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, _LARGEST)
+        finally:
+            os.close(fd)
+    except OSError:
+        pass
+    with contextlib.suppress(OSError):
+        _write(folder, name, data)
+
+
+def _write(folder: int, name: bytes, data: bytes) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=folder)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _remove(folder: int, name: bytes) -> None:
+    """Remove a folder of two levels at most."""
+    with contextlib.suppress(OSError), _folder(folder, name) as here:
+        for entry in os.listdir(here):
+            try:
+                os.unlink(entry, dir_fd=here)
+            except OSError:
+                with _folder(here, os.fsencode(entry)) as inner:
+                    for last in os.listdir(inner) if inner >= 0 else ():
+                        with contextlib.suppress(OSError):
+                            os.unlink(last, dir_fd=inner)
+                with contextlib.suppress(OSError):
+                    os.rmdir(entry, dir_fd=here)
+        os.rmdir(name, dir_fd=folder)

@@ -1,0 +1,532 @@
+"""One step without namespaces: a process that starts it, answers its calls, and ends what is left of it.
+
+It is forked by the launcher for each step, has one thread, and holds nothing of the build but the
+step's spec. The step is its child, confined by chroot, Landlock and two seccomp filters; orphans of the step become its
+children too. A small process of the same Landlock domain, the reaper's hand, kills all of that domain
+at once, also when the supervisor was killed.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import time
+from collections.abc import Callable
+
+from builder.runtime import init
+from builder.runtime import syscalls as sc
+from builder.runtime.chroot import confine, skeleton
+from builder.runtime.chroot.files import Place, is_folder, resolve, special
+from builder.runtime.chroot.notify import Listener, Notification, calls, own_abi, program
+from builder.runtime.chroot.processes import Processes
+from builder.runtime.seccomp import program as base_program
+from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, StepError
+from cache.kernel import open_in_root
+
+EXITED = struct.Struct("=ciddQi")  # as builder.runtime.launcher sends it
+_MACHINE = os.uname().machine
+_DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom")
+_AT_SYMLINK_NOFOLLOW = 0x100
+_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
+_PATIENCE = 2.0  # seconds for the processes of a step to be gone
+_SPOTS = 1000  # links to programs that are executed as /proc/PID/exe, used in turn
+
+
+def supervise(spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: list[int]) -> None:
+    """Run a step whose root is the folder *root*, and say on *channel* how it went; never returns."""
+    code = 125 << 8
+    user = system = 0.0
+    peak = 0
+    try:
+        _become_supervisor()
+        step = _Step(spec, root, channel, stdio)
+        code, user, system, peak = step.run()
+    except BaseException as error:
+        message = init.words(error)
+        with contextlib.suppress(OSError):
+            channel.send(b"E" + message.encode("utf-8", "replace")[:4000])
+    try:
+        channel.send(EXITED.pack(b"X", code, user, system, peak, -1))
+    except OSError:
+        pass  # nobody is listening any more
+    os._exit(0)
+
+
+def _become_supervisor() -> None:
+    os.setsid()
+    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+    sc.prctl(sc.PR_SET_DUMPABLE, 0)
+    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.umask(0o022)
+
+
+class _Ended(Exception):
+    """The build no longer wants this step."""
+
+
+def _end(_number: int, _frame: object) -> None:
+    raise _Ended
+
+
+class _Step:
+    """A step from its start to its end."""
+
+    def __init__(self, spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: list[int]) -> None:
+        self._spec = spec
+        self._channel = channel
+        self._stdio = stdio
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._path = os.readlink(b"/proc/self/fd/%d" % self._root)
+        self._devices = skeleton.prepare(self._root)
+        self._terminals: set[int] = set()
+        self._executed = 0
+        self._user = self._system = 0.0
+        self._peak = 0
+
+    def run(self) -> tuple[int, float, float, int]:
+        """The wait status of the first process, and what all of them took."""
+        wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        first = os.fork()
+        if first == 0:
+            _start(self._spec, self._root, self._channel.fileno(), self._stdio, theirs, handle)
+        theirs.close()
+        handle.close()
+        for fd in self._stdio:
+            os.close(fd)
+        status = 125 << 8
+        try:
+            signal.signal(signal.SIGTERM, _end)
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(first)
+                socket.send_fds(self._channel, [b"P"], [pidfd])
+                os.close(pidfd)
+            status = self._serve(first, wake, ours, hand)
+        except _Ended:
+            status = signal.SIGKILL
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self._end_all(first, hand)
+        return status, self._user, self._system, self._peak
+
+    def _serve(self, first: int, wake: int, starting: socket.socket, hand: socket.socket) -> int:
+        """Answer calls until the first process ends; its wait status. Raises _Ended."""
+        self._processes = Processes(self._path, first)
+        poll = select.poll()
+        poll.register(wake, select.POLLIN)
+        poll.register(starting.fileno(), select.POLLIN)
+        poll.register(self._channel.fileno(), select.POLLHUP | select.POLLRDHUP)
+        listening = -1
+        step: Callable[[], None] = lambda: None  # noqa: E731
+        while True:
+            for fd, _event in poll.poll():
+                if fd == listening:
+                    step()
+                elif fd == wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake, 4096)
+                    if (status := self._reap(first)) is not None:
+                        return status
+                elif fd == starting.fileno():
+                    poll.unregister(fd)
+                    _message, fds, _flags, _address = socket.recv_fds(starting, 1, 1)
+                    starting.close()
+                    if fds:  # else it says on its channel why it has not started
+                        listening = fds[0]
+                        with contextlib.suppress(BlockingIOError, ValueError):
+                            self._processes.hidden = int(hand.recv(20, socket.MSG_DONTWAIT))
+                        poll.register(listening, select.POLLIN)
+                        step = self._answering(Listener(listening))
+                else:
+                    raise _Ended
+
+    def _reap(self, first: int) -> int | None:
+        """Take note of processes that have ended; the wait status of the first, if it is among them."""
+        found = None
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return found
+            if not pid:
+                return found
+            self._user += usage.ru_utime
+            self._system += usage.ru_stime
+            self._peak = max(self._peak, usage.ru_maxrss << 10)
+            if pid == first:
+                found = status
+
+    def _end_all(self, first: int, hand: socket.socket) -> None:
+        """Kill every process of the step, and wait until they are gone."""
+        with contextlib.suppress(OSError):
+            hand.sendall(b"K")
+        hand.close()
+        deadline = time.monotonic() + _PATIENCE
+        pause = 0.0005
+        while True:
+            with contextlib.suppress(ChildProcessError):
+                self._reap(first)
+            left = confine.descendants()
+            if not left or time.monotonic() > deadline:
+                return
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in left:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, number)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    # -- answers ---------------------------------------------------------------------------
+
+    def _answering(self, listener: Listener) -> Callable[[], None]:
+        """What takes one call from *listener* and answers it: the path of most calls is short."""
+        names = calls(_MACHINE)
+        receive, let_pass = listener.receive, listener.let_pass
+        read_path = self._processes.read_path
+        places = {name: _PATHS[name] for name in _PATHS}
+        table = {key: (places[name], name) for key, name in names.items()}
+
+        def step() -> None:
+            call = receive()
+            if call is None:
+                return
+            where, name = table[call.abi, call.number]
+            path = read_path(call.pid, call.arguments[where])
+            if path is not None:
+                if path[:1] == b"/":
+                    if not special(path):
+                        if name not in _OPENS or not call.arguments[where + 1] & 3:
+                            let_pass(call)
+                            if name in _EXECS:
+                                self._processes.forget(call.pid)
+                            return
+                        # A log file is often a link to /dev/stdout.
+                        path = self._link_at(path)
+                elif b"proc/" in path or b"dev/" in path:
+                    path = self._absolute(call.pid, path)
+                if special(path):
+                    try:
+                        if self._answer(listener, call, name, where, path):
+                            return
+                    except OSError as error:
+                        listener.fail(call, error.errno or errno.EIO)
+                        return
+                    except (KeyError, ValueError):  # it has just ended
+                        pass
+            let_pass(call)
+            if name in _EXECS:
+                self._processes.forget(call.pid)
+
+        return step
+
+    def _link_at(self, path: bytes) -> bytes:
+        try:
+            target = os.readlink(path.lstrip(b"/"), dir_fd=self._root)
+        except (OSError, ValueError):
+            return path
+        return target if special(target) else path
+
+    def _absolute(self, pid: int, path: bytes) -> bytes:
+        try:
+            with self._processes.as_owner(pid):
+                cwd = self._processes.inside(os.readlink(b"/proc/%d/cwd" % pid))
+        except (OSError, KeyError, ValueError):
+            return path
+        return os.path.normpath(cwd + b"/" + path)
+
+    def _answer(self, listener: Listener, call: Notification, name: str, where: int, path: bytes) -> bool:
+        """Answer a call that may be about what is not in the root; whether it was."""
+        arguments = call.arguments
+        if name in _EXECS:
+            place = resolve(self._processes, call.pid, path, True)
+            return place is not None and place.kind == "inside" and self._execute(call, where, path, place)
+        follow = name not in ("lstat", "readlink", "readlinkat")
+        if name == "newfstatat":
+            follow = not arguments[where + 2] & _AT_SYMLINK_NOFOLLOW
+        elif name in ("statx", "faccessat2"):
+            flags = arguments[where + 1] if name == "statx" else arguments[where + 2]
+            follow = not flags & _AT_SYMLINK_NOFOLLOW
+        elif name in _OPENS:
+            follow = not arguments[where + 1] & os.O_NOFOLLOW
+        follow = follow or path.endswith(b"/")
+        if path.startswith(b"/dev/"):
+            found = self._device(listener, call, name, where, path)
+            if found is not None:
+                return found
+        place = resolve(self._processes, call.pid, path, follow)
+        if place is None:
+            if path.rstrip(b"/") == b"/proc" and name in _OPENS:
+                skeleton.list_processes(self._root, [1, *self._processes.all()])
+            return False
+        if place.kind == "none":
+            listener.fail(call, place.code)
+            return True
+        if name in _OPENS:
+            return self._open(listener, call, arguments[where + 1] & 0xFFFFFFFF, place)
+        if name in ("readlink", "readlinkat"):
+            if place.kind != "link":
+                listener.fail(call, errno.EINVAL)
+                return True
+            data = place.path[: arguments[where + 2]]
+            if not self._processes.write(call.pid, arguments[where + 1], data):
+                return False
+            listener.answer(call, len(data))
+            return True
+        if name in ("access", "faccessat", "faccessat2"):
+            return self._access(listener, call, arguments[where + 1], place)
+        return self._stat(listener, call, name, where, place)
+
+    def _open(self, listener: Listener, call: Notification, flags: int, place: Place) -> bool:
+        wants_folder = bool(flags & os.O_DIRECTORY)
+        if place.kind == "link":
+            listener.fail(call, errno.ELOOP)  # O_NOFOLLOW
+            return True
+        mode = flags & os.O_ACCMODE
+        fd = -1
+        try:
+            if place.kind == "text":
+                if mode != os.O_RDONLY:
+                    raise PermissionError(errno.EACCES, "")
+                fd = os.memfd_create("text", os.MFD_CLOEXEC)
+                os.write(fd, place.path)
+                os.lseek(fd, 0, os.SEEK_SET)
+            elif place.kind == "inside":
+                if mode != os.O_RDONLY or flags & (os.O_CREAT | os.O_TRUNC):
+                    raise PermissionError(errno.EACCES, "")
+                with self._processes.as_owner(call.pid):
+                    fd = open_in_root(self._root, place.path, (flags & ~os.O_CREAT) | os.O_NONBLOCK)
+            elif place.kind == "open":
+                fd = self._open_again(call.pid, place, flags)
+            elif is_folder(place.path):
+                fd = self._list(place)
+                if fd < 0:
+                    listener.let_pass(call)
+                    return True
+            elif wants_folder:
+                raise NotADirectoryError(errno.ENOTDIR, "")
+            else:
+                if mode != os.O_RDONLY and not place.pid:
+                    raise OSError(errno.EROFS, "")
+                kept = flags & (os.O_ACCMODE | os.O_APPEND) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+                with self._processes.as_owner(call.pid):
+                    fd = os.open(place.path, kept | os.O_NOFOLLOW)
+            if not flags & os.O_NONBLOCK:
+                os.set_blocking(fd, True)
+            listener.give(call, fd, bool(flags & os.O_CLOEXEC))
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return True
+
+    def _open_again(self, pid: int, place: Place, flags: int) -> int:
+        """Open anew what a process has open, with no more access to what is outside of its root."""
+        path = place.path
+        with self._processes.as_owner(place.pid):
+            target = os.readlink(path)
+            mode = os.stat(path).st_mode
+            if stat.S_ISSOCK(mode):
+                raise OSError(errno.ENXIO, "")
+            with open(b"/fdinfo/".join(path.rsplit(b"/fd/", 1)), "rb") as file:
+                held = int(dict(line.split(b":", 1) for line in file.read().splitlines())[b"flags"], 8)
+        wanted, has = flags & os.O_ACCMODE, held & os.O_ACCMODE
+        outside = target.startswith(b"/") and self._processes.inside(target) == target
+        if outside and has not in (wanted, os.O_RDWR):
+            raise PermissionError(errno.EACCES, "")
+        kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_PATH)
+        with self._processes.as_owner(pid):
+            return os.open(path, kept | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+    def _list(self, place: Place) -> int:
+        """Show a folder of this machine in the root; a descriptor of it, -1 where the path leads to it."""
+        if not place.pid:
+            skeleton.list_folder(self._root, place.path, place.path)
+            return -1
+        parts = place.path.split(b"/")[2:]
+        with self._processes.as_owner(place.pid):
+            if len(parts) == 1:
+                links = {}
+                for name in (b"exe", b"cwd", b"root"):
+                    with contextlib.suppress(OSError):
+                        links[name] = self._processes.inside(os.readlink(place.path + b"/" + name))
+            else:
+                links = {}
+                for text in os.listdir(place.path):
+                    target = b""
+                    with contextlib.suppress(OSError):
+                        target = self._processes.inside(os.readlink(place.path + b"/" + text))
+                    links[text] = target or b"."
+        if len(parts) == 1:
+            return skeleton.list_process(self._root, parts[0], place.path, links)
+        return skeleton.list_names(self._root, parts[0], b"_".join(parts[1:]), links)
+
+    def _access(self, listener: Listener, call: Notification, wanted: int, place: Place) -> bool:
+        if place.kind in ("text", "link"):
+            allowed = not wanted & os.W_OK
+        elif place.kind == "inside":
+            with self._processes.as_owner(call.pid):
+                fd = open_in_root(self._root, place.path, os.O_PATH)
+                allowed = os.access(f"/proc/self/fd/{fd}", wanted, effective_ids=True)
+                os.close(fd)
+        else:
+            if wanted & os.W_OK and place.kind == "file" and not place.pid:
+                raise OSError(errno.EROFS, "")
+            with self._processes.as_owner(call.pid):
+                allowed = os.access(place.path, wanted, effective_ids=True)
+                os.stat(place.path)
+        if allowed:
+            listener.answer(call, 0)
+        else:
+            listener.fail(call, errno.EACCES)
+        return True
+
+    def _stat(self, listener: Listener, call: Notification, name: str, where: int, place: Place) -> bool:
+        """Answer one of the stat family with what the kernel says of the file meant."""
+        fd, directory, path, flags = -1, -100, place.path, 0
+        if place.kind == "text":
+            path = b"/proc/version"
+        elif place.kind == "link":
+            path, flags = b"/proc/self/exe", _AT_SYMLINK_NOFOLLOW
+        try:
+            with self._processes.as_owner(call.pid):
+                if place.kind == "inside":
+                    fd = directory = open_in_root(self._root, place.path, os.O_PATH)
+                    path, flags = b"", 0x1000
+                if name == "statx":
+                    flags |= call.arguments[where + 1] & 0x6000  # AT_STATX_SYNC_TYPE
+                    data = sc.raw_statx(directory, path, flags, call.arguments[where + 2] & 0xFFFFFFFF)
+                    address = call.arguments[where + 3]
+                elif call.abi != own_abi(_MACHINE):
+                    return False
+                else:
+                    data = sc.raw_stat(directory, path, flags)
+                    address = call.arguments[where + 1]
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if not self._processes.write(call.pid, address, data):
+            return False
+        listener.answer(call, 0)
+        return True
+
+    def _execute(self, call: Notification, where: int, path: bytes, place: Place) -> bool:
+        """Have the kernel execute what /proc/PID/exe leads to: a link to it takes the place of that path."""
+        self._executed += 1
+        spot = b"x%02x" % (self._executed % _SPOTS)
+        link = b"/proc/%s/exe" % spot  # named so, as the kernel names the process after it, and no longer
+        if len(link) <= len(path):
+            skeleton.link(self._root, spot, b"exe", place.path)
+            self._processes.write(call.pid, call.arguments[where], link + b"\0")
+        return False
+
+    def _device(
+        self, listener: Listener, call: Notification, name: str, where: int, path: bytes
+    ) -> bool | None:
+        """Answer for pseudo-terminals, and for devices where the root cannot have any; None for others."""
+        if path in (b"/dev/ptmx", b"/dev/pts/ptmx") and name in _OPENS:
+            flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
+            fd = os.open("/dev/ptmx", flags | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                import fcntl
+
+                number = bytearray(4)
+                fcntl.ioctl(fd, _TIOCGPTN, number)
+                self._terminals.add(int.from_bytes(number, "little"))
+                listener.give(call, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
+            finally:
+                os.close(fd)
+            return True
+        last = path.rpartition(b"/")[2]
+        real = b""
+        if (path.startswith(b"/dev/pts/") and last.isdigit() and int(last) in self._terminals) or (
+            not self._devices and path in _DEVICES
+        ):
+            real = path
+        if not real:
+            return None
+        if name in _OPENS:
+            flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
+            fd = os.open(real, flags | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                listener.give(call, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
+            finally:
+                os.close(fd)
+            return True
+        if name in ("readlink", "readlinkat"):
+            return None
+        if name in ("access", "faccessat", "faccessat2"):
+            listener.answer(call, 0)
+            return True
+        return self._stat(listener, call, name, where, Place("file", real))
+
+
+# Which argument of a call is its path.
+_PATHS = {
+    "open": 0, "stat": 0, "lstat": 0, "access": 0, "execve": 0, "readlink": 0, "openat": 1, "newfstatat": 1,
+    "readlinkat": 1, "faccessat": 1, "execveat": 1, "statx": 1, "faccessat2": 1,
+}  # fmt: skip
+_OPENS = frozenset(("open", "openat"))
+_EXECS = frozenset(("execve", "execveat"))
+
+
+# -- the step ------------------------------------------------------------------------------
+
+
+def _start(
+    spec: ContainerSpec,
+    root: int,
+    channel: int,
+    stdio: list[int],
+    supervisor: socket.socket,
+    handle: socket.socket,
+) -> None:
+    """Become the step; returns never."""
+    init.report_to(channel)
+    failure = ""
+    try:
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        with contextlib.suppress(OSError):  # the filter of the container we are in may say no
+            sc.join_session_keyring()
+        code = b""
+        if spec["filtered"]:
+            code = base_program(_MACHINE, spec["capabilities"], spec["any_socketcall"])
+            if not code:
+                raise StepError(
+                    f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
+                )
+        network = spec["frame"]["network"]
+        uid, gid, groups, home = init.find_user(root, spec["user"])
+        capabilities = spec["capabilities"] & confine.own_capabilities()
+        os.fchdir(root)
+        os.chroot(b".")
+        if not confine.restrict(root, network):
+            capabilities &= ~confine.CHROOT  # nothing else would hold who leaves by it
+        else:
+            confine.leave_hand(handle)
+        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        listener = -1
+        if code:
+            sc.set_seccomp_filter(code)
+        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none"))
+        socket.send_fds(supervisor, [b"L"], [listener])
+        init.keep_only(channel, stdio)
+        init.change_directory(spec["cwd"], uid, gid)
+        init.limit(spec["rlimits"])
+        init.become(uid, gid, groups, capabilities)
+        env = dict(spec["env"])
+        env.setdefault(b"HOME", home)
+        env.setdefault(b"PATH", DEFAULT_PATH)
+        init.execute(spec["argv"], env)
+    except BaseException as error:
+        failure = init.words(error)
+    init.report(failure)
+    os._exit(125)
