@@ -27,7 +27,7 @@ class Tools:
         parser: Callable[..., argparse.ArgumentParser],
         show: Callable[[str], None],
         sink: Callable[[argparse.Namespace], Any],
-        enter: Callable[[argparse.Namespace], None],
+        enter: Callable[[argparse.Namespace], object],
         warn: Callable[[str], None],
     ) -> None:
         self.parser = parser

@@ -99,27 +99,3 @@ def _some(there: int, here: int, place: int, size: int) -> int:
     if not data:
         raise OSError(errno.EIO, "a file became shorter while it was copied")
     return os.pwrite(here, data, place)
-
-
-def break_links(root: str) -> None:
-    """Make every name below the folder *root* a file of its own. Raises OSError."""
-    for folder, _folders, _names, fd in os.fwalk(root, follow_symlinks=False):
-        del folder
-        before = os.fstat(fd)
-        touched = False
-        with os.scandir(fd) as entries:
-            linked = [
-                entry.name
-                for entry in entries
-                if not entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_nlink > 1
-            ]
-        for name in linked:
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if found.st_nlink < 2:  # its other names have files of their own by now
-                continue
-            spare = f".pybuild-{os.urandom(4).hex()}"
-            if replicate(fd, name, fd, spare, found):
-                os.rename(spare, name, src_dir_fd=fd, dst_dir_fd=fd)
-                touched = True
-        if touched:
-            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))

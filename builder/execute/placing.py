@@ -50,10 +50,7 @@ def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]
         spare = os.path.join(aside, os.urandom(4).hex())
         with _undated(folder):
             os.rename(name, spare, src_dir_fd=folder)
-            make = (
-                _file if mount["kind"] == "file" else _made_folder if mount["kind"] == "tmpfs" else _of_store
-            )
-            kept = make(store, folder, name, mount)
+            kept = _MAKERS[mount["kind"]](store, folder, name, mount)
         try:
             yield
             kept.check()
@@ -172,6 +169,9 @@ def _of_store(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Plac
     os.chown(name, found.st_uid, found.st_gid, dir_fd=folder)
     os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
     return _Moved(folder, name, mount, store, home)
+
+
+_MAKERS = {"file": _file, "tmpfs": _made_folder, "store": _of_store}
 
 
 def _source(store: Store, mount: MountSpec) -> str:

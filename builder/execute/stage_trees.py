@@ -12,13 +12,15 @@ import os
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from builder.execute.copies import add_points, take_points
 from cache.confine import confined
-from cache.replicate import break_links, replicate
-from cache.snapshots import Draft
+from cache.replicate import replicate
+from cache.snapshots import Draft, tree_of
 from cache.store import Store
+from cache.tree import Tree
 from cache.trees import image_xattrs, is_opaque, is_whiteout, make_whiteout, remove_tree
 
 # An entry as a scan sees it: mode, owner, group, size, mtime, ctime, inode, links, device.
@@ -47,16 +49,20 @@ class StageTree:
         self._recent: set[str] = set()  # paths whose ctime says nothing yet
         self._points: list[str] = []
         self._own: set[str] = set()  # folders of the kernel's files that are not the image's
-        self._linked = False  # whether names of files are links to each other
+        self._taken: dict[str, int] = {}  # files that the last layer took, and the times of their folders
 
     @property
     def root(self) -> str:
         return os.path.join(self.folder, "fs")
 
     def advance(self, stack: tuple[str, ...]) -> None:
-        """Apply the layers of *stack* that come above those that are here."""
+        """Bring back what the last step's layer took, and apply the layers of *stack* that are above it."""
         layers = stack[len(self.stack) :]
-        if not layers:
+        if self._taken:
+            taken, merged = self._taken, tree_of(self._store, self.stack)
+            confined([self.folder], lambda: _bring_back(self.root, taken, merged))
+            self._taken = {}
+        elif not layers:
             return
 
         def apply() -> None:
@@ -68,14 +74,7 @@ class StageTree:
         self._scan()
 
     def prepare(self, points: str) -> None:
-        """Before a step: part files that are links to each other, as overlayfs would, and make mount points.
-
-        *points* is a folder with more of those, "" for none.
-        """
-        if self._linked:
-            confined([self.folder], lambda: break_links(self.root))
-            self._linked = False
-            self._scan()
+        """Before a step: make mount points. *points* is a folder with more of those, "" for none."""
         made = add_points(self.folder, self.root, self._store.path("mounts"))
         if points:
             made += add_points(self.folder, self.root, points)
@@ -83,15 +82,19 @@ class StageTree:
         self._points = [path for path in made if path not in self._skipped]
 
     def collect(self, draft: Draft) -> None:
-        """After a step: copy what it changed into *draft*, as the upper directory of an overlay."""
+        """After a step: move what it changed into *draft*, as the upper directory of an overlay.
+
+        What is moved comes back, by ``advance``, as a copy: most trees are not needed after their last RUN.
+        """
         confined([self.folder], lambda: take_points(self.root, self._points))
         before, recent = self._seen, self._recent
         self._scan()
         now = self._seen
         changed = [path for path, seen in now.items() if before.get(path) != seen or path in recent]
         removed = [path for path in before if path not in now]
-        confined([draft.folder], lambda: _copy_changes(self.root, draft.upper, now, before, changed, removed))
-        self._linked = any(now[path][7] > 1 and not stat.S_ISDIR(now[path][0]) for path in changed)
+        work = _Changes(self.root, draft.upper, now, before)
+        confined([self.folder, draft.folder], lambda: work.collect(changed, removed))
+        self._taken = work.taken
 
     def _scan(self) -> None:
         started = time.time_ns()
@@ -138,7 +141,7 @@ class StageTrees:
 
 
 def scan(root: str, skipped: tuple[str, ...] = ()) -> dict[str, Seen]:
-    """Everything below *root* by its path; of the folders *skipped* nothing but themselves. Raises OSError."""
+    """Everything below *root* by its path; of the folders *skipped* only themselves. Raises OSError."""
     out: dict[str, Seen] = {}
     top = os.open(root, _FOLDER)
     try:
@@ -165,43 +168,76 @@ def scan(root: str, skipped: tuple[str, ...] = ()) -> dict[str, Seen]:
     return out
 
 
-def _copy_changes(
-    root: str,
-    upper: str,
-    now: dict[str, Seen],
-    before: dict[str, Seen],
-    changed: list[str],
-    removed: list[str],
-) -> None:
-    """Write what changed to *upper*: copies, and marks for what is gone."""
-    gone = [path for path in removed if _was_in_folder(path, now, before)]
-    folders: set[str] = {path for path in changed if stat.S_ISDIR(now[path][0])}
-    for path in (*changed, *gone):
-        above = path.rpartition("/")[0]
-        while above and above not in folders:
-            folders.add(above)
-            above = above.rpartition("/")[0]
-    source = os.open(root, _FOLDER)
-    target = os.open(upper, _FOLDER)
+class _Changes:
+    """What a step changed, on its way from the folder *root* to the folder *upper*."""
+
+    def __init__(self, root: str, upper: str, now: dict[str, Seen], before: dict[str, Seen]) -> None:
+        self._root, self._upper = root, upper
+        self._now, self._before = now, before
+        self.taken: dict[str, int] = {}
+
+    def collect(self, changed: list[str], removed: list[str]) -> None:
+        """Move files, make folders again, and mark what is gone. Raises OSError."""
+        now, before = self._now, self._before
+        gone = [path for path in removed if _was_in_folder(path, now, before)]
+        folders: set[str] = {path for path in changed if stat.S_ISDIR(now[path][0])}
+        for path in (*changed, *gone):
+            above = path.rpartition("/")[0]
+            while above and above not in folders:
+                folders.add(above)
+                above = above.rpartition("/")[0]
+        files = [path for path in changed if not stat.S_ISDIR(now[path][0])]
+        names = Counter(now[path][6] for path in files)
+        source, target = os.open(self._root, _FOLDER), os.open(self._upper, _FOLDER)
+        try:
+            for path in sorted(folders):
+                os.mkdir(path, 0o700, dir_fd=target)
+            for path in sorted(folders):
+                _dress(self._root, path, self._upper, False)
+            copied: dict[int, str] = {}
+            for path in files:
+                inode, links = now[path][6], now[path][7]
+                if links == names[inode]:
+                    os.rename(path, path, src_dir_fd=source, dst_dir_fd=target)
+                elif inode in copied:
+                    os.link(copied[inode], path, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
+                else:  # a file of this inode stays elsewhere, as in a cache, and may be written to there
+                    found = os.stat(path, dir_fd=source, follow_symlinks=False)
+                    replicate(source, path, target, path, found)
+                    copied[inode] = path
+                self.taken[path] = 0
+            for path in gone:
+                make_whiteout(path, dir_fd=target)
+            for path in sorted(folders, reverse=True):
+                _date(path, target, now[path][4])
+            for path in {path.rpartition("/")[0] for path in files}:
+                if path:
+                    _date(path, source, now[path][4])
+                    self.taken[path] = now[path][4] or 1  # 0 is said of files
+        finally:
+            os.close(source)
+            os.close(target)
+
+
+def _date(path: str, folder: int, time: int) -> None:
+    os.utime(path, ns=(time, time), dir_fd=folder, follow_symlinks=False)
+
+
+def _bring_back(root: str, taken: dict[str, int], merged: Tree) -> None:
+    """Copy what the last layer took from *root* to it again, as it is in *merged*. Raises OSError."""
+    top = os.open(root, _FOLDER)
     try:
-        for path in sorted(folders):
-            os.mkdir(path, 0o700, dir_fd=target)
-        names: dict[int, str] = {}  # of files with several, the first that is here
-        for path in changed:
-            mode, inode = now[path][0], now[path][6]
-            if stat.S_ISDIR(mode):
+        for path, time in taken.items():
+            if time:
                 continue
-            if now[path][7] > 1 and inode in names:
-                os.link(names[inode], path, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)
-            elif replicate(source, path, target, path, os.stat(path, dir_fd=source, follow_symlinks=False)):
-                names[inode] = path
-        for path in gone:
-            make_whiteout(path, dir_fd=target)
-        for path in sorted(folders, reverse=True):
-            _dress(root, path, upper)
+            node = merged.lookup(path, follow=False)
+            if node is not None:
+                _replace(-1, node.real, top, node.found, path)
+        for path, time in taken.items():
+            if time:
+                _date(path, top, time)
     finally:
-        os.close(source)
-        os.close(target)
+        os.close(top)
 
 
 def _was_in_folder(path: str, now: dict[str, Seen], before: dict[str, Seen]) -> bool:
@@ -210,15 +246,16 @@ def _was_in_folder(path: str, now: dict[str, Seen], before: dict[str, Seen]) -> 
     return not above or (above in now and stat.S_ISDIR(now[above][0]) and stat.S_ISDIR(before[above][0]))
 
 
-def _dress(root: str, path: str, upper: str) -> None:
-    """Give the folder *path* of *upper* the looks of that of *root*."""
+def _dress(root: str, path: str, upper: str, dated: bool = True) -> None:
+    """Give the folder *path* of *upper* the looks of that of *root*, its time too if it is *dated*."""
     source, target = os.path.join(root, path), os.path.join(upper, path)
     found = os.lstat(source)
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
     for name, value in image_xattrs(source):
         os.setxattr(target, name, value, follow_symlinks=False)
     os.chmod(target, stat.S_IMODE(found.st_mode))
-    os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+    if dated:
+        os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
 
 
 def _apply(layer: str, root: str, skipped: tuple[str, ...]) -> None:
@@ -265,9 +302,10 @@ def _apply_folder(layer: str, path: str, target: int) -> None:
         os.mkdir(path, 0o700, dir_fd=target)
 
 
-def _replace(source: int, path: str, target: int, found: os.stat_result) -> None:
+def _replace(source: int, path: str, target: int, found: os.stat_result, name: str = "") -> None:
+    """Copy *path* to *name*, the same if it is "", in the place of what is there."""
     try:
-        replicate(source, path, target, path, found)
+        replicate(source, path, target, name or path, found)
     except FileExistsError:
-        remove_tree(path, dir_fd=target)
-        replicate(source, path, target, path, found)
+        remove_tree(name or path, dir_fd=target)
+        replicate(source, path, target, name or path, found)

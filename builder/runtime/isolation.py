@@ -40,7 +40,16 @@ def missing_for_namespaces() -> str:
 
 def _try_chroot() -> str:
     """Chroot, and answer a call of a child by way of its memory. Raises OSError."""
-    from builder.runtime.chroot.notify import Listener, can_ask, program
+    from builder.runtime.chroot.notify import (
+        ABI,
+        ARGUMENTS,
+        COOKIE,
+        PID,
+        Listener,
+        Notification,
+        can_ask,
+        program,
+    )
     from builder.runtime.chroot.processes import Processes
 
     machine = os.uname().machine
@@ -66,17 +75,15 @@ def _try_chroot() -> str:
     try:
         _message, fds, _flags, _address = socket.recv_fds(ours, 1, 1)
         if not fds:
-            raise OSError(
-                errno.ENOSYS, "the kernel, or a filter of this container, has no seccomp notifications"
-            )
+            raise OSError(errno.ENOSYS, "the kernel or a filter forbids seccomp notifications")
         listener, poll = Listener(fds[0]), select.poll()
         poll.register(fds[0], select.POLLIN)
-        call = listener.receive() if poll.poll(_PATIENCE) else None
-        if call is None:
+        received = listener.receive() if poll.poll(_PATIENCE) else None
+        if received is None:
             raise OSError(errno.ENOSYS, "seccomp notifications do not arrive")
-        path = next((path for argument in call.arguments[:2]
-                     if (path := Processes(b"/", pid).read_path(call.pid, argument)) == _PROBED), None)  # fmt: skip
-        if path is None:
+        call = Notification(received[COOKIE], received[PID], received[ABI], received[ARGUMENTS:])
+        processes = Processes(b"/", pid)
+        if all(processes.read_path(pid, address) != _PROBED for address in call.arguments[:2]):
             raise OSError(errno.EPERM, "the memory of a child may not be read (yama, ptrace)")
         listener.fail(call, errno.EXDEV)
         if os.waitpid(pid, 0)[1]:

@@ -67,8 +67,8 @@ _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-tr
 def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, proc: int, nodes: list[int]) -> None:
     """Mount /proc, /sys and /dev in the directory *staging*, then what is masked or read-only in them.
 
-    *proc* is a detached mount of /proc, *spot* is an empty directory to mount things on for a moment; *nodes* as ``init.wait_and_run`` has it.
-    Raises StepError and OSError.
+    *proc* is a detached mount of /proc, *spot* is an empty directory to mount things on for a moment;
+    *nodes* as ``init.wait_and_run`` has it. Raises StepError and OSError.
     """
     devices = {name: _host_device(name) for name in _DEVICES}
     devices |= _given_devices(frame["devices"], spot, nodes)

@@ -169,9 +169,8 @@ def _mounts(name: bytes) -> bytes:
             lines.append(f"{source} {place} {kind} {access},relatime 0 0\n")
         elif name == b"mountinfo":
             above = 99 if place == "/" else 100
-            lines.append(
-                f"{number} {above} 0:{number} / {place} {access},relatime - {kind} {source} {access}\n"
-            )
+            fields = f"{number} {above} 0:{number} / {place} {access},relatime"
+            lines.append(f"{fields} - {kind} {source} {access}\n")
         else:
             lines.append(f"device {source} mounted on {place} with fstype {kind}\n")
     return "".join(lines).encode()

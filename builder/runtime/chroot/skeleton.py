@@ -162,9 +162,9 @@ def list_names(root: int, process: bytes, folder: bytes, entries: dict[bytes, by
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o555, dir_fd=above)
             here = os.open(folder, _FOLDER, dir_fd=above)
-    for name in os.listdir(here):
+    for old in os.listdir(here):
         with contextlib.suppress(OSError):
-            os.unlink(name, dir_fd=here)
+            os.unlink(old, dir_fd=here)
     for name, target in entries.items():
         with contextlib.suppress(OSError):
             os.symlink(target, name, dir_fd=here)

@@ -1,9 +1,9 @@
 """One step without namespaces: a process that starts it, answers its calls, and ends what is left of it.
 
 It is forked by the launcher for each step, has one thread, and holds nothing of the build but the
-step's spec. The step is its child, confined by chroot, Landlock and two seccomp filters; orphans of the step become its
-children too. A small process of the same Landlock domain, the reaper's hand, kills all of that domain
-at once, also when the supervisor was killed.
+step's spec. The step is its child, confined by chroot, Landlock and two seccomp filters; what the step
+leaves behind becomes its child too. A small process in the step's Landlock domain, its hand, kills all
+of that domain at once, also when the supervisor was killed.
 """
 
 import contextlib
@@ -21,7 +21,18 @@ from builder.runtime import init
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot import confine, skeleton
 from builder.runtime.chroot.files import Place, is_folder, resolve, special
-from builder.runtime.chroot.notify import Listener, Notification, calls, own_abi, program
+from builder.runtime.chroot.notify import (
+    ABI,
+    ARGUMENTS,
+    COOKIE,
+    NUMBER,
+    PID,
+    Listener,
+    Notification,
+    calls,
+    own_abi,
+    program,
+)
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.seccomp import program as base_program
 from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, StepError
@@ -187,44 +198,45 @@ class _Step:
 
     def _answering(self, listener: Listener) -> Callable[[], None]:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
-        names = calls(_MACHINE)
-        receive, let_pass = listener.receive, listener.let_pass
-        read_path = self._processes.read_path
-        places = {name: _PATHS[name] for name in _PATHS}
-        table = {key: (places[name], name) for key, name in names.items()}
+        receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path
+        forget = self._processes.forget
+        table = {
+            key: (ARGUMENTS + _PATHS[name], name, name in _OPENS, name in _EXECS)
+            for key, name in calls(_MACHINE).items()
+        }
 
         def step() -> None:
-            call = receive()
-            if call is None:
+            received = receive()
+            if received is None:
                 return
-            where, name = table[call.abi, call.number]
-            path = read_path(call.pid, call.arguments[where])
+            cookie, pid = received[COOKIE], received[PID]
+            where, name, opens, executes = table[received[ABI], received[NUMBER]]
+            path = read_path(pid, received[where])
             if path is not None:
-                if path[:1] == b"/":
-                    if not special(path):
-                        if name not in _OPENS or not call.arguments[where + 1] & 3:
-                            let_pass(call)
-                            if name in _EXECS:
-                                self._processes.forget(call.pid)
-                            return
-                        # A log file is often a link to /dev/stdout.
-                        path = self._link_at(path)
-                elif b"proc/" in path or b"dev/" in path:
-                    path = self._absolute(call.pid, path)
+                if path[:1] != b"/":
+                    if b"proc/" in path or b"dev/" in path:
+                        path = self._absolute(pid, path)
+                elif opens and received[where + 1] & os.O_ACCMODE and not special(path):
+                    path = self._link_at(path)  # a log file is often a link to /dev/stdout
                 if special(path):
-                    try:
-                        if self._answer(listener, call, name, where, path):
-                            return
-                    except OSError as error:
-                        listener.fail(call, error.errno or errno.EIO)
+                    call = Notification(cookie, pid, received[ABI], received[ARGUMENTS:])
+                    if self._answered(listener, call, name, where - ARGUMENTS, path):
                         return
-                    except (KeyError, ValueError):  # it has just ended
-                        pass
-            let_pass(call)
-            if name in _EXECS:
-                self._processes.forget(call.pid)
+            let_pass(cookie)
+            if executes:
+                forget(pid)
 
         return step
+
+    def _answered(self, listener: Listener, call: Notification, name: str, where: int, path: bytes) -> bool:
+        """Answer a call that may be about what is not in the root; whether it was."""
+        try:
+            return self._answer(listener, call, name, where, path)
+        except OSError as error:
+            listener.fail(call, error.errno or errno.EIO)
+            return True
+        except (KeyError, ValueError):  # it has just ended
+            return False
 
     def _link_at(self, path: bytes) -> bytes:
         try:
@@ -307,7 +319,7 @@ class _Step:
             elif is_folder(place.path):
                 fd = self._list(place)
                 if fd < 0:
-                    listener.let_pass(call)
+                    listener.let_pass(call.cookie)
                     return True
             elif wants_folder:
                 raise NotADirectoryError(errno.ENOTDIR, "")
