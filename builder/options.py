@@ -53,11 +53,16 @@ def _with_value(word: str) -> str:
 
 def add_isolation(parser: argparse.ArgumentParser) -> None:
     """The option that says how containers are kept apart from this machine."""
+    ways = ("auto", *WAYS)
+    wanted = os.environ.get("PYBUILD_ISOLATION") or "auto"
+    if wanted not in ways:
+        raise UsageError(f"PYBUILD_ISOLATION is {wanted!r}", f"it can be {', '.join(ways)}")
     parser.add_argument(
         "--isolation",
-        default="auto",
-        choices=("auto", *WAYS),
-        help="how steps are isolated: namespaces, or chroot where a container forbids them (default: auto)",
+        default=wanted,
+        choices=ways,
+        help="how steps are isolated: namespaces, or chroot where a container forbids them (default: "
+        "PYBUILD_ISOLATION, else auto: the best that can be had)",
     )
 
 

@@ -95,6 +95,7 @@ def _contained(
             spec["lowers"].insert(0, os.fsencode(extra.points))
         if tree is not None and workshop.isolation == CHROOT:
             held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
+            spec["read_only"] = [mount["target"] for mount in spec["mounts"] if mount.get("read_only")]
             spec["mounts"], spec["files"] = [], {}
         try:
             outcome = workshop.contain(spec, sink)
@@ -172,6 +173,7 @@ def container_spec(
         no_new_privileges=sandbox.no_new_privileges,
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
         address=[],
+        read_only=[],
     )
 
 

@@ -37,9 +37,18 @@ _HIDDEN_IN_SYS = (
 )
 # Of a process: what leads to memory or descriptors by other ways than those below.
 _HIDDEN_OF_PROCESS = frozenset((b"map_files", b"mem", b"pagemap"))
-_MOUNTS = ("overlay", "/", "overlay"), ("proc", "/proc", "proc"), ("tmpfs", "/dev", "tmpfs"), (
+MOUNTS = ("overlay", "/", "overlay"), ("proc", "/proc", "proc"), ("tmpfs", "/dev", "tmpfs"), (
     "sysfs", "/sys", "sysfs",
 )  # fmt: skip
+
+
+# Files of these folders are copied with their contents, for programs that open them by a descriptor of
+# the folder; those of others are found by their paths alone.
+WITH_CONTENT = (b"/sys/devices/system", b"/sys/fs/cgroup", b"/proc/sys")
+_SHOWN = (
+    *(*WITH_CONTENT, b"/sys/block", b"/sys/class", b"/sys/devices/virtual/net"),
+    *(b"/sys/fs", b"/sys/kernel/mm"),
+)
 
 
 class Place(NamedTuple):
@@ -81,7 +90,7 @@ def resolve(processes: Processes, pid: int, path: bytes, follow: bool) -> Place 
             path = b"/".join([target, *parts[2:]])
             continue
         if parts[:1] == [b"sys"]:
-            return _in_sys(b"/" + b"/".join(parts))
+            return _in_sys(b"/" + b"/".join(parts), follow)
         if parts[:1] != [b"proc"] or len(parts) == 1:
             return None
         found = _in_proc(processes, pid, parts[1:], follow)
@@ -122,9 +131,11 @@ def _in_proc(processes: Processes, pid: int, parts: list[bytes], follow: bool) -
         if not rest and not follow:
             return Place("link", b"self/" + name)
         return _in_proc(processes, pid, [b"self", *parts], follow)
-    path = os.path.realpath(b"/proc/" + b"/".join(parts))
+    path = _real(b"/proc/" + b"/".join(parts), follow)
     if not path.startswith(b"/proc/") or path.split(b"/")[2].isdigit():
         return _NOTHING
+    if os.path.islink(path):
+        return Place("link", os.readlink(path))
     return Place("file", path) if os.path.lexists(path) else None
 
 
@@ -156,14 +167,14 @@ def _of_process(processes: Processes, pid: int, rest: list[bytes], follow: bool,
     if name in (b"mounts", b"mountinfo", b"mountstats"):
         return Place("text", _mounts(name))
     if name in _HIDDEN_OF_PROCESS:
-        return Place("none", code=errno.EACCES)
+        return _NOTHING
     return Place("file", b"/".join([top, *rest]), pid)
 
 
 def _mounts(name: bytes) -> bytes:
     """The mounts that a step would have."""
     lines = []
-    for number, (source, place, kind) in enumerate(_MOUNTS, 100):
+    for number, (source, place, kind) in enumerate(MOUNTS, 100):
         access = "ro" if place == "/sys" else "rw"
         if name == b"mounts":
             lines.append(f"{source} {place} {kind} {access},relatime 0 0\n")
@@ -176,12 +187,35 @@ def _mounts(name: bytes) -> bytes:
     return "".join(lines).encode()
 
 
-def _in_sys(path: bytes) -> Place:
-    real = os.path.realpath(path)
+def _in_sys(path: bytes, follow: bool) -> Place:
+    real = _real(path, follow)
     hidden = any(real == top or real.startswith(top + b"/") for top in _HIDDEN_IN_SYS)
-    if real == b"/sys":
-        return Place("file", real)
-    return Place("file", real) if real.startswith(b"/sys/") and not hidden else _NOTHING
+    if hidden or not (real + b"/").startswith(b"/sys/"):
+        return _NOTHING
+    return Place("file", real) if follow or not os.path.islink(real) else Place("link", os.readlink(real))
+
+
+def _real(path: bytes, follow: bool) -> bytes:
+    """*path* without links, but for one at its end if that is not to be followed."""
+    if follow:
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def shown_names(real: bytes) -> list[bytes]:
+    """The names in the folder *real* of /proc or /sys that a step sees.
+
+    Of most of /sys, which is large, none: its files are found by their paths. Raises OSError.
+    """
+    if real.startswith(b"/sys/") and real.count(b"/") > 2 and not real.startswith(_SHOWN):
+        return []
+    hidden = _HIDDEN_OF_PROCESS if real.startswith(b"/proc/") else frozenset()
+    out = []
+    for name in os.listdir(real):
+        path = real + b"/" + name
+        if name not in hidden and path not in _HIDDEN_IN_SYS and os.path.lexists(path):
+            out.append(name)
+    return out
 
 
 def is_folder(path: bytes) -> bool:

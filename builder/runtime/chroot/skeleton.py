@@ -9,7 +9,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from builder.runtime.chroot.files import _MOUNTS
+from builder.runtime.chroot.files import MOUNTS, WITH_CONTENT, shown_names
+from cache.kernel import write_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
@@ -52,7 +53,7 @@ def prepare(root: int) -> bool:
                 os.symlink(b"self/net", b"net", dir_fd=proc)
             with _folder(proc, b"self") as self:
                 if self >= 0:
-                    lines = [f"{source} {place} {kind} rw 0 0\n" for source, place, kind in _MOUNTS]
+                    lines = [f"{source} {place} {kind} rw 0 0\n" for source, place, kind in MOUNTS]
                     _write(self, b"mounts", "".join(lines).encode())
                     for name in (b"fd", b"net", b"task", b"ns"):
                         os.mkdir(name, 0o555, dir_fd=self)
@@ -87,32 +88,54 @@ def _fill_dev(root: int) -> bool:
     return usable
 
 
-def list_folder(root: int, path: bytes, real: bytes) -> None:
-    """Make the folder *path* of the root show what the folder *real* of this machine holds.
+def write_scripts(root: int, scripts: dict[bytes, bytes]) -> None:
+    """Make the executable files of /dev/pipes. Raises OSError."""
+    with _folder(root, b"dev") as dev, _folder(dev, b"pipes") as pipes:
+        if pipes < 0:
+            return
+        for old in os.listdir(pipes):
+            os.unlink(old, dir_fd=pipes)
+        for name, content in scripts.items():
+            _write(pipes, name, content, 0o755)
 
-    Raises OSError.
+
+def list_folder(root: int, real: bytes, links: dict[bytes, bytes] | None = None) -> int:
+    """Make the folder *real* of /proc or /sys show in the root what it holds here; a descriptor of it.
+
+    *links* are the texts of the links in it, where they differ. Raises OSError.
     """
-    with contextlib.ExitStack() as stack:
-        here = root
-        for part in path.strip(b"/").split(b"/"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o555, dir_fd=here)
-            here = os.open(part, _FOLDER, dir_fd=here)
-            stack.callback(os.close, here)
-        wanted = set(os.listdir(real))
-        for name in set(map(os.fsencode, os.listdir(here))) - wanted:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=here)
-        for name in wanted:
-            source = real + b"/" + name
-            with contextlib.suppress(OSError):
-                mode = os.lstat(source).st_mode
-                if stat.S_ISDIR(mode):
-                    os.mkdir(name, 0o555, dir_fd=here)
-                elif stat.S_ISLNK(mode):
-                    os.symlink(os.readlink(source), name, dir_fd=here)
-                else:
-                    _copy(source, here, name)
+    here = os.dup(root)
+    for part in real.strip(b"/").split(b"/"):
+        above = here
+        try:
+            try:
+                os.mkdir(part, 0o755, dir_fd=above)
+            except FileExistsError:
+                pass
+            here = os.open(part, _FOLDER, dir_fd=above)
+        finally:
+            os.close(above)
+    found = {name: os.lstat(real + b"/" + name).st_mode for name in shown_names(real)}
+    for name in set(map(os.fsencode, os.listdir(here))) - found.keys():
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=here)
+    for name, mode in found.items():
+        source = real + b"/" + name
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(mode):
+                os.mkdir(name, 0o755, dir_fd=here)
+            elif stat.S_ISLNK(mode):
+                if links is not None:  # of a process, whose descriptors change
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=here)
+                os.symlink((links or {}).get(name) or os.readlink(source), name, dir_fd=here)
+            elif real.startswith(WITH_CONTENT) or (name in _PROCESS_FILES and links is not None):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=here)
+                _copy(source, here, name)
+            else:
+                _write(here, name, b"")
+    return here
 
 
 def list_processes(root: int, pids: list[int]) -> None:
@@ -127,48 +150,6 @@ def list_processes(root: int, pids: list[int]) -> None:
                 os.mkdir(name, 0o555, dir_fd=proc)
         for name in there - wanted:
             _remove(proc, name)
-
-
-def list_process(root: int, name: bytes, real: bytes, links: dict[bytes, bytes]) -> int:
-    """A descriptor of the folder *name* of /proc, that shows the process whose folder *real* is.
-
-    *links* are those in it. Raises OSError.
-    """
-    with _folder(root, b"proc") as proc:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o555, dir_fd=proc)
-        here = os.open(name, _FOLDER, dir_fd=proc)
-    for file in _PROCESS_FILES:
-        with contextlib.suppress(OSError):
-            os.unlink(file, dir_fd=here)
-        _copy(real + b"/" + file, here, file)
-    for folder in (b"fd", b"fdinfo", b"net", b"ns", b"task"):
-        with contextlib.suppress(OSError):
-            os.mkdir(folder, 0o555, dir_fd=here)
-    for link, target in links.items():
-        with contextlib.suppress(OSError):
-            os.unlink(link, dir_fd=here)
-        with contextlib.suppress(OSError):
-            os.symlink(target, link, dir_fd=here)
-    return here
-
-
-def list_names(root: int, process: bytes, folder: bytes, entries: dict[bytes, bytes]) -> int:
-    """A descriptor of /proc/PROCESS/FOLDER with links of these names and texts. Raises OSError."""
-    with _folder(root, b"proc") as proc:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(process, 0o555, dir_fd=proc)
-        with _folder(proc, process) as above:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o555, dir_fd=above)
-            here = os.open(folder, _FOLDER, dir_fd=above)
-    for old in os.listdir(here):
-        with contextlib.suppress(OSError):
-            os.unlink(old, dir_fd=here)
-    for name, target in entries.items():
-        with contextlib.suppress(OSError):
-            os.symlink(target, name, dir_fd=here)
-    return here
 
 
 def link(root: int, folder: bytes, name: bytes, target: bytes) -> None:
@@ -221,10 +202,10 @@ def _copy(source: bytes, folder: int, name: bytes) -> None:
         _write(folder, name, data)
 
 
-def _write(folder: int, name: bytes, data: bytes) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=folder)
+def _write(folder: int, name: bytes, data: bytes, mode: int = 0o444) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
     try:
-        os.write(fd, data)
+        write_all(fd, data)
     finally:
         os.close(fd)
 

@@ -42,6 +42,7 @@ EXITED = struct.Struct("=ciddQi")  # as builder.runtime.launcher sends it
 _MACHINE = os.uname().machine
 _DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom")
 _AT_SYMLINK_NOFOLLOW = 0x100
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
 _PATIENCE = 2.0  # seconds for the processes of a step to be gone
 _SPOTS = 1000  # links to programs that are executed as /proc/PID/exe, used in turn
@@ -93,6 +94,7 @@ class _Step:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._path = os.readlink(b"/proc/self/fd/%d" % self._root)
         self._devices = skeleton.prepare(self._root)
+        skeleton.write_scripts(self._root, spec["scripts"])
         self._terminals: set[int] = set()
         self._executed = 0
         self._user = self._system = 0.0
@@ -200,6 +202,7 @@ class _Step:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
         receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path
         forget = self._processes.forget
+        read_only = tuple(target.rstrip(b"/") + b"/" for target in self._spec["read_only"])
         table = {
             key: (ARGUMENTS + _PATHS[name], name, name in _OPENS, name in _EXECS)
             for key, name in calls(_MACHINE).items()
@@ -218,6 +221,10 @@ class _Step:
                         path = self._absolute(pid, path)
                 elif opens and received[where + 1] & os.O_ACCMODE and not special(path):
                     path = self._link_at(path)  # a log file is often a link to /dev/stdout
+                writes = read_only and opens and received[where + 1] & _WRITES
+                if writes and self._absolute(pid, path).startswith(read_only):
+                    listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
+                    return
                 if special(path):
                     call = Notification(cookie, pid, received[ABI], received[ARGUMENTS:])
                     if self._answered(listener, call, name, where - ARGUMENTS, path):
@@ -246,6 +253,9 @@ class _Step:
         return target if special(target) else path
 
     def _absolute(self, pid: int, path: bytes) -> bytes:
+        """*path* from the root on, as far as its text tells."""
+        if path.startswith(b"/"):
+            return os.path.normpath(path)
         try:
             with self._processes.as_owner(pid):
                 cwd = self._processes.inside(os.readlink(b"/proc/%d/cwd" % pid))
@@ -318,9 +328,6 @@ class _Step:
                 fd = self._open_again(call.pid, place, flags)
             elif is_folder(place.path):
                 fd = self._list(place)
-                if fd < 0:
-                    listener.let_pass(call.cookie)
-                    return True
             elif wants_folder:
                 raise NotADirectoryError(errno.ENOTDIR, "")
             else:
@@ -356,27 +363,15 @@ class _Step:
             return os.open(path, kept | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
     def _list(self, place: Place) -> int:
-        """Show a folder of this machine in the root; a descriptor of it, -1 where the path leads to it."""
+        """A descriptor of a folder in the root that shows the folder of this machine at *place*."""
         if not place.pid:
-            skeleton.list_folder(self._root, place.path, place.path)
-            return -1
-        parts = place.path.split(b"/")[2:]
+            return skeleton.list_folder(self._root, place.path)
+        links = {}
         with self._processes.as_owner(place.pid):
-            if len(parts) == 1:
-                links = {}
-                for name in (b"exe", b"cwd", b"root"):
-                    with contextlib.suppress(OSError):
-                        links[name] = self._processes.inside(os.readlink(place.path + b"/" + name))
-            else:
-                links = {}
-                for text in os.listdir(place.path):
-                    target = b""
-                    with contextlib.suppress(OSError):
-                        target = self._processes.inside(os.readlink(place.path + b"/" + text))
-                    links[text] = target or b"."
-        if len(parts) == 1:
-            return skeleton.list_process(self._root, parts[0], place.path, links)
-        return skeleton.list_names(self._root, parts[0], b"_".join(parts[1:]), links)
+            for name in os.listdir(place.path):
+                with contextlib.suppress(OSError):
+                    links[name] = self._processes.inside(os.readlink(place.path + b"/" + name))
+        return skeleton.list_folder(self._root, place.path, links)
 
     def _access(self, listener: Listener, call: Notification, wanted: int, place: Place) -> bool:
         if place.kind in ("text", "link"):
