@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from builder.runtime import cgroups, probe, rootless, seccomp, uplink
+from builder.runtime import cgroups, isolation, probe, rootless, seccomp, uplink
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES
 from cache.kernel import landlock_version
@@ -34,18 +34,54 @@ def examine(root: str) -> list[Check]:
     real = rootless.is_real_root()
     # All else is tried as it will be: inside the namespace that a build enters.
     able, said = probe.attempt(_unshare if real else _enter)
-    checks = [_identity(real), _user_namespaces(able, said)]
+    checks = [_identity(real)]
     if not able:
-        return checks
+        return [*checks, *_without_namespaces(root, *said.partition("\0")[::2])]
+    checks.append(_isolation(real))
     inside = [as_dict(check) for check in _inside(root, real)] if real else _run_inside(root)
     return checks + [Check(**row) for row in inside]
 
 
-def _user_namespaces(able: bool, said: str) -> Check:
-    if able:
-        return Check("user namespaces", _GOOD, "they can be made")
-    found, _, advice = said.partition("\0")
-    return Check("user namespaces", _MISSING, found, advice)
+def _isolation(real: bool) -> Check:
+    """The row of a place where steps have namespaces."""
+    if real:
+        return Check("isolation", _GOOD, "namespaces")
+
+    def work() -> str:
+        rootless.enter(protect=False)
+        probe.in_container(probe.mount_proc, True)
+        return ""
+
+    if probe.attempt(work)[0]:
+        return Check("isolation", _GOOD, "namespaces")
+    return Check(
+        "isolation",
+        _LESS,
+        "namespaces, with the /proc of this container, parts of which are masked",
+        "for a /proc of their own: podman run --security-opt unmask=ALL, docker run --security-opt "
+        "systempaths=unconfined, procMount: Unmasked in a pod with hostUsers: false",
+    )
+
+
+def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
+    """The rows of a place that allows no namespaces, or no mounts in them: *said* is why."""
+    if missing := isolation.missing_for_chroot():
+        yield Check("isolation", _MISSING, f"no namespaces: {said}; no chroot: {missing}", advice)
+        return
+    yield Check("isolation", _LESS, f"chroot, as namespaces cannot be had: {said}", advice)
+    place = _nearest(root)
+    yield Check("store", _GOOD if os.access(place, os.W_OK) else _MISSING, f"on the file system of {place}")
+    yield Check("network", _LESS, "steps share the network of this container, or have none")
+    yield _limits()
+    yield _landlock()
+    yield from _programs()
+
+
+def _nearest(root: str) -> str:
+    """The folder that *root* would be made in, or *root* itself."""
+    while not os.path.lexists(root):
+        root = os.path.dirname(root) or "/"
+    return root
 
 
 def _unshare() -> str:
@@ -92,15 +128,13 @@ def _run_inside(root: str) -> list[dict[str, str]]:
 
     able, said = probe.attempt(work)
     if not able:
-        return [as_dict(Check("user namespaces", _MISSING, said))]
+        return [as_dict(Check("isolation", _MISSING, said))]
     rows: list[dict[str, str]] = json.loads(said)
     return rows
 
 
 def _inside(root: str, real: bool) -> Iterator[Check]:
-    place = root
-    while not os.path.lexists(place):
-        place = os.path.dirname(place) or "/"
+    place = _nearest(root)
     shifted = real
     try:
         with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
@@ -112,24 +146,18 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
                 "overlayfs",
                 lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
                 f"on the file system of {place}",
-                "use a --root on a file system that overlayfs can write to (ext4, xfs, btrfs, tmpfs), in a "
-                "container a volume; the kernel has to be 5.11 or newer",
+                "steps have plain copies of their roots; faster is a --root on ext4, xfs, btrfs or tmpfs (in a "
+                "container: a volume), on Linux 5.11 or newer",
+                _LESS,
             )
     except OSError as error:
         said = f"{root} cannot be made: {error.strerror}"
         yield Check("store", _MISSING, said, "use another --root or PYBUILD_ROOT")
     yield _tried(
-        "a /proc for steps",
-        lambda: probe.in_container(probe.mount_proc, not shifted),
-        "a new one can be mounted",
-        "the container that this runs in hides parts of its own: docker run --security-opt "
-        "systempaths=unconfined, podman run --security-opt unmask=ALL",
-    )
-    yield _tried(
         "a /sys for steps",
         lambda: probe.in_container(probe.mount_sysfs, not shifted),
         "a new one can be mounted",
-        "as for /proc; without it steps get this one, read-only",
+        "the container that this runs in hides parts of its own; steps get that one, read-only",
         _LESS,
     )
     yield from _network(shifted)
@@ -139,17 +167,27 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
         "seccomp", lambda: sc.set_seccomp_filter(code), f"a filter of {len(code) // 8} instructions",
         "build a kernel with CONFIG_SECCOMP_FILTER",
     ) if code else Check("seccomp", _MISSING, f"there is no filter for {os.uname().machine}")  # fmt: skip
-    version = landlock_version()
-    yield Check(
-        "Landlock",
-        _GOOD if version > 1 else _LESS,
-        f"version {version}" if version > 1 else "not on: unpacking is guarded by path resolution alone",
-        "" if version > 1 else "boot with landlock among the lsm= modules, on a kernel of 5.19 or newer",
-    )
+    yield _landlock()
     yield _tried(
         "FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), "/dev/fuse can be opened",
         "only a step with --device /dev/fuse would need it", _LESS,
     )  # fmt: skip
+    yield from _programs()
+
+
+def _landlock() -> Check:
+    version = landlock_version()
+    if version > 1:
+        return Check("Landlock", _GOOD, f"version {version}")
+    return Check(
+        "Landlock",
+        _LESS,
+        "not on: unpacking is guarded by path resolution alone",
+        "boot with landlock among the lsm= modules, on a kernel of 5.19 or newer",
+    )
+
+
+def _programs() -> Iterator[Check]:
     for name, why in (("git", "for ADD and contexts of repositories"), ("ssh", "for git over ssh")):
         path = shutil.which(name)
         advice = "" if path else f"install {name}"

@@ -127,10 +127,15 @@ def hint_for(code: int | None) -> str:
             pass
     if knobs:
         return f"root can allow it with {' and '.join(knobs)}"
+    if os.geteuid() == 0:
+        return (
+            "in a container they are allowed from outside, by docker run --security-opt seccomp=unconfined "
+            "--security-opt apparmor=unconfined, or a pod with hostUsers: false (docs/containers.md)"
+        )
     return (
-        "in a container it has to be allowed from outside: docker run --security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined, or podman run "
-        "--security-opt unmask=ALL"
+        "in a container there are three ways out: run as its root, which needs nothing more; a pod with "
+        "hostUsers: false; a seccomp and AppArmor profile that allows user namespaces, as docker run "
+        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined (docs/containers.md)"
     )
 
 
