@@ -146,8 +146,8 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
                 "overlayfs",
                 lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
                 f"on the file system of {place}",
-                "steps have plain copies of their roots; faster is a --root on ext4, xfs, btrfs or tmpfs (in a "
-                "container: a volume), on Linux 5.11 or newer",
+                "steps have plain copies of their roots; faster is a --root on ext4, xfs, btrfs or tmpfs, in "
+                "a container on a volume, with Linux 5.11 or newer",
                 _LESS,
             )
     except OSError as error:

@@ -13,9 +13,11 @@ import time
 from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, find
 from builder.runtime.chroot import confine
+from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import supervise
 from builder.runtime.launcher import read_spec, refuse
-from builder.runtime.spec import ContainerSpec
+from builder.runtime.seccomp import program as base_program
+from builder.runtime.spec import CAPABILITIES, ContainerSpec
 
 _PATIENCE = 2.5  # seconds that a supervisor has to end its step in
 _NO_DEVICES = b"--device needs namespaces, which this container forbids (pybuild doctor says more)"
@@ -39,6 +41,9 @@ class _Launcher:
         self._store = store
         self._supervisors: dict[int, Group] = {}
         self._made = 0
+        for internet in (True, False):  # made once, as they take longer than a small step
+            program(os.uname().machine, internet)
+        base_program(os.uname().machine, CAPABILITIES)
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

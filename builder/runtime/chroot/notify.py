@@ -9,6 +9,7 @@ decided by chroot, its ids and Landlock.
 
 import errno
 import fcntl
+import functools
 import os
 import struct
 from typing import NamedTuple
@@ -94,6 +95,7 @@ def can_ask(machine: str) -> bool:
     return machine in _ABIS
 
 
+@functools.cache
 def calls(machine: str) -> dict[tuple[int, int], str]:
     """The names of the calls that are asked about, by AUDIT_ARCH and number."""
     return {(_AUDIT[abi], number): name for abi in _ABIS[machine] for name, number in _NUMBERS[abi].items()}
@@ -104,6 +106,7 @@ def own_abi(machine: str) -> int:
     return _AUDIT[machine]
 
 
+@functools.cache
 def program(machine: str, internet: bool) -> bytes:
     """The filter, as struct sock_filter items. Without *internet* no socket of it can be made."""
     out: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARCH)]
