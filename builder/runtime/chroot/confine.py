@@ -10,6 +10,8 @@ from cache.kernel import landlock_allow, landlock_restrict, landlock_ruleset, la
 CHROOT = 1 << 18  # CAP_SYS_CHROOT
 # linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
 _ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a folder
+_USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
 _NETWORK_VERSION, _SCOPES_VERSION = 4, 6
 _TCP = 3  # bind and connect
 _SCOPES = 3  # abstract sockets and signals
@@ -21,8 +23,7 @@ def restrict(root: int, network: str) -> bool:
     Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
     with *network* "none" there is no TCP (6.7).
     """
-    version = landlock_version()
-    handled = max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
+    version, handled = landlock_version(), _handled()
     if not handled:
         return False
     tcp = _TCP if network == "none" and version >= _NETWORK_VERSION else 0
@@ -33,6 +34,34 @@ def restrict(root: int, network: str) -> bool:
     finally:
         os.close(ruleset)
     return True
+
+
+def restrict_supervisor(root: int) -> None:
+    """Keep this process to the folder *root*, /proc, /sys and /dev, where the kernel can. Raises OSError.
+
+    What a step may make it do by mistake ends there. The step's own domain lies inside this one.
+    """
+    handled = _handled()
+    if not handled:
+        return
+    ruleset = landlock_ruleset(handled)
+    try:
+        landlock_allow(ruleset, handled, root)
+        for path, rights in (("/proc", _READ | _WRITE), ("/sys", _READ), ("/dev", handled & _USE)):
+            place = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                landlock_allow(ruleset, rights, place)
+            finally:
+                os.close(place)
+        landlock_restrict(ruleset)
+    finally:
+        os.close(ruleset)
+
+
+def _handled() -> int:
+    """All accesses to files that this kernel can refuse, 0 without a Landlock that is good enough."""
+    version = landlock_version()
+    return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
 
 
 def leave_hand(handle: socket.socket) -> None:

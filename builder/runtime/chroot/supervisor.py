@@ -8,6 +8,7 @@ of that domain at once, also when the supervisor was killed.
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -92,6 +93,7 @@ class _Step:
         self._channel = channel
         self._stdio = stdio
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        confine.restrict_supervisor(self._root)
         self._path = os.readlink(b"/proc/self/fd/%d" % self._root)
         self._devices = skeleton.prepare(self._root)
         skeleton.write_scripts(self._root, spec["scripts"])
@@ -448,8 +450,6 @@ class _Step:
             flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
             fd = os.open("/dev/ptmx", flags | os.O_NOCTTY | os.O_CLOEXEC)
             try:
-                import fcntl
-
                 number = bytearray(4)
                 fcntl.ioctl(fd, _TIOCGPTN, number)
                 self._terminals.add(int.from_bytes(number, "little"))
