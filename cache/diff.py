@@ -125,9 +125,8 @@ def _same(path: str, found: os.stat_result, under: Node) -> bool:
         return False
     if image_xattrs(path) != image_xattrs(under.real):
         return False
-    if stat.S_ISREG(found.st_mode) and found.st_mtime_ns % 1_000_000_000 == 0:
-        return _same_content(path, under.real)  # a whole second proves little: it may have been set
-    return True
+    # A time proves nothing: touch -r sets it to the nanosecond.
+    return not stat.S_ISREG(found.st_mode) or _same_content(path, under.real)
 
 
 def _same_content(first: str, second: str) -> bool:
