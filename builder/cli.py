@@ -246,7 +246,7 @@ def _enter(options: argparse.Namespace) -> str:
     wanted = getattr(options, "isolation", "auto")
     if wanted == isolation.CHROOT:
         if missing := isolation.missing_for_chroot():
-            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _HINT_DOCTOR)
+            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _NO_ISOLATION_HINT)
         return isolation.CHROOT
     if is_real_root():
         return isolation.NAMESPACES
@@ -254,14 +254,17 @@ def _enter(options: argparse.Namespace) -> str:
         if not (missing := isolation.missing_for_chroot()):
             return isolation.CHROOT
         raise BuildError(
-            f"this place allows neither namespaces nor what stands in for them: {missing}", _HINT_DOCTOR
+            f"this place allows neither namespaces nor what stands in for them: {missing}", _NO_ISOLATION_HINT
         )
     os.environ["PYBUILD_ROOT"] = options.root or default_root()
     _enter_namespace()
     return isolation.NAMESPACES
 
 
-_HINT_DOCTOR = "pybuild doctor says what this place allows, and docs/containers.md what to change"
+_NO_ISOLATION_HINT = (
+    "give root of the container CAP_SYS_CHROOT (docker and podman do; in a pod: capabilities: {add: "
+    "[SYS_CHROOT]}), or user namespaces (a pod with hostUsers: false); docs/containers.md has more"
+)
 
 
 def _enter_namespace() -> None:

@@ -27,6 +27,7 @@ from builder.runtime.spec import (
     SHM_SIZE,
     ContainerSpec,
     FrameSpec,
+    MountSpec,
 )
 from builder.runtime.uplink import FORWARDER
 from cache.snapshots import Draft, commit
@@ -95,7 +96,7 @@ def _contained(
             spec["lowers"].insert(0, os.fsencode(extra.points))
         if tree is not None and workshop.isolation == CHROOT:
             held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
-            spec["read_only"] = [mount["target"] for mount in spec["mounts"] if mount.get("read_only")]
+            spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
             spec["mounts"], spec["files"] = [], {}
         try:
             outcome = workshop.contain(spec, sink)
@@ -109,6 +110,12 @@ def _contained(
     if outcome.code:
         raise _failure(op, step, outcome, _oom_kills() > killed_before)
     return outcome
+
+
+def _shown(mount: MountSpec) -> tuple[bytes, bytes, bool]:
+    """A placed mount, as a step is to see it among its mounts."""
+    kind = b"overlay" if mount["kind"] == "store" else b"tmpfs"
+    return mount["target"], kind, mount.get("read_only", mount["kind"] == "file")
 
 
 _FOREIGN_HINT = (
@@ -173,7 +180,7 @@ def container_spec(
         no_new_privileges=sandbox.no_new_privileges,
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
         address=[],
-        read_only=[],
+        placed=[],
     )
 
 

@@ -95,6 +95,9 @@ class StageTree:
         work = _Changes(self.root, draft.upper, now, before)
         confined([self.folder, draft.folder], lambda: work.collect(changed, removed))
         self._taken = work.taken
+        # A layer says nothing of the root itself, so that the next step finds it as it was.
+        os.chown(self.root, 0, 0)
+        os.chmod(self.root, 0o755)
 
     def _scan(self) -> None:
         started = time.time_ns()
@@ -197,7 +200,7 @@ class _Changes:
             copied: dict[int, str] = {}
             for path in files:
                 inode, links = now[path][6], now[path][7]
-                if links == names[inode]:
+                if links <= names[inode]:
                     os.rename(path, path, src_dir_fd=source, dst_dir_fd=target)
                 elif inode in copied:
                     os.link(copied[inode], path, src_dir_fd=target, dst_dir_fd=target, follow_symlinks=False)

@@ -550,7 +550,11 @@ def _set_groups(groups: list[int]) -> None:
 
 def become(uid: int, gid: int, groups: list[int], capabilities: int) -> None:
     """Take the step's identity; root keeps *capabilities*, others none."""
-    sc.drop_bounding(capabilities)
+    try:
+        sc.drop_bounding(capabilities)
+    except PermissionError:  # no more is gained by an exec where no_new_privs is set (capabilities(7))
+        if not sc.has_no_new_privileges():
+            raise
     _set_groups(groups)
     try:
         os.setresgid(gid, gid, gid)

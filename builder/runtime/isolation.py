@@ -58,7 +58,7 @@ def _try_chroot() -> str:
     try:
         os.chroot("/")
     except OSError as error:
-        raise OSError(errno.EPERM, f"root may not chroot here (CAP_SYS_CHROOT): {error.strerror}") from None
+        raise OSError(errno.EPERM, f"root has no CAP_SYS_CHROOT here: {error.strerror}") from None
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:

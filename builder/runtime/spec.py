@@ -63,7 +63,8 @@ if TYPE_CHECKING:
         ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
         makes chown a success without effect. ``rlimits`` are soft and hard limits by number
         (-1: none). ``address`` is that of eth0, its mask and the gateway, when there is a default network.
-        ``read_only`` are targets of what is placed there instead of being mounted.
+        ``placed`` is what is put somewhere instead of being mounted: where, as what kind of file system it
+        is to be seen, and whether read-only.
         """
 
         frame: FrameSpec
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
         no_new_privileges: bool
         rlimits: dict[int, tuple[int, int]]
         address: list[bytes]
-        read_only: list[bytes]
+        placed: list[tuple[bytes, bytes, bool]]
 
 else:
     ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict

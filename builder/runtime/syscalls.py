@@ -50,6 +50,7 @@ OPEN_TREE_CLONE = 1
 PR_CAPBSET_DROP = 24
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -204,6 +205,11 @@ def unshare(flags: int) -> None:
 
 def prctl(option: int, argument: int) -> None:
     _check(_libc.prctl(option, argument, 0, 0, 0), "prctl")
+
+
+def has_no_new_privileges() -> bool:
+    """Return whether no_new_privs is set for this process."""
+    return bool(_libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
 
 
 def open_tree(directory: int, path: bytes, recursive: bool = False) -> int:

@@ -49,9 +49,9 @@ def layered(image: Image) -> str:
     root = image.root()
     for path in sorted(path for path in root if path == "t" or path.startswith("t/")):
         entry, data = root[path]
-        link = entry.linkname
         if entry.islnk():
             entry, data = root[entry.linkname]
+        link = entry.linkname
         kind = (
             "d"
             if entry.isdir()

@@ -76,28 +76,123 @@ def special(path: bytes) -> bool:
     return path.startswith((b"/proc", b"/dev/", b"/sys"))
 
 
-def resolve(processes: Processes, pid: int, path: bytes, follow: bool) -> Place | None:
-    """What the absolute *path* means to the thread *pid*; None where the kernel finds it in the root.
+class Files:
+    """The paths of one step."""
 
-    Without *follow* a link at its end is not followed. Raises OSError.
-    """
-    for _ in range(8):
-        parts = _normal(path)
-        if parts[:1] == [b"dev"]:
-            target = _DEV_LINKS.get(parts[1]) if len(parts) > 1 else None
-            if target is None or (len(parts) == 2 and not follow):
+    def __init__(self, processes: Processes, masked: bool, placed: list[tuple[bytes, bytes, bool]]) -> None:
+        """*masked* is whether what is dangerous is hidden; *placed* is shown as mounts."""
+        self._processes = processes
+        self._hidden_in_proc: frozenset[bytes] = _HIDDEN_IN_PROC if masked else frozenset()
+        self._hidden_in_sys = _HIDDEN_IN_SYS if masked else ()
+        shown = [(os.fsdecode(target), kind.decode(), read_only) for target, kind, read_only in placed]
+        self._mounts = [*MOUNTS, *((kind, target, kind) for target, kind, _ in shown)]
+        self._read_only = {"/sys", *(target for target, _, read_only in shown if read_only)}
+
+    def resolve(self, pid: int, path: bytes, follow: bool) -> Place | None:
+        """What the absolute *path* means to the thread *pid*; None where the kernel finds it in the root.
+
+        Without *follow* a link at its end is not followed. Raises OSError.
+        """
+        for _ in range(8):
+            parts = _normal(path)
+            if parts[:1] == [b"dev"]:
+                target = _DEV_LINKS.get(parts[1]) if len(parts) > 1 else None
+                if target is None or (len(parts) == 2 and not follow):
+                    return None
+                path = b"/".join([target, *parts[2:]])
+                continue
+            if parts[:1] == [b"sys"]:
+                return self._in_sys(b"/" + b"/".join(parts), follow)
+            if parts[:1] != [b"proc"] or len(parts) == 1:
                 return None
-            path = b"/".join([target, *parts[2:]])
-            continue
-        if parts[:1] == [b"sys"]:
-            return _in_sys(b"/" + b"/".join(parts), follow)
-        if parts[:1] != [b"proc"] or len(parts) == 1:
-            return None
-        found = _in_proc(processes, pid, parts[1:], follow)
-        if found is None or found.kind != "link" or not follow:
-            return found
-        path = found.path if found.path.startswith(b"/") else b"/proc/" + found.path
-    return Place("none", code=errno.ELOOP)
+            found = self._in_proc(pid, parts[1:], follow)
+            if found is None or found.kind != "link" or not follow:
+                return found
+            path = found.path if found.path.startswith(b"/") else b"/proc/" + found.path
+        return Place("none", code=errno.ELOOP)
+
+    def _in_proc(self, pid: int, parts: list[bytes], follow: bool) -> Place | None:
+        name, rest = parts[0], parts[1:]
+        if name in (b"self", b"thread-self"):
+            group = self._processes.group(pid)
+            link = b"%d" % group if name == b"self" else b"%d/task/%d" % (group, pid)
+            if not rest and not follow:
+                return Place("link", link)
+            return self._in_proc(pid, [*link.split(b"/"), *rest], follow)
+        if name.isdigit() and len(name) < 10:
+            wanted = int(name)
+            if not self._processes.owns(wanted):
+                if wanted != 1:
+                    return _NOTHING
+                wanted = self._processes.first  # a step's first process is the first of a container
+            return self._of_process(wanted, rest, follow, b"/proc/%d" % wanted)
+        if name in self._hidden_in_proc:
+            there = os.path.exists(b"/proc/" + name) and not rest
+            return Place("text") if there and not is_folder(b"/proc/" + name) else _NOTHING
+        if name in (b"mounts", b"net"):
+            if not rest and not follow:
+                return Place("link", b"self/" + name)
+            return self._in_proc(pid, [b"self", *parts], follow)
+        path = _real(b"/proc/" + b"/".join(parts), follow)
+        if not path.startswith(b"/proc/") or path.split(b"/")[2].isdigit():
+            return _NOTHING
+        if os.path.islink(path):
+            return Place("link", os.readlink(path))
+        return Place("file", path) if os.path.lexists(path) else None
+
+    def _of_process(self, pid: int, rest: list[bytes], follow: bool, top: bytes) -> Place:
+        """What lies below *top*, the folder of the process *pid* or of a thread of it."""
+        if not rest:
+            return Place("file", top, pid)
+        name, more = rest[0], rest[1:]
+        if name == b"task" and more:
+            if not more[0].isdigit():
+                return _NOTHING
+            return self._of_process(pid, more[1:], follow, b"%s/task/%s" % (top, more[0]))
+        if name in (b"exe", b"cwd", b"root"):
+            target = self._link(pid, b"%s/%s" % (top, name))
+            if not more and not follow:
+                return Place("link", target)
+            return Place("inside", b"/".join([target, *more]))
+        if name == b"fd" and more:
+            if not more[0].isdigit():
+                return _NOTHING
+            target = self._link(pid, b"%s/fd/%s" % (top, more[0]))
+            if len(more) > 1:
+                return Place("inside", b"/".join([target, *more[1:]]))
+            return Place("open", b"%s/fd/%s" % (top, more[0]), pid) if follow else Place("link", target)
+        if name == b"ns" and more and not follow:
+            return Place("link", self._link(pid, b"%s/ns/%s" % (top, more[0])))
+        if name in (b"mounts", b"mountinfo", b"mountstats"):
+            return Place("text", self._mount_table(name))
+        return _NOTHING if name in _HIDDEN_OF_PROCESS else Place("file", b"/".join([top, *rest]), pid)
+
+    def _link(self, pid: int, path: bytes) -> bytes:
+        """The text of a link of /proc, as the step sees it. Raises OSError."""
+        with self._processes.as_owner(pid):
+            return self._processes.inside(os.readlink(path))
+
+    def _mount_table(self, name: bytes) -> bytes:
+        """The mounts that a step would have."""
+        lines = []
+        for number, (source, place, kind) in enumerate(self._mounts, 100):
+            access = "ro" if place in self._read_only else "rw"
+            if name == b"mounts":
+                lines.append(f"{source} {place} {kind} {access},relatime 0 0\n")
+            elif name == b"mountinfo":
+                above = 99 if place == "/" else 100
+                fields = f"{number} {above} 0:{number} / {place} {access},relatime"
+                lines.append(f"{fields} - {kind} {source} {access}\n")
+            else:
+                lines.append(f"device {source} mounted on {place} with fstype {kind}\n")
+        return "".join(lines).encode("utf-8", "surrogateescape")
+
+    def _in_sys(self, path: bytes, follow: bool) -> Place:
+        real = _real(path, follow)
+        hidden = any(real == top or real.startswith(top + b"/") for top in self._hidden_in_sys)
+        if hidden or not (real + b"/").startswith(b"/sys/"):
+            return _NOTHING
+        return Place("file", real) if follow or not os.path.islink(real) else Place("link", os.readlink(real))
 
 
 def _normal(path: bytes) -> list[bytes]:
@@ -108,91 +203,6 @@ def _normal(path: bytes) -> list[bytes]:
         elif part not in (b"", b"."):
             out.append(part)
     return out
-
-
-def _in_proc(processes: Processes, pid: int, parts: list[bytes], follow: bool) -> Place | None:
-    name, rest = parts[0], parts[1:]
-    if name in (b"self", b"thread-self"):
-        group = processes.group(pid)
-        link = b"%d" % group if name == b"self" else b"%d/task/%d" % (group, pid)
-        if not rest and not follow:
-            return Place("link", link)
-        return _in_proc(processes, pid, [*link.split(b"/"), *rest], follow)
-    if name.isdigit() and len(name) < 10:
-        wanted = int(name)
-        if not processes.owns(wanted):
-            if wanted != 1:
-                return _NOTHING
-            wanted = processes.first  # a step's first process is the first of its container elsewhere
-        return _of_process(processes, wanted, rest, follow, b"/proc/%d" % wanted)
-    if name in _HIDDEN_IN_PROC:
-        return _NOTHING
-    if name in (b"mounts", b"net"):
-        if not rest and not follow:
-            return Place("link", b"self/" + name)
-        return _in_proc(processes, pid, [b"self", *parts], follow)
-    path = _real(b"/proc/" + b"/".join(parts), follow)
-    if not path.startswith(b"/proc/") or path.split(b"/")[2].isdigit():
-        return _NOTHING
-    if os.path.islink(path):
-        return Place("link", os.readlink(path))
-    return Place("file", path) if os.path.lexists(path) else None
-
-
-def _of_process(processes: Processes, pid: int, rest: list[bytes], follow: bool, top: bytes) -> Place:
-    """What lies below *top*, the folder of the process *pid* or of a thread of it."""
-    if not rest:
-        return Place("file", top, pid)
-    name, more = rest[0], rest[1:]
-    if name == b"task" and more:
-        if not more[0].isdigit():
-            return _NOTHING
-        return _of_process(processes, pid, more[1:], follow, b"%s/task/%s" % (top, more[0]))
-    if name in (b"exe", b"cwd", b"root"):
-        with processes.as_owner(pid):
-            target = processes.inside(os.readlink(b"%s/%s" % (top, name)))
-        if not more and not follow:
-            return Place("link", target)
-        return Place("inside", b"/".join([target, *more]))
-    if name == b"fd" and more:
-        if not more[0].isdigit():
-            return _NOTHING
-        with processes.as_owner(pid):
-            target = processes.inside(os.readlink(b"%s/fd/%s" % (top, more[0])))
-        if len(more) > 1:
-            return Place("inside", b"/".join([target, *more[1:]]))
-        return Place("open", b"%s/fd/%s" % (top, more[0]), pid) if follow else Place("link", target)
-    if name == b"ns" and more and not follow:
-        return Place("link", os.readlink(b"%s/ns/%s" % (top, more[0])))
-    if name in (b"mounts", b"mountinfo", b"mountstats"):
-        return Place("text", _mounts(name))
-    if name in _HIDDEN_OF_PROCESS:
-        return _NOTHING
-    return Place("file", b"/".join([top, *rest]), pid)
-
-
-def _mounts(name: bytes) -> bytes:
-    """The mounts that a step would have."""
-    lines = []
-    for number, (source, place, kind) in enumerate(MOUNTS, 100):
-        access = "ro" if place == "/sys" else "rw"
-        if name == b"mounts":
-            lines.append(f"{source} {place} {kind} {access},relatime 0 0\n")
-        elif name == b"mountinfo":
-            above = 99 if place == "/" else 100
-            fields = f"{number} {above} 0:{number} / {place} {access},relatime"
-            lines.append(f"{fields} - {kind} {source} {access}\n")
-        else:
-            lines.append(f"device {source} mounted on {place} with fstype {kind}\n")
-    return "".join(lines).encode()
-
-
-def _in_sys(path: bytes, follow: bool) -> Place:
-    real = _real(path, follow)
-    hidden = any(real == top or real.startswith(top + b"/") for top in _HIDDEN_IN_SYS)
-    if hidden or not (real + b"/").startswith(b"/sys/"):
-        return _NOTHING
-    return Place("file", real) if follow or not os.path.islink(real) else Place("link", os.readlink(real))
 
 
 def _real(path: bytes, follow: bool) -> bytes:

@@ -76,13 +76,19 @@ class _Launcher:
                 os.close(fd)
             channel.close()
             return
+        waiting, ready = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(ready)
+            os.read(waiting, 1)  # until it is in its cgroup
             self._become_supervisor(spec, channel, fds[1:4])
-        with contextlib.suppress(OSError, CgroupError):
-            group.enter(pid)
+        try:
+            group.enter(pid, into_v2=True)
+        except CgroupError as error:
+            refuse(channel, b"E", str(error).encode("utf-8", "replace"))
+            os.kill(pid, signal.SIGKILL)
         self._supervisors[pid] = group
-        for fd in fds[1:4]:
+        for fd in (*fds[1:4], waiting, ready):
             os.close(fd)
         channel.close()
 

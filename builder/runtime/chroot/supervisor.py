@@ -21,7 +21,7 @@ from collections.abc import Callable
 from builder.runtime import init
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot import confine, skeleton
-from builder.runtime.chroot.files import Place, is_folder, resolve, special
+from builder.runtime.chroot.files import Files, Place, is_folder, special
 from builder.runtime.chroot.notify import (
     ABI,
     ARGUMENTS,
@@ -134,6 +134,7 @@ class _Step:
     def _serve(self, first: int, wake: int, starting: socket.socket, hand: socket.socket) -> int:
         """Answer calls until the first process ends; its wait status. Raises _Ended."""
         self._processes = Processes(self._path, first)
+        self._files = Files(self._processes, self._spec["frame"]["masked"], self._spec["placed"])
         poll = select.poll()
         poll.register(wake, select.POLLIN)
         poll.register(starting.fileno(), select.POLLIN)
@@ -212,7 +213,8 @@ class _Step:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
         receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path
         forget = self._processes.forget
-        read_only = tuple(target.rstrip(b"/") + b"/" for target in self._spec["read_only"])
+        fixed = {target.rstrip(b"/") for target, _, read_only in self._spec["placed"] if read_only}
+        below_fixed = tuple(target + b"/" for target in fixed)
         table = {
             key: (ARGUMENTS + _PATHS[name], name, name in _OPENS, name in _EXECS)
             for key, name in calls(_MACHINE).items()
@@ -231,10 +233,11 @@ class _Step:
                         path = self._absolute(pid, path)
                 elif opens and received[where + 1] & os.O_ACCMODE and not special(path):
                     path = self._link_at(path)  # a log file is often a link to /dev/stdout
-                writes = read_only and opens and received[where + 1] & _WRITES
-                if writes and self._absolute(pid, path).startswith(read_only):
-                    listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
-                    return
+                if fixed and opens and received[where + 1] & _WRITES:
+                    target = self._absolute(pid, path)
+                    if target in fixed or target.startswith(below_fixed):
+                        listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
+                        return
                 if special(path):
                     call = Notification(cookie, pid, received[ABI], received[ARGUMENTS:])
                     if self._answered(listener, call, name, where - ARGUMENTS, path):
@@ -277,7 +280,7 @@ class _Step:
         """Answer a call that may be about what is not in the root; whether it was."""
         arguments = call.arguments
         if name in _EXECS:
-            place = resolve(self._processes, call.pid, path, True)
+            place = self._files.resolve(call.pid, path, True)
             return place is not None and place.kind == "inside" and self._execute(call, where, path, place)
         follow = name not in ("lstat", "readlink", "readlinkat")
         if name == "newfstatat":
@@ -292,7 +295,7 @@ class _Step:
             found = self._device(listener, call, name, where, path)
             if found is not None:
                 return found
-        place = resolve(self._processes, call.pid, path, follow)
+        place = self._files.resolve(call.pid, path, follow)
         if place is None:
             if path.rstrip(b"/") == b"/proc" and name in _OPENS:
                 skeleton.list_processes(self._root, [1, *self._processes.all()])
