@@ -45,11 +45,13 @@ def placed(
 @contextlib.contextmanager
 def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]:
     """One mount, at its target, links followed inside the root."""
-    folder, name = _target(root, mount["target"], mount["kind"] != "file" and not _is_file(store, mount))
-    try:
+    is_folder = mount["kind"] != "file" and not _is_file(store, mount)
+    with contextlib.ExitStack() as stack:
+        folder, name, is_there = _target(root, mount["target"], is_folder, stack)
         spare = os.path.join(aside, os.urandom(4).hex())
         with _undated(folder):
-            os.rename(name, spare, src_dir_fd=folder)
+            if is_there:
+                os.rename(name, spare, src_dir_fd=folder)
             kept = _MAKERS[mount["kind"]](store, folder, name, mount)
         try:
             yield
@@ -58,10 +60,9 @@ def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]
             with _undated(folder):
                 kept.take_back()
                 remove_tree(os.fsdecode(name), dir_fd=folder)
-                with contextlib.suppress(FileNotFoundError):  # the step has removed the folder it was in
-                    os.rename(spare, name, dst_dir_fd=folder)
-    finally:
-        os.close(folder)
+                if is_there:
+                    with contextlib.suppress(FileNotFoundError):  # the step has removed the folder it was in
+                        os.rename(spare, name, dst_dir_fd=folder)
 
 
 class _Placed:
@@ -193,24 +194,21 @@ def _is_file(store: Store, mount: MountSpec) -> bool:
     return mount["kind"] == "store" and not os.path.isdir(_source(store, mount))
 
 
-def _target(root: int, path: bytes, is_folder: bool) -> tuple[int, bytes]:
-    """The folder, by a descriptor, and the name in it, that *path* leads to; made where nothing is there.
+def _target(root: int, path: bytes, is_folder: bool, stack: contextlib.ExitStack) -> tuple[int, bytes, bool]:
+    """Where *path* leads: a folder, by a descriptor, the name in it, and whether there is something.
 
-    That happens inside another mount only. A link to nowhere is a place itself.
+    Folders that are missing are made, and taken back by *stack* if they are empty then.
     """
     try:
         place = open_in_root(root, path, os.O_PATH)
     except FileNotFoundError:
         above, _, name = path.rstrip(b"/").rpartition(b"/")
-        place = _open_or_make(root, above)
-        try:
-            if is_folder:
-                os.mkdir(name, 0o755, dir_fd=place)
-            else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=place))
-        except FileExistsError:
-            pass
-        return place, name
+        folder = _open_or_make(root, above, stack)
+        try:  # a link to nowhere is a place itself
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return folder, name, False
+        return folder, name, True
     try:
         top, real = os.readlink(f"/proc/self/fd/{root}"), os.readlink(f"/proc/self/fd/{place}")
         if stat.S_ISDIR(os.fstat(place).st_mode) != is_folder:
@@ -224,21 +222,28 @@ def _target(root: int, path: bytes, is_folder: bool) -> tuple[int, bytes]:
     if real == top:
         raise BuildError("a mount cannot take the place of the whole root")
     folder = os.open(os.path.dirname(real), _FOLDER)
-    return folder, os.fsencode(os.path.basename(real))
+    stack.callback(os.close, folder)
+    return folder, os.fsencode(os.path.basename(real)), True
 
 
-def _open_or_make(root: int, path: bytes) -> int:
+def _open_or_make(root: int, path: bytes, stack: contextlib.ExitStack) -> int:
     """A descriptor of the folder *path*, links followed inside the root."""
-    with contextlib.suppress(FileNotFoundError):
-        return open_in_root(root, path or b"/", os.O_RDONLY | os.O_DIRECTORY)
-    above, _, name = path.rpartition(b"/")
-    folder = _open_or_make(root, above)
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o755, dir_fd=folder)
-        return os.open(name, _FOLDER, dir_fd=folder)
-    finally:
-        os.close(folder)
+        folder = open_in_root(root, path or b"/", os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        above, _, name = path.rpartition(b"/")
+        parent = _open_or_make(root, above, stack)
+        with _undated(parent):
+            os.mkdir(name, 0o755, dir_fd=parent)
+        stack.callback(_remove_empty, parent, name)
+        folder = os.open(name, _FOLDER, dir_fd=parent)
+    stack.callback(os.close, folder)
+    return folder
+
+
+def _remove_empty(folder: int, name: bytes) -> None:
+    with contextlib.suppress(OSError), _undated(folder):
+        os.rmdir(name, dir_fd=folder)
 
 
 @contextlib.contextmanager

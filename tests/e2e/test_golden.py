@@ -45,9 +45,16 @@ def base(busybox: Path) -> Image:
     return read_image(busybox)
 
 
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case(pybuild: Pybuild, base: Image, case: Path) -> None:
-    args = ["--network=none", f"--file={case}/Dockerfile", *options(case)]
+def test_case(pybuild: Pybuild, base: Image, case: Path, isolation: str) -> None:
+    args = [
+        "--network=none",
+        "--no-cache",
+        f"--isolation={isolation}",
+        f"--file={case}/Dockerfile",
+        *options(case),
+    ]
     folder = context(case, pybuild.work)
     if (case / "refused").exists():
         assert (case / "refused").read_text().strip() in pybuild(*args, folder).failed().err

@@ -75,12 +75,12 @@ def leave_hand(handle: socket.socket) -> None:
     if between:
         os.waitpid(between, 0)
         return
-    if os.fork():
+    if hand := os.fork():
+        os.write(handle.fileno(), b"%d" % hand)
         os._exit(0)
     try:
         os.setsid()
         sc.keep_only([handle.detach()])
-        os.write(3, b"%d" % os.getpid())
         null = os.open("/dev/null", os.O_RDWR) if os.path.exists("/dev/null") else -1
         for number in range(3):
             if null >= 0:

@@ -32,7 +32,7 @@ _NEW_FD = struct.Struct("=QIIII")
 _ZEROS = bytes(_NOTIFICATION.size)
 
 # Instructions of classic BPF (linux/bpf_common.h) and answers of seccomp(2).
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06
 _ALLOW, _ASK, _ERROR = 0x7FFF0000, 0x7FC00000, 0x00050000
 _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
 _X32 = 0x40000000
@@ -66,6 +66,29 @@ _NUMBERS: dict[str, dict[str, int]] = {
 _RELATIVE = frozenset(("openat", "newfstatat", "readlinkat", "faccessat", "faccessat2", "statx", "execveat"))
 # Not there, so that programs fall back to calls that are seen: openat2, and io_uring, which opens unseen.
 _ABSENT = (437, 425, 426, 427)
+# Calls that change what a name is, and which of their arguments are names: they are asked about only in
+# steps with something that is not to be changed.
+CHANGES = {
+    "chmod": (0,), "chown": (0,), "lchown": (0,), "creat": (0,), "fchmodat": (1,), "fchmodat2": (1,),
+    "fchownat": (1,), "link": (1,), "linkat": (3,), "mkdir": (0,), "mkdirat": (1,), "mknod": (0,),
+    "mknodat": (1,), "rename": (0, 1), "renameat": (1, 3), "renameat2": (1, 3), "rmdir": (0,),
+    "setxattr": (0,), "lsetxattr": (0,), "removexattr": (0,), "symlink": (1,), "symlinkat": (2,),
+    "truncate": (0,), "unlink": (0,), "unlinkat": (1,), "utime": (0,), "utimensat": (1,), "utimes": (0,),
+}  # fmt: skip
+_CHANGE_NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "truncate": 76, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
+        "symlink": 88, "chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "mknod": 133, "setxattr": 188,
+        "lsetxattr": 189, "removexattr": 197, "utimes": 235, "mkdirat": 258, "mknodat": 259,
+        "fchownat": 260, "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266,
+        "fchmodat": 268, "utimensat": 280, "renameat2": 316, "fchmodat2": 452,
+    },
+    "aarch64": {
+        "setxattr": 5, "lsetxattr": 6, "removexattr": 14, "mknodat": 33, "mkdirat": 34, "unlinkat": 35,
+        "symlinkat": 36, "linkat": 37, "renameat": 38, "truncate": 45, "fchmodat": 53, "fchownat": 54,
+        "utimensat": 88, "renameat2": 276, "fchmodat2": 452,
+    },
+}  # fmt: skip
 # Done without being made: a step's root is thrown away, and what it leaves is made durable with its layer.
 _SYNCS = {
     "x86_64": (74, 75, 162, 277, 306),  # fsync, fdatasync, sync, sync_file_range, syncfs
@@ -98,7 +121,11 @@ def can_ask(machine: str) -> bool:
 @functools.cache
 def calls(machine: str) -> dict[tuple[int, int], str]:
     """The names of the calls that are asked about, by AUDIT_ARCH and number."""
-    return {(_AUDIT[abi], number): name for abi in _ABIS[machine] for name, number in _NUMBERS[abi].items()}
+    return {
+        (_AUDIT[abi], number): name
+        for abi in _ABIS[machine]
+        for name, number in (*_NUMBERS[abi].items(), *_CHANGE_NUMBERS.get(abi, {}).items())
+    }
 
 
 def own_abi(machine: str) -> int:
@@ -107,18 +134,19 @@ def own_abi(machine: str) -> int:
 
 
 @functools.cache
-def program(machine: str, internet: bool) -> bytes:
-    """The filter, as struct sock_filter items. Without *internet* no socket of it can be made."""
+def program(machine: str, internet: bool, changes: bool = False) -> bytes:
+    """The filter, as struct sock_filter items. Without *internet* no socket of it can be made; with
+    *changes* those of ``CHANGES`` are asked about, too.
+    """
     out: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARCH)]
     for abi in _ABIS[machine]:
-        section = _section(abi, internet)
-        # Jumps of BPF reach 255 instructions, and a section is shorter.
-        out += [(_JUMP_EQUAL, 0, len(section), _AUDIT[abi]), *section]
+        section = _section(abi, internet, changes)
+        out += [(_JUMP_EQUAL, 1, 0, _AUDIT[abi]), (_JUMP, 0, 0, len(section)), *section]
     out.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in out)
 
 
-def _section(abi: str, internet: bool) -> list[tuple[int, int, int, int]]:
+def _section(abi: str, internet: bool, changes: bool) -> list[tuple[int, int, int, int]]:
     out = [(_LOAD, 0, 0, _NUMBER)]
     if abi == "x86_64":
         out += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ALLOW)]  # our other filter refuses it
@@ -132,6 +160,9 @@ def _section(abi: str, internet: bool) -> list[tuple[int, int, int, int]]:
             ]
             out += [(_JUMP_EQUAL, 0, len(test), number), *test]
         else:
+            out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
+    if changes:
+        for number in _CHANGE_NUMBERS.get(abi, {}).values():
             out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
     for number in _ABSENT:
         out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]

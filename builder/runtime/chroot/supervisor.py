@@ -25,6 +25,7 @@ from builder.runtime.chroot.files import Files, Place, is_folder, special
 from builder.runtime.chroot.notify import (
     ABI,
     ARGUMENTS,
+    CHANGES,
     COOKIE,
     NUMBER,
     PID,
@@ -99,6 +100,7 @@ class _Step:
         skeleton.write_scripts(self._root, spec["scripts"])
         self._terminals: set[int] = set()
         self._executed = 0
+        self._fixed = {target.rstrip(b"/") for target, _, read_only in spec["placed"] if read_only}
         self._user = self._system = 0.0
         self._peak = 0
 
@@ -212,13 +214,12 @@ class _Step:
     def _answering(self, listener: Listener) -> Callable[[], None]:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
         receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path
-        forget = self._processes.forget
-        fixed = {target.rstrip(b"/") for target, _, read_only in self._spec["placed"] if read_only}
-        below_fixed = tuple(target + b"/" for target in fixed)
+        forget, is_fixed = self._processes.forget, self._is_fixed
         table = {
-            key: (ARGUMENTS + _PATHS[name], name, name in _OPENS, name in _EXECS)
+            key: (ARGUMENTS + _PATHS.get(name, 0), name, name in _OPENS, name in _EXECS)
             for key, name in calls(_MACHINE).items()
         }
+        fixed = bool(self._fixed)
 
         def step() -> None:
             received = receive()
@@ -226,6 +227,14 @@ class _Step:
                 return
             cookie, pid = received[COOKIE], received[PID]
             where, name, opens, executes = table[received[ABI], received[NUMBER]]
+            if fixed and (name in CHANGES or (opens and received[where + 1] & _WRITES)):
+                places = CHANGES.get(name) or (where - ARGUMENTS,)
+                if any(is_fixed(pid, received[ARGUMENTS + place]) for place in places):
+                    listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
+                    return
+                if name in CHANGES:
+                    let_pass(cookie)
+                    return
             path = read_path(pid, received[where])
             if path is not None:
                 if path[:1] != b"/":
@@ -233,11 +242,6 @@ class _Step:
                         path = self._absolute(pid, path)
                 elif opens and received[where + 1] & os.O_ACCMODE and not special(path):
                     path = self._link_at(path)  # a log file is often a link to /dev/stdout
-                if fixed and opens and received[where + 1] & _WRITES:
-                    target = self._absolute(pid, path)
-                    if target in fixed or target.startswith(below_fixed):
-                        listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
-                        return
                 if special(path):
                     call = Notification(cookie, pid, received[ABI], received[ARGUMENTS:])
                     if self._answered(listener, call, name, where - ARGUMENTS, path):
@@ -247,6 +251,14 @@ class _Step:
                 forget(pid)
 
         return step
+
+    def _is_fixed(self, pid: int, address: int) -> bool:
+        """Return whether the path at *address* is one that the step must not change, as far as it tells."""
+        path = self._processes.read_path(pid, address)
+        if path is None:
+            return False
+        target = self._absolute(pid, path)
+        return any(target == place or target.startswith(place + b"/") for place in self._fixed)
 
     def _answered(self, listener: Listener, call: Notification, name: str, where: int, path: bytes) -> bool:
         """Answer a call that may be about what is not in the root; whether it was."""
@@ -534,7 +546,8 @@ def _start(
         listener = -1
         if code:
             sc.set_seccomp_filter(code)
-        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none"))
+        fixed = any(read_only for *_, read_only in spec["placed"])
+        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed))
         socket.send_fds(supervisor, [b"L"], [listener])
         init.keep_only(channel, stdio)
         init.change_directory(spec["cwd"], uid, gid)
