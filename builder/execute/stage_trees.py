@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from builder.execute.copies import add_points, take_points
 from cache.confine import confined
@@ -27,7 +27,8 @@ from cache.trees import image_xattrs, is_opaque, is_whiteout, make_whiteout, rem
 Seen = tuple[int, int, int, int, int, int, int, int, int]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_TICK = 20_000_000  # ns: a file that changed this shortly before a scan may have changed again unseen
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE, which files are dated by
+_TICKS = 0.05  # seconds that its next tick is waited for
 _MOST_IDLE = 4  # trees that are kept for later steps
 # What the supervisor of a step fills (builder.runtime.chroot.skeleton): its contents are in no layer.
 KERNEL_FOLDERS = ("proc", "sys", "dev")
@@ -46,7 +47,6 @@ class StageTree:
         self.stack: tuple[str, ...] = ()
         self._skipped = KERNEL_FOLDERS if filled else ()
         self._seen: dict[str, Seen] = {}
-        self._recent: set[str] = set()  # paths whose ctime says nothing yet
         self._points: list[str] = []
         self._own: set[str] = set()  # folders of the kernel's files that are not the image's
         self._taken: dict[str, int] = {}  # files that the last layer took, and the times of their folders
@@ -57,21 +57,22 @@ class StageTree:
 
     def advance(self, stack: tuple[str, ...]) -> None:
         """Bring back what the last step's layer took, and apply the layers of *stack* that are above it."""
-        layers = stack[len(self.stack) :]
-        if self._taken:
-            taken, merged = self._taken, tree_of(self._store, self.stack)
-            confined([self.folder], lambda: _bring_back(self.root, taken, merged))
-            self._taken = {}
-        elif not layers:
+        layers, taken = stack[len(self.stack) :], self._taken
+        if not layers and not taken:
             return
+        merged = tree_of(self._store, self.stack)
 
         def apply() -> None:
+            _bring_back(self.root, taken, merged)
             for layer in layers:
                 _apply(self._store.path("snapshots", layer), self.root, self._skipped)
 
         confined([self.folder], apply)
-        self.stack = stack
-        self._scan()
+        self.stack, self._taken = stack, {}
+        if layers:
+            self._scan()
+        else:
+            self._look_again(taken)
 
     def prepare(self, points: str) -> None:
         """Before a step: make mount points. *points* is a folder with more of those, "" for none."""
@@ -80,6 +81,7 @@ class StageTree:
             made += add_points(self.folder, self.root, points)
         self._own.update(path for path in made if path in self._skipped)
         self._points = [path for path in made if path not in self._skipped]
+        self._let_clock_tick()
 
     def collect(self, draft: Draft) -> None:
         """After a step: move what it changed into *draft*, as the upper directory of an overlay.
@@ -87,10 +89,10 @@ class StageTree:
         What is moved comes back, by ``advance``, as a copy: most trees are not needed after their last RUN.
         """
         confined([self.folder], lambda: take_points(self.root, self._points))
-        before, recent = self._seen, self._recent
+        before = self._seen
         self._scan()
         now = self._seen
-        changed = [path for path, seen in now.items() if before.get(path) != seen or path in recent]
+        changed = [path for path, seen in now.items() if before.get(path) != seen]
         removed = [path for path in before if path not in now]
         work = _Changes(self.root, draft.upper, now, before)
         confined([self.folder, draft.folder], lambda: work.collect(changed, removed))
@@ -99,12 +101,31 @@ class StageTree:
         os.chown(self.root, 0, 0)
         os.chmod(self.root, 0o755)
 
+    def _let_clock_tick(self) -> None:
+        """Wait until what the step changes has a later ctime than anything has now."""
+        newest = max((seen[5] for seen in self._seen.values()), default=0)
+        end = time.monotonic() + _TICKS
+        while time.clock_gettime_ns(_COARSE_CLOCK) <= newest and time.monotonic() < end:
+            time.sleep(0.0005)
+
+    def _look_again(self, paths: Iterable[str]) -> None:
+        """Take note of how *paths* are now, nothing else having changed since the last scan."""
+        top = os.open(self.root, _FOLDER)
+        try:
+            for path in paths:
+                try:
+                    found = os.stat(path, dir_fd=top, follow_symlinks=False)
+                except FileNotFoundError:
+                    self._seen.pop(path, None)
+                else:
+                    self._seen[path] = _seen(found)
+        finally:
+            os.close(top)
+
     def _scan(self) -> None:
-        started = time.time_ns()
         self._seen = scan(self.root, self._skipped)
         for path in self._own:
             self._seen.pop(path, None)
-        self._recent = {path for path, seen in self._seen.items() if seen[5] > started - _TICK}
 
 
 class StageTrees:
@@ -143,6 +164,13 @@ class StageTrees:
         return StageTree(self._store, self._filled)
 
 
+def _seen(found: os.stat_result) -> Seen:
+    return (
+        found.st_mode, found.st_uid, found.st_gid, found.st_size, found.st_mtime_ns,
+        found.st_ctime_ns, found.st_ino, found.st_nlink, found.st_rdev,
+    )  # fmt: skip
+
+
 def scan(root: str, skipped: tuple[str, ...] = ()) -> dict[str, Seen]:
     """Everything below *root* by its path; of the folders *skipped* only themselves. Raises OSError."""
     out: dict[str, Seen] = {}
@@ -158,10 +186,7 @@ def scan(root: str, skipped: tuple[str, ...] = ()) -> dict[str, Seen]:
                     for entry in entries:
                         path = prefix + entry.name
                         found = entry.stat(follow_symlinks=False)
-                        out[path] = (
-                            found.st_mode, found.st_uid, found.st_gid, found.st_size, found.st_mtime_ns,
-                            found.st_ctime_ns, found.st_ino, found.st_nlink, found.st_rdev,
-                        )  # fmt: skip
+                        out[path] = _seen(found)
                         if stat.S_ISDIR(found.st_mode) and path not in skipped:
                             folders.append(path)
             finally:
