@@ -175,6 +175,7 @@ _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _LANDLOCK_VERSION_OF_SCOPES = 6
 _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
+_LANDLOCK_ACCESS_FS_REFER = 1 << 13
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -208,9 +209,22 @@ def hide_abstract_sockets() -> None:
     """
     if landlock_version() < _LANDLOCK_VERSION_OF_SCOPES:
         return
-    ruleset = landlock_ruleset(0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
-    _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
-    os.close(ruleset)
+    landlock_scopes(_LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
+
+
+def landlock_scopes(scopes: int) -> None:
+    """Hold this thread, and what it starts, to *scopes* and nothing else, from version 6 on. Raises OSError.
+
+    Every ruleset refuses to move and link files to another folder unless a rule allows it, so one does.
+    """
+    ruleset = landlock_ruleset(_LANDLOCK_ACCESS_FS_REFER, 0, scopes)
+    place = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        landlock_allow(ruleset, _LANDLOCK_ACCESS_FS_REFER, place)
+        _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(place)
+        os.close(ruleset)
 
 
 def landlock_restrict(ruleset: int) -> None:

@@ -34,7 +34,7 @@ from cache.errors import CacheError, CorruptError, MissingError, SpaceError
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
-from cache.trees import kill_inside, remove_tree
+from cache.trees import kill_inside, move_entries, real_folder, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,8 +176,10 @@ class Store:
         return os.path.join(self.session(), os.urandom(4).hex())
 
     def session(self) -> str:
-        """The folder of what this process has not published. ``borrowed`` in it names, for each cache whose
-        entries are elsewhere, where they are and whose they are (marshal, both relative to the store).
+        """The folder of what this process has not published.
+
+        ``borrowed`` in it names, for each cache whose entries are elsewhere, where they are and whose they
+        are, both relative to the store, and the device and inode of the folder that they are in (marshal).
         """
         with self._opening:
             if not self._session:
@@ -222,10 +224,12 @@ class Store:
         for entry in os.scandir(os.path.join(session, "borrowed")):
             with contextlib.suppress(OSError, ValueError, EOFError):
                 with open(entry.path, "rb") as file:
-                    here, home = marshal.loads(file.read())
-                for name in os.listdir(self.path(here)):
-                    with contextlib.suppress(OSError):
-                        os.rename(self.path(here, name), self.path(home, name))
+                    here, home, device, inode = marshal.loads(file.read())
+                # A step may have put a link in the place of the folder, or of one on the way to it.
+                with real_folder(self.root, here) as source, real_folder(self.root, home) as target:
+                    found = os.fstat(source)
+                    if (found.st_dev, found.st_ino) == (device, inode):
+                        move_entries(source, target)
 
     def publish(self, temporary: str, final: str) -> None:
         """Move a finished, fsynced temporary file to its place, durably."""

@@ -100,6 +100,12 @@ def kill_inside(folder: str) -> None:
                     os.kill(int(name), signal.SIGKILL)
 
 
+def move_entries(source: int, target: int) -> None:
+    """Move all that the folder *source* holds to the folder *target*. Raises OSError."""
+    for name in os.listdir(source):
+        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
 _DEEPEST = 64  # directories open at once while a tree is removed
 
 

@@ -2,7 +2,7 @@
 
 What the image has there is set aside meanwhile. A cache's entries are moved into the root and back; a
 journal in the session's folder names where they are, so that the sweep after a kill brings them home.
-What is mounted read-only is compared afterwards, as root of a step can write to it.
+What is mounted read-only is a copy, and is compared afterwards, as root of a step can write to it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from builder.errors import BuildError
-from builder.execute.stage_trees import StageTree, scan
+from builder.execute.stage_trees import StageTree, apply_layer, scan
 from builder.runtime.spec import MountSpec
 from cache.kernel import open_in_root, set_owner, write_all
 from cache.store import Store
-from cache.trees import remove_tree
+from cache.trees import move_entries, remove_tree
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -103,37 +103,33 @@ class _Placed:
 
 
 class _Moved(_Placed):
-    """Entries of a folder of the store."""
+    """Entries of a folder of the store, which are there alone while a step has them."""
 
     def __init__(self, folder: int, name: bytes, mount: MountSpec, store: Store, home: str) -> None:
         super().__init__(folder, name, mount)
-        self._home = home
+        self._home = os.open(home, _FOLDER)
         journal = os.path.join(store.session(), "borrowed")
         os.makedirs(journal, 0o700, exist_ok=True)
         self._journal = os.path.join(journal, os.urandom(4).hex())
-        here = os.readlink(f"/proc/self/fd/{self.fd}")
+        here, found = os.readlink(f"/proc/self/fd/{self.fd}"), os.fstat(self.fd)
+        paths = [os.path.relpath(path, store.root) for path in (here, home)]
         with open(self._journal, "xb") as file:
-            file.write(marshal.dumps((os.path.relpath(here, store.root), os.path.relpath(home, store.root))))
-        _move_entries(home, here)
-        self._before = self._state() if mount.get("read_only") else None
+            file.write(marshal.dumps((*paths, found.st_dev, found.st_ino)))
+        self._move(self._home, None)
+
+    def _move(self, source: int | None, target: int | None) -> None:
+        with _opened(self._folder, self._name) as here:
+            move_entries(here if source is None else source, here if target is None else target)
 
     def take_back(self) -> None:
         if self.is_there():
-            fd = os.open(self._name, _FOLDER, dir_fd=self._folder)
-            try:
-                found = os.fstat(fd)
-                _move_entries(f"/proc/self/fd/{fd}", self._home)
-                os.chown(self._home, found.st_uid, found.st_gid)
-                os.chmod(self._home, stat.S_IMODE(found.st_mode))
-            finally:
-                os.close(fd)
+            self._move(None, self._home)
+            found = os.fstat(self.fd)
+            os.chown(self._home, found.st_uid, found.st_gid)
+            os.chmod(self._home, stat.S_IMODE(found.st_mode))
         os.unlink(self._journal)
+        os.close(self._home)
         super().take_back()
-
-
-def _move_entries(source: str, target: str) -> None:
-    for name in os.listdir(source):
-        os.rename(os.path.join(source, name), os.path.join(target, name))
 
 
 def _file(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Placed:
@@ -169,7 +165,20 @@ def _of_store(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Plac
     os.mkdir(name, 0o700, dir_fd=folder)
     os.chown(name, found.st_uid, found.st_gid, dir_fd=folder)
     os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
+    if mount["read_only"]:  # root of a step could write to it all the same
+        with _opened(folder, name) as place:
+            apply_layer(home, f"/proc/self/fd/{place}/.")
+        return _Placed(folder, name, mount)
     return _Moved(folder, name, mount, store, home)
+
+
+@contextlib.contextmanager
+def _opened(folder: int, name: bytes) -> Iterator[int]:
+    fd = os.open(name, _FOLDER, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 _MAKERS = {"file": _file, "tmpfs": _made_folder, "store": _of_store}

@@ -56,11 +56,9 @@ def run_command(
         if workshop.trees is not None:
             tree = held.enter_context(workshop.trees.taken(draft.parents))
         outcome = _contained(op, step, draft, sources, workshop, sink, tree)
-        if tree is None:
-            return commit(draft, reduce=True), outcome
-        tree.collect(draft)
         snapshot = commit(draft, reduce=True)
-        tree.stack = (*draft.parents, snapshot)
+        if tree is not None:
+            tree.stack = (*draft.parents, snapshot)
         return snapshot, outcome
 
 
@@ -76,8 +74,7 @@ def _contained(
     """Run the process to its end, on *draft*, or in *tree* where there are no overlays."""
     env = dict(op.env) | dict(op.proxies)
     killed_before = _oom_kills()
-    with contextlib.ExitStack() as held:
-        extra = held.enter_context(mounted(op.mounts, sources, draft, workshop))
+    with mounted(op.mounts, sources, draft, workshop) as extra:
         network = SHARED_NETWORK if op.network == "default" and workshop.shares_network else op.network
         spec = container_spec(
             draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
@@ -94,14 +91,17 @@ def _contained(
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, draft.store.root))
         elif extra.points:
             spec["lowers"].insert(0, os.fsencode(extra.points))
-        if tree is not None and workshop.isolation == CHROOT:
-            held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
-            spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
-            spec["mounts"], spec["files"] = [], {}
-        try:
-            outcome = workshop.contain(spec, sink)
-        except OSError as error:
-            raise BuildError(f"the container launcher is gone: {error.strerror}") from None
+        with contextlib.ExitStack() as held:
+            if tree is not None and workshop.isolation == CHROOT:
+                held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
+                spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
+                spec["mounts"], spec["files"] = [], {}
+            try:
+                outcome = workshop.contain(spec, sink)
+            except OSError as error:
+                raise BuildError(f"the container launcher is gone: {error.strerror}") from None
+        if tree is not None and not outcome.error and not outcome.code:
+            tree.collect(draft)  # while caches are locked, whose files may have names in the root
     if outcome.error:
         hint = _NETWORK_HINT if outcome.network_failed else ""
         if op.foreign and "Exec format error" in outcome.error:

@@ -65,7 +65,7 @@ class StageTree:
         def apply() -> None:
             _bring_back(self.root, taken, merged)
             for layer in layers:
-                _apply(self._store.path("snapshots", layer), self.root, self._skipped)
+                apply_layer(self._store.path("snapshots", layer), self.root, self._skipped)
 
         confined([self.folder], apply)
         self.stack, self._taken = stack, {}
@@ -76,6 +76,8 @@ class StageTree:
 
     def prepare(self, points: str) -> None:
         """Before a step: make mount points. *points* is a folder with more of those, "" for none."""
+        if self._skipped:
+            confined([self.folder], self._empty_kernel_folders)
         made = add_points(self.folder, self.root, self._store.path("mounts"))
         if points:
             made += add_points(self.folder, self.root, points)
@@ -100,6 +102,19 @@ class StageTree:
         # A layer says nothing of the root itself, so that the next step finds it as it was.
         os.chown(self.root, 0, 0)
         os.chmod(self.root, 0o755)
+
+    def _empty_kernel_folders(self) -> None:
+        """Remove what the last step had in /proc, /sys and /dev."""
+        for name in self._skipped:
+            try:
+                fd = os.open(os.path.join(self.root, name), _FOLDER)
+            except OSError:  # none, or no folder
+                continue
+            try:
+                for entry in os.listdir(fd):
+                    remove_tree(entry, dir_fd=fd)
+            finally:
+                os.close(fd)
 
     def _let_clock_tick(self) -> None:
         """Wait until what the step changes has a later ctime than anything has now."""
@@ -286,8 +301,8 @@ def _dress(root: str, path: str, upper: str, dated: bool = True) -> None:
         os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
 
 
-def _apply(layer: str, root: str, skipped: tuple[str, ...]) -> None:
-    """Put the layer in the folder *layer* on top of what is in *root*. Raises OSError."""
+def apply_layer(layer: str, root: str, skipped: tuple[str, ...] = ()) -> None:
+    """Put the folder *layer*, but for its devices, on top of what is in *root*. Raises OSError."""
     source, target = os.open(layer, _FOLDER), os.open(root, _FOLDER)
     folders: list[str] = []
     try:
@@ -307,7 +322,7 @@ def _apply(layer: str, root: str, skipped: tuple[str, ...]) -> None:
                             folders.append(path)
                             if path not in skipped:
                                 todo.append(path)
-                        else:
+                        elif not stat.S_ISBLK(found.st_mode) and not stat.S_ISCHR(found.st_mode):
                             _replace(source, path, target, found)
             finally:
                 os.close(fd)

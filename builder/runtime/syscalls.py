@@ -193,12 +193,6 @@ def raw_statx(directory: int, path: bytes, flags: int, mask: int) -> bytes:
     return out.raw
 
 
-def set_fs_ids(uid: int, gid: int) -> None:
-    """Set the ids that the kernel checks this thread's access to files by; setfsuid(2) reports no errors."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
-
-
 def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 

@@ -1,27 +1,36 @@
 """What keeps a step without namespaces to its own: Landlock, and the end of all its processes."""
 
+import contextlib
 import os
 import signal
 import socket
 
 from builder.runtime import syscalls as sc
-from cache.kernel import landlock_allow, landlock_restrict, landlock_ruleset, landlock_version
+from cache.kernel import (
+    landlock_allow,
+    landlock_restrict,
+    landlock_ruleset,
+    landlock_scopes,
+    landlock_version,
+)
 
 CHROOT = 1 << 18  # CAP_SYS_CHROOT
 # linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
 _ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a folder
 _USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
+_LIST = 1 << 3
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx")
 _NETWORK_VERSION, _SCOPES_VERSION = 4, 6
 _TCP = 3  # bind and connect
 _SCOPES = 3  # abstract sockets and signals
 
 
-def restrict(root: int, network: str) -> bool:
+def restrict(root: int, network: str, handle: socket.socket) -> bool:
     """Keep this process, and what it starts, to the folder *root*; whether the kernel can. Raises OSError.
 
     Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
-    with *network* "none" there is no TCP (6.7).
+    with *network* "none" there is no TCP (6.7). A process is left that ends them all when *handle* says so.
     """
     version, handled = landlock_version(), _handled()
     if not handled:
@@ -33,6 +42,10 @@ def restrict(root: int, network: str) -> bool:
         landlock_restrict(ruleset)
     finally:
         os.close(ruleset)
+    if version >= _SCOPES_VERSION:
+        _leave_hand(handle)
+        # Once more: what is inside can neither signal nor trace the hand, which can still signal it.
+        landlock_scopes(_SCOPES)
     return True
 
 
@@ -47,12 +60,15 @@ def restrict_supervisor(root: int) -> None:
     ruleset = landlock_ruleset(handled)
     try:
         landlock_allow(ruleset, handled, root)
-        for path, rights in (("/proc", _READ | _WRITE), ("/sys", _READ), ("/dev", handled & _USE)):
-            place = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                landlock_allow(ruleset, rights, place)
-            finally:
-                os.close(place)
+        folders = {"/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
+        devices = dict.fromkeys(_DEVICES, handled & _USE & ~_LIST)
+        for path, rights in (folders | devices).items():
+            with contextlib.suppress(FileNotFoundError):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    landlock_allow(ruleset, rights, place)
+                finally:
+                    os.close(place)
         landlock_restrict(ruleset)
     finally:
         os.close(ruleset)
@@ -64,13 +80,11 @@ def _handled() -> int:
     return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
 
 
-def leave_hand(handle: socket.socket) -> None:
+def _leave_hand(handle: socket.socket) -> None:
     """Leave a process in this domain that kills all of it when *handle* says so, or hangs up.
 
     kill(2) of -1 reaches what Landlock lets it reach: without scopes that would be everything.
     """
-    if landlock_version() < _SCOPES_VERSION:
-        return
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -127,8 +141,11 @@ def _parents() -> dict[int, int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    above[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+                fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    above[int(name)] = int(os.read(fd, 1024).rpartition(b")")[2].split()[1])
+                finally:
+                    os.close(fd)
             except (OSError, ValueError, IndexError):
                 pass
     return above

@@ -11,7 +11,7 @@ import socket
 import time
 
 from builder.runtime import syscalls as sc
-from builder.runtime.cgroups import CgroupError, Group, find
+from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.chroot import confine
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import supervise
@@ -41,6 +41,7 @@ class _Launcher:
         self._store = store
         self._supervisors: dict[int, Group] = {}
         self._made = 0
+        self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         for internet in (True, False):  # made once, as they take longer than a small step
             program(os.uname().machine, internet)
         base_program(os.uname().machine, CAPABILITIES)
@@ -104,21 +105,26 @@ class _Launcher:
         """A cgroup for the step, where one can be made. Raises CgroupError where a limit cannot be had."""
         if spec["frame"]["devices"]:
             raise CgroupError(_NO_DEVICES.decode())
-        found = find(spec["frame"]["cgroup_parent"])
+        parent = spec["frame"]["cgroup_parent"]
+        if parent not in self._cgroups:
+            self._cgroups[parent] = find(parent)
+            self._cgroups[parent].sweep()
+        found = self._cgroups[parent]
         self._made += 1
         return found.make(b"%s-%d" % (found.prefix(), self._made), spec["frame"]["limits"])
 
     def _reap(self) -> None:
         while True:
             try:
-                pid, _status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
                 return
             if (group := self._supervisors.pop(pid, None)) is not None:
                 group.close()
-                self._kill_orphans()
+                if status:
+                    self._kill_orphans()
 
     def _kill_orphans(self) -> None:
         """End what a supervisor that was killed has left: it is our child then."""

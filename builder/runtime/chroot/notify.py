@@ -32,7 +32,8 @@ _NEW_FD = struct.Struct("=QIIII")
 _ZEROS = bytes(_NOTIFICATION.size)
 
 # Instructions of classic BPF (linux/bpf_common.h) and answers of seccomp(2).
-_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x06
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN, _AND = 0x20, 0x05, 0x15, 0x35, 0x06, 0x54
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
 _ALLOW, _ASK, _ERROR = 0x7FFF0000, 0x7FC00000, 0x00050000
 _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
 _X32 = 0x40000000
@@ -70,25 +71,58 @@ _ABSENT = (437, 425, 426, 427)
 # steps with something that is not to be changed.
 CHANGES = {
     "chmod": (0,), "chown": (0,), "lchown": (0,), "creat": (0,), "fchmodat": (1,), "fchmodat2": (1,),
-    "fchownat": (1,), "link": (1,), "linkat": (3,), "mkdir": (0,), "mkdirat": (1,), "mknod": (0,),
-    "mknodat": (1,), "rename": (0, 1), "renameat": (1, 3), "renameat2": (1, 3), "rmdir": (0,),
+    "fchownat": (1,), "link": (1,), "linkat": (3,), "mkdir": (0,), "mkdirat": (1,),
+    "rename": (0, 1), "renameat": (1, 3), "renameat2": (1, 3), "rmdir": (0,),
     "setxattr": (0,), "lsetxattr": (0,), "removexattr": (0,), "symlink": (1,), "symlinkat": (2,),
     "truncate": (0,), "unlink": (0,), "unlinkat": (1,), "utime": (0,), "utimensat": (1,), "utimes": (0,),
 }  # fmt: skip
 _CHANGE_NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         "truncate": 76, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
-        "symlink": 88, "chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "mknod": 133, "setxattr": 188,
-        "lsetxattr": 189, "removexattr": 197, "utimes": 235, "mkdirat": 258, "mknodat": 259,
+        "symlink": 88, "chmod": 90, "chown": 92, "lchown": 94, "utime": 132, "setxattr": 188,
+        "lsetxattr": 189, "removexattr": 197, "utimes": 235, "mkdirat": 258,
         "fchownat": 260, "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266,
         "fchmodat": 268, "utimensat": 280, "renameat2": 316, "fchmodat2": 452,
     },
     "aarch64": {
-        "setxattr": 5, "lsetxattr": 6, "removexattr": 14, "mknodat": 33, "mkdirat": 34, "unlinkat": 35,
+        "setxattr": 5, "lsetxattr": 6, "removexattr": 14, "mkdirat": 34, "unlinkat": 35,
         "symlinkat": 36, "linkat": 37, "renameat": 38, "truncate": 45, "fchmodat": 53, "fchownat": 54,
         "utimensat": 88, "renameat2": 276, "fchmodat2": 452,
     },
 }  # fmt: skip
+# Calls that set limits and priorities, of the caller where an argument is 0. Landlock does not know them.
+OF_PROCESSES = {
+    "prlimit64": 0, "sched_setattr": 0, "sched_setparam": 0, "sched_setscheduler": 0,
+    "sched_setaffinity": 0, "setpriority": 1, "ioprio_set": 1,
+}  # fmt: skip
+_PROCESS_NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203,
+        "ioprio_set": 251, "prlimit64": 302, "sched_setattr": 314,
+    },
+    "i386": {
+        "setpriority": 97, "sched_setparam": 154, "sched_setscheduler": 156, "sched_setaffinity": 241,
+        "ioprio_set": 289, "prlimit64": 340, "sched_setattr": 351,
+    },
+    "aarch64": {
+        "ioprio_set": 30, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122,
+        "setpriority": 140, "prlimit64": 261, "sched_setattr": 274,
+    },
+    "arm": {
+        "setpriority": 97, "sched_setparam": 154, "sched_setscheduler": 156, "sched_setaffinity": 241,
+        "ioprio_set": 314, "prlimit64": 369, "sched_setattr": 380,
+    },
+}  # fmt: skip
+# mknod, and which of its arguments is the mode; the device follows. No step opens a disk.
+_MKNODS = {
+    "x86_64": ((133, 1), (259, 2)),
+    "i386": ((14, 1), (297, 2)),
+    "aarch64": ((33, 2),),
+    "arm": ((14, 1), (324, 2)),
+}
+_CHARACTER, _BLOCK, _FORMAT = 0o020000, 0o060000, 0o170000
+# null, zero, full, random, urandom, tty; and 0:0, with which layers remove.
+_DEVICES = (0, 0x103, 0x105, 0x107, 0x108, 0x109, 0x500)
 # Done without being made: a step's root is thrown away, and what it leaves is made durable with its layer.
 _SYNCS = {
     "x86_64": (74, 75, 162, 277, 306),  # fsync, fdatasync, sync, sync_file_range, syncfs
@@ -97,7 +131,7 @@ _SYNCS = {
     "arm": (118, 148, 36, 341, 373),
 }
 _SOCKET = {"x86_64": 41, "i386": 359, "aarch64": 198, "arm": 281}
-_INTERNET = (2, 10, 17)  # AF_INET, AF_INET6, AF_PACKET
+_LOCAL = (1, 16)  # AF_UNIX, AF_NETLINK
 
 
 # Where the fields of a received call are: what names it, the thread, the number, the ABI, six arguments.
@@ -124,7 +158,8 @@ def calls(machine: str) -> dict[tuple[int, int], str]:
     return {
         (_AUDIT[abi], number): name
         for abi in _ABIS[machine]
-        for name, number in (*_NUMBERS[abi].items(), *_CHANGE_NUMBERS.get(abi, {}).items())
+        for table in (_NUMBERS, _CHANGE_NUMBERS, _PROCESS_NUMBERS)
+        for name, number in table.get(abi, {}).items()
     }
 
 
@@ -138,7 +173,7 @@ def program(machine: str, internet: bool, changes: bool = False) -> bytes:
     """The filter, as struct sock_filter items. Without *internet* no socket of it can be made; with
     *changes* those of ``CHANGES`` are asked about, too.
     """
-    out: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARCH)]
+    out: list[Instruction] = [(_LOAD, 0, 0, _ARCH)]
     for abi in _ABIS[machine]:
         section = _section(abi, internet, changes)
         out += [(_JUMP_EQUAL, 1, 0, _AUDIT[abi]), (_JUMP, 0, 0, len(section)), *section]
@@ -146,7 +181,7 @@ def program(machine: str, internet: bool, changes: bool = False) -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in out)
 
 
-def _section(abi: str, internet: bool, changes: bool) -> list[tuple[int, int, int, int]]:
+def _section(abi: str, internet: bool, changes: bool) -> list[Instruction]:
     out = [(_LOAD, 0, 0, _NUMBER)]
     if abi == "x86_64":
         out += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ALLOW)]  # our other filter refuses it
@@ -168,13 +203,37 @@ def _section(abi: str, internet: bool, changes: bool) -> list[tuple[int, int, in
         out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
     for number in _SYNCS[abi]:
         out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR)]
+    for name, number in _PROCESS_NUMBERS[abi].items():
+        low = _FIRST_ARGUMENT + 8 * OF_PROCESSES[name]
+        test = [(_LOAD, 0, 0, low), (_JUMP_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ASK)]
+        out += _when(number, [*test, (_RETURN, 0, 0, _ALLOW)])
+    for number, place in _MKNODS[abi]:
+        out += _when(number, _mknod(_FIRST_ARGUMENT + 8 * place))
     if not internet:
         test = [(_LOAD, 0, 0, _FIRST_ARGUMENT)]
-        for family in _INTERNET:
-            test += [(_JUMP_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT)]
-        test.append((_RETURN, 0, 0, _ALLOW))
-        out += [(_JUMP_EQUAL, 0, len(test), _SOCKET[abi]), *test]
+        for family in _LOCAL:
+            test += [(_JUMP_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW)]
+        out += _when(_SOCKET[abi], [*test, (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT)])
     return [*out, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _when(number: int, test: list[Instruction]) -> list[Instruction]:
+    """*test*, which ends in a verdict, for the call *number*."""
+    return [(_JUMP_EQUAL, 0, len(test), number), *test]
+
+
+def _mknod(mode: int) -> list[Instruction]:
+    """Refuse devices but those that every container has; *mode* is where that argument is."""
+    devices: list[Instruction] = [(_LOAD, 0, 0, mode + 8)]
+    for device in _DEVICES:
+        devices += [(_JUMP_EQUAL, 0, 1, device), (_RETURN, 0, 0, _ALLOW)]
+    devices.append((_RETURN, 0, 0, _ERROR | errno.EPERM))
+    return [
+        *((_LOAD, 0, 0, mode), (_AND, 0, 0, _FORMAT)),
+        *((_JUMP_EQUAL, 0, 1, _BLOCK), (_RETURN, 0, 0, _ERROR | errno.EPERM)),
+        *((_JUMP_EQUAL, 1, 0, _CHARACTER), (_RETURN, 0, 0, _ALLOW)),
+        *devices,
+    ]
 
 
 class Listener:
@@ -224,7 +283,7 @@ class Listener:
                 fcntl.ioctl(self.fd, _ADD_FD, _NEW_FD.pack(call.cookie, _ADD_FD_AND_ANSWER, fd, 0, flags))
                 return
             except OSError as error:
-                if error.errno == errno.ENOENT:
+                if error.errno in (errno.ENOENT, errno.EINPROGRESS):  # killed, or answered already
                     return
                 if error.errno != errno.EINVAL:
                     self.fail(call, error.errno or errno.EIO)  # as many as it may have, it has
@@ -237,8 +296,13 @@ class Listener:
             self.fail(call, error.errno or errno.EIO)
 
     def _send(self, answer: bytes) -> None:
-        try:
-            fcntl.ioctl(self.fd, _SEND, answer)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINTR):  # the thread was killed meanwhile
-                raise
+        while True:
+            try:
+                fcntl.ioctl(self.fd, _SEND, answer)
+                return
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EINPROGRESS):  # killed, or answered already
+                    raise
+                return

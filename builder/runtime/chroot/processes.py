@@ -8,8 +8,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from builder.runtime import syscalls as sc
-
 _MOST_OPEN = 256  # descriptors of memory that are kept
 _LONGEST = 4096  # bytes of a path
 _PAGE = 4096
@@ -90,14 +88,24 @@ class Processes:
 
     @contextlib.contextmanager
     def as_owner(self, pid: int) -> Iterator[None]:
-        """Access files as the process *pid* may. Raises OSError where there is none."""
+        """Access files as the process *pid* may. Raises OSError where there is none.
+
+        Its effective ids are taken, not those for files alone, as some files of /proc look at these.
+        """
         fields = self.status(pid)
-        uid, gid = int(fields[b"Uid"].split()[3]), int(fields[b"Gid"].split()[3])
-        sc.set_fs_ids(uid, gid)
+        uid, gid = int(fields[b"Uid"].split()[1]), int(fields[b"Gid"].split()[1])
+        if not uid and not gid:
+            yield
+            return
+        os.setgroups(list(map(int, fields[b"Groups"].split())))
+        os.setegid(gid)
+        os.seteuid(uid)
         try:
             yield
         finally:
-            sc.set_fs_ids(0, 0)
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups([])
 
     def status(self, pid: int) -> dict[bytes, bytes]:
         """The lines of /proc/PID/status. Raises OSError."""

@@ -28,6 +28,7 @@ from builder.runtime.chroot.notify import (
     CHANGES,
     COOKIE,
     NUMBER,
+    OF_PROCESSES,
     PID,
     Listener,
     Notification,
@@ -37,7 +38,7 @@ from builder.runtime.chroot.notify import (
 )
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.seccomp import program as base_program
-from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, StepError
+from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec, StepError
 from cache.kernel import open_in_root
 
 EXITED = struct.Struct("=ciddQi")  # as builder.runtime.launcher sends it
@@ -45,20 +46,23 @@ _MACHINE = os.uname().machine
 _DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom")
 _AT_SYMLINK_NOFOLLOW = 0x100
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
+_TIOCGPTN = 0x80045430
 _PATIENCE = 2.0  # seconds for the processes of a step to be gone
+_REAP_EVERY, _LOOK_EVERY = 1000, 10  # milliseconds between looks for processes that ended unheard
+_MOST_TERMINALS = 64
 _SPOTS = 1000  # links to programs that are executed as /proc/PID/exe, used in turn
 
 
 def supervise(spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: list[int]) -> None:
     """Run a step whose root is the folder *root*, and say on *channel* how it went; never returns."""
-    code = 125 << 8
+    code, result = 125 << 8, 1
     user = system = 0.0
     peak = 0
     try:
         _become_supervisor()
         step = _Step(spec, root, channel, stdio)
         code, user, system, peak = step.run()
+        result = 0
     except BaseException as error:
         message = init.words(error)
         with contextlib.suppress(OSError):
@@ -67,11 +71,12 @@ def supervise(spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: l
         channel.send(EXITED.pack(b"X", code, user, system, peak, -1))
     except OSError:
         pass  # nobody is listening any more
-    os._exit(0)
+    os._exit(result)
 
 
 def _become_supervisor() -> None:
     os.setsid()
+    os.setgroups([])
     sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
     sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -98,7 +103,7 @@ class _Step:
         self._path = os.readlink(b"/proc/self/fd/%d" % self._root)
         self._devices = skeleton.prepare(self._root)
         skeleton.write_scripts(self._root, spec["scripts"])
-        self._terminals: set[int] = set()
+        self._terminals: dict[bytes, int] = {}  # handles of those that the step has made, by path
         self._executed = 0
         self._fixed = {target.rstrip(b"/") for target, _, read_only in spec["placed"] if read_only}
         self._user = self._system = 0.0
@@ -106,9 +111,8 @@ class _Step:
 
     def run(self) -> tuple[int, float, float, int]:
         """The wait status of the first process, and what all of them took."""
-        wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no signal may come between a call and its answer
+        signal.set_wakeup_fd(-1)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         first = os.fork()
@@ -121,35 +125,40 @@ class _Step:
         status = 125 << 8
         try:
             signal.signal(signal.SIGTERM, _end)
-            with contextlib.suppress(OSError):
+            pidfd = -1
+            with contextlib.suppress(OSError):  # an old filter may not know it
                 pidfd = os.pidfd_open(first)
                 socket.send_fds(self._channel, [b"P"], [pidfd])
-                os.close(pidfd)
-            status = self._serve(first, wake, ours, hand)
+            sc.capset(CAPABILITIES & confine.own_capabilities())
+            status = self._serve(first, pidfd, ours, hand)
         except _Ended:
             status = signal.SIGKILL
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self._end_all(first, hand)
+            if not self._end_all(first, hand):
+                raise StepError("processes of the step could not be ended")
         return status, self._user, self._system, self._peak
 
-    def _serve(self, first: int, wake: int, starting: socket.socket, hand: socket.socket) -> int:
+    def _serve(self, first: int, ended: int, starting: socket.socket, hand: socket.socket) -> int:
         """Answer calls until the first process ends; its wait status. Raises _Ended."""
         self._processes = Processes(self._path, first)
         self._files = Files(self._processes, self._spec["frame"]["masked"], self._spec["placed"])
         poll = select.poll()
-        poll.register(wake, select.POLLIN)
+        if ended >= 0:
+            poll.register(ended, select.POLLIN)
+        pause = _REAP_EVERY if ended >= 0 else _LOOK_EVERY
         poll.register(starting.fileno(), select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLHUP | select.POLLRDHUP)
         listening = -1
         step: Callable[[], None] = lambda: None  # noqa: E731
         while True:
-            for fd, _event in poll.poll():
+            events = poll.poll(pause)
+            if not events and (status := self._reap(first)) is not None:
+                return status
+            for fd, _event in events:
                 if fd == listening:
                     step()
-                elif fd == wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(wake, 4096)
+                elif fd == ended:
                     if (status := self._reap(first)) is not None:
                         return status
                 elif fd == starting.fileno():
@@ -181,14 +190,16 @@ class _Step:
             if pid == first:
                 found = status
 
-    def _end_all(self, first: int, hand: socket.socket) -> None:
-        """Kill every process of the step, and wait until they are gone."""
+    def _end_all(self, first: int, hand: socket.socket) -> bool:
+        """Kill every process of the step; whether they are gone."""
         with contextlib.suppress(OSError):
             hand.sendall(b"K")
         hand.close()
         deadline = time.monotonic() + _PATIENCE
         pause = 0.0002
-        while not self._all_gone(first) and time.monotonic() < deadline:
+        while not self._all_gone(first):
+            if time.monotonic() > deadline:
+                return False
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
             if pause < 0.01:
@@ -199,6 +210,7 @@ class _Step:
                 for pid in left:
                     with contextlib.suppress(OSError):
                         os.kill(pid, number)
+        return True
 
     def _all_gone(self, first: int) -> bool:
         """Return whether no process is left: orphans of the step become our children."""
@@ -227,6 +239,12 @@ class _Step:
                 return
             cookie, pid = received[COOKIE], received[PID]
             where, name, opens, executes = table[received[ABI], received[NUMBER]]
+            if name in OF_PROCESSES:
+                if self._may_set(name, received[ARGUMENTS:]):
+                    let_pass(cookie)
+                else:
+                    listener.fail(Notification(cookie, pid, 0, ()), errno.EPERM)
+                return
             if fixed and (name in CHANGES or (opens and received[where + 1] & _WRITES)):
                 places = CHANGES.get(name) or (where - ARGUMENTS,)
                 if any(is_fixed(pid, received[ARGUMENTS + place]) for place in places):
@@ -252,6 +270,13 @@ class _Step:
 
         return step
 
+    def _may_set(self, name: str, arguments: tuple[int, ...]) -> bool:
+        """Return whether a call that sets limits or priorities names a process of this step."""
+        which, kinds = arguments[0] & 0xFFFFFFFF, {"setpriority": 0, "ioprio_set": 1}  # PRIO_PROCESS
+        if name in kinds and which != kinds[name]:
+            return False
+        return self._processes.owns(arguments[OF_PROCESSES[name]] & 0xFFFFFFFF)
+
     def _is_fixed(self, pid: int, address: int) -> bool:
         """Return whether the path at *address* is one that the step must not change, as far as it tells."""
         path = self._processes.read_path(pid, address)
@@ -266,6 +291,9 @@ class _Step:
             return self._answer(listener, call, name, where, path)
         except OSError as error:
             listener.fail(call, error.errno or errno.EIO)
+            return True
+        except OverflowError:
+            listener.fail(call, errno.EINVAL)
             return True
         except (KeyError, ValueError):  # it has just ended
             return False
@@ -327,7 +355,7 @@ class _Step:
             listener.answer(call, len(data))
             return True
         if name in ("access", "faccessat", "faccessat2"):
-            return self._access(listener, call, arguments[where + 1], place)
+            return self._access(listener, call, arguments[where + 1] & 0xFFFFFFFF, place)
         return self._stat(listener, call, name, where, place)
 
     def _open(self, listener: Listener, call: Notification, flags: int, place: Place) -> bool:
@@ -370,22 +398,39 @@ class _Step:
         return True
 
     def _open_again(self, pid: int, place: Place, flags: int) -> int:
-        """Open anew what a process has open, with no more access to what is outside of its root."""
-        path = place.path
+        """Open anew what a process has open; of what is outside of its root only what it could open by name.
+
+        All is decided by one descriptor: the process may put another file in the place of its own meanwhile.
+        """
         with self._processes.as_owner(place.pid):
-            target = os.readlink(path)
-            mode = os.stat(path).st_mode
+            handle = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(handle).st_mode
+            own = os.fsencode(f"/proc/self/fd/{handle}")
+            target = os.readlink(own)
             if stat.S_ISSOCK(mode):
                 raise OSError(errno.ENXIO, "")
-            with open(b"/fdinfo/".join(path.rsplit(b"/fd/", 1)), "rb") as file:
-                held = int(dict(line.split(b":", 1) for line in file.read().splitlines())[b"flags"], 8)
-        wanted, has = flags & os.O_ACCMODE, held & os.O_ACCMODE
-        outside = target.startswith(b"/") and self._processes.inside(target) == target
-        if outside and has not in (wanted, os.O_RDWR):
+            inside = self._processes.inside(target) != target or target == self._path
+            if not inside and target.startswith(b"/") and not target.startswith(b"/memfd:"):
+                return self._open_outside(pid, target, flags)
+            kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_PATH | os.O_DIRECTORY)
+            with self._processes.as_owner(pid):
+                return os.open(own, kept | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        finally:
+            os.close(handle)
+
+    def _open_outside(self, pid: int, path: bytes, flags: int) -> int:
+        """Open a device, or a file of /proc or /sys that the step may read. Raises OSError."""
+        kept = flags & os.O_ACCMODE | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
+        if path in _DEVICES:
+            return os.open(path, kept)
+        if (terminal := self._terminals.get(path)) is not None:
+            return os.open(f"/proc/self/fd/{terminal}", kept & ~os.O_NOFOLLOW)
+        place = self._files.resolve(pid, path, False) if special(path) else None
+        if place is None or place.kind != "file" or is_folder(place.path) or flags & os.O_ACCMODE:
             raise PermissionError(errno.EACCES, "")
-        kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_PATH)
         with self._processes.as_owner(pid):
-            return os.open(path, kept | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            return os.open(place.path, kept)
 
     def _list(self, place: Place) -> int:
         """A descriptor of a folder in the root that shows the folder of this machine at *place*."""
@@ -399,6 +444,8 @@ class _Step:
         return skeleton.list_folder(self._root, place.path, links)
 
     def _access(self, listener: Listener, call: Notification, wanted: int, place: Place) -> bool:
+        if wanted & ~7:
+            raise OSError(errno.EINVAL, "")
         if place.kind in ("text", "link"):
             allowed = not wanted & os.W_OK
         elif place.kind == "inside":
@@ -465,18 +512,15 @@ class _Step:
             flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
             fd = os.open("/dev/ptmx", flags | os.O_NOCTTY | os.O_CLOEXEC)
             try:
-                number = bytearray(4)
-                fcntl.ioctl(fd, _TIOCGPTN, number)
-                self._terminals.add(int.from_bytes(number, "little"))
+                self._keep_terminal(fd)
                 listener.give(call, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
             finally:
                 os.close(fd)
             return True
-        last = path.rpartition(b"/")[2]
         real = b""
-        if (path.startswith(b"/dev/pts/") and last.isdigit() and int(last) in self._terminals) or (
-            not self._devices and path in _DEVICES
-        ):
+        if (terminal := self._terminals.get(path)) is not None:
+            real = b"/proc/self/fd/%d" % terminal
+        elif not self._devices and path in _DEVICES:
             real = path
         if not real:
             return None
@@ -495,6 +539,17 @@ class _Step:
             return True
         return self._stat(listener, call, name, where, Place("file", real))
 
+    def _keep_terminal(self, fd: int) -> None:
+        """Remember the other side of the pseudo-terminal *fd*: its number may be another's later."""
+        number = bytearray(4)
+        fcntl.ioctl(fd, _TIOCGPTN, number)
+        path = b"/dev/pts/%d" % int.from_bytes(number, "little")
+        if (old := self._terminals.pop(path, None)) is not None:
+            os.close(old)
+        while len(self._terminals) >= _MOST_TERMINALS:
+            os.close(self._terminals.pop(next(iter(self._terminals))))
+        self._terminals[path] = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
 
 # Which argument of a call is its path.
 _PATHS = {
@@ -506,6 +561,15 @@ _EXECS = frozenset(("execve", "execveat"))
 
 
 # -- the step ------------------------------------------------------------------------------
+
+
+def _own_null(fd: int) -> int:
+    """The root's own null device for this machine's, of which root of a step could change the mode."""
+    found = os.fstat(fd)
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3):
+        with contextlib.suppress(OSError):
+            return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    return fd
 
 
 def _start(
@@ -528,7 +592,8 @@ def _start(
             sc.join_session_keyring()
         code = b""
         if spec["filtered"]:
-            code = base_program(_MACHINE, spec["capabilities"], spec["any_socketcall"])
+            any_socketcall = spec["any_socketcall"] and spec["frame"]["network"] != "none"
+            code = base_program(_MACHINE, spec["capabilities"], any_socketcall)
             if not code:
                 raise StepError(
                     f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
@@ -538,10 +603,8 @@ def _start(
         capabilities = spec["capabilities"] & confine.own_capabilities()
         os.fchdir(root)
         os.chroot(b".")
-        if not confine.restrict(root, network):
+        if not confine.restrict(root, network, handle):
             capabilities &= ~confine.CHROOT  # nothing else would hold who leaves by it
-        else:
-            confine.leave_hand(handle)
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         listener = -1
         if code:
@@ -549,7 +612,7 @@ def _start(
         fixed = any(read_only for *_, read_only in spec["placed"])
         listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed))
         socket.send_fds(supervisor, [b"L"], [listener])
-        init.keep_only(channel, stdio)
+        init.keep_only(channel, [_own_null(stdio[0]), *stdio[1:]])
         init.change_directory(spec["cwd"], uid, gid)
         init.limit(spec["rlimits"])
         init.become(uid, gid, groups, capabilities)
