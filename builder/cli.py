@@ -240,18 +240,18 @@ def _enter(options: argparse.Namespace) -> str:
 
     The store stays that of the user who started this. Raises BuildError.
     """
-    from builder.runtime import isolation
+    from builder.runtime import isolation, probe
     from builder.runtime.rootless import is_real_root
 
     wanted = getattr(options, "isolation", "auto")
     if wanted == isolation.CHROOT:
-        if missing := isolation.missing_for_chroot():
+        if missing := probe.missing_for_chroot():
             raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _NO_ISOLATION_HINT)
         return isolation.CHROOT
     if is_real_root():
         return isolation.NAMESPACES
-    if os.geteuid() == 0 and wanted == "auto" and isolation.missing_for_namespaces():
-        if not (missing := isolation.missing_for_chroot()):
+    if os.geteuid() == 0 and wanted == "auto" and probe.missing_for_namespaces():
+        if not (missing := probe.missing_for_chroot()):
             return isolation.CHROOT
         raise BuildError(
             f"this place allows neither namespaces nor what stands in for them: {missing}", _NO_ISOLATION_HINT
@@ -281,8 +281,13 @@ def _store_for_containers(options: argparse.Namespace, isolation: str) -> tuple[
 
     For namespaces its file system must be mountable with mapped ids; else root, too, enters one of its own.
     """
-    from builder.runtime.isolation import CHROOT, NAMESPACES, missing_for_chroot, missing_for_namespaces
-    from builder.runtime.probe import can_map_mounts, can_overlay
+    from builder.runtime.isolation import CHROOT, NAMESPACES
+    from builder.runtime.probe import (
+        can_map_mounts,
+        can_overlay,
+        missing_for_chroot,
+        missing_for_namespaces,
+    )
     from builder.runtime.rootless import entered
 
     store = _open_store(options)

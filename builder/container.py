@@ -7,9 +7,7 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
-from builder.execute.placing import placed
 from builder.execute.run import container_spec
-from builder.execute.stage_trees import StageTrees
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.request import Sandbox
@@ -80,6 +78,9 @@ def run_image(
             for source, target, read_only in changes.volumes
         ]
         if not store.overlays:
+            from builder.execute.placing import placed  # few machines need them
+            from builder.execute.stage_trees import StageTrees
+
             tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
             tree.prepare("")
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from builder.runtime import cgroups, isolation, probe, rootless, seccomp, uplink
+from builder.runtime import cgroups, probe, rootless, seccomp, uplink
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES
 from cache.kernel import landlock_version
@@ -65,7 +65,7 @@ def _isolation(real: bool) -> Check:
 
 def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
     """The rows of a place that allows no namespaces, or no mounts in them: *said* is why."""
-    if missing := isolation.missing_for_chroot():
+    if missing := probe.missing_for_chroot():
         yield Check("isolation", _MISSING, f"no namespaces: {said}; no chroot: {missing}", advice)
         return
     yield Check("isolation", _LESS, f"chroot, as namespaces cannot be had: {said}", advice)

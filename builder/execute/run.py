@@ -7,11 +7,10 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from builder.errors import BuildError, CommandFailed, StepError
 from builder.execute.mounts import mounted
-from builder.execute.placing import placed
-from builder.execute.stage_trees import StageTree
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
@@ -31,6 +30,9 @@ from builder.runtime.spec import (
 )
 from builder.runtime.uplink import FORWARDER
 from cache.snapshots import Draft, commit
+
+if TYPE_CHECKING:
+    from builder.execute.stage_trees import StageTree
 
 # The network of steps where nothing can carry one of their own: this machine's, which nobody has asked for.
 SHARED_NETWORK = "shared"
@@ -93,6 +95,8 @@ def _contained(
             spec["lowers"].insert(0, os.fsencode(extra.points))
         with contextlib.ExitStack() as held:
             if tree is not None and workshop.isolation == CHROOT:
+                from builder.execute.placing import placed  # few builds need it
+
                 held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
                 spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
                 spec["mounts"], spec["files"] = [], {}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from builder.errors import Cancelled
 from builder.events import Sink
 from builder.execute.layers import Layers
 from builder.execute.packer import Packer
 from builder.execute.sources import ContextSource
-from builder.execute.stage_trees import StageTrees
 from builder.request import Secret, Ssh
 from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.spec import ContainerSpec
 from cache.store import Store
+
+if TYPE_CHECKING:
+    from builder.execute.stage_trees import StageTrees
 
 
 class Workshop:
@@ -34,7 +37,11 @@ class Workshop:
     ) -> None:
         self.store = store
         self.isolation = isolation
-        self.trees = None if store.overlays else StageTrees(store, isolation == CHROOT)
+        self.trees: StageTrees | None = None
+        if not store.overlays:
+            from builder.execute.stage_trees import StageTrees  # most builds have overlays
+
+            self.trees = StageTrees(store, isolation == CHROOT)
         self.launcher = launcher
         self.packer = packer
         self.secrets = secrets
