@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -280,6 +281,38 @@ def test_where_chroot_is_not_allowed(pybuild: Pybuild) -> None:
         env=pybuild.environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1 and "CAP_SYS_CHROOT" in done.stderr and "Traceback" not in done.stderr
+
+
+HALF = """
+import os, struct, sys
+from builder.runtime import syscalls as sc
+sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+allow, refuse = (0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | 1)
+if sys.argv[1] == "busy":  # a runner that listens itself: the kernel has one listener for all below
+    os.set_inheritable(sc.set_seccomp_listener(struct.pack("=HBBI", *allow)), True)
+else:
+    rules = [(0x20, 0, 0, 0), (0x15, 0, 1, 317), refuse, allow]
+    sc.set_seccomp_filter(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of system calls are those of x86_64")
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("busy", "seccomp notifications"),
+        ("seccomp", "seccomp notifications"),
+    ],
+)
+def test_half_a_place(pybuild: Pybuild, lacking: str, said: str) -> None:
+    """A place that allows chroot and not what stands in for /proc: one error names what is missing."""
+    folder = pybuild.context("FROM busybox\nRUN true\n")
+    done = subprocess.run(
+        [sys.executable, "-c", HALF, lacking, PYBUILD, *CHROOT, folder],
+        env=pybuild.environment(), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_store_knows_no_isolation(fresh: Pybuild, tmp_path: Path) -> None:
