@@ -25,13 +25,13 @@ class Session:
     ) -> None:
         """*network* is whether containers need one, *copies* whether files are copied."""
         self._root = store.root
-        self._isolation = isolation
+        self._chroots = store.session() if isolation == CHROOT else ""
         self._shift = not entered()
         self._scratch = "" if self._shift else store.empty
         # Without root somebody has to carry a network; else steps share this machine's.
         self.shares_network = isolation == CHROOT or (not self._shift and not programs())
         self._network = network or self.shares_network
-        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift, isolation)
+        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift, self._chroots)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
@@ -41,7 +41,7 @@ class Session:
         """
         if not self._network:
             self.launcher.close()
-            self.launcher = Launcher(self._root, self._wiring(), self._shift, self._isolation)
+            self.launcher = Launcher(self._root, self._wiring(), self._shift, self._chroots)
             self._network = True
         return self.launcher
 

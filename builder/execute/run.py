@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 # The network of steps where nothing can carry one of their own: this machine's, which nobody has asked for.
 SHARED_NETWORK = "shared"
+_MOST_WAIT = 50_000_000  # ns that a clock of another machine may be ahead
 # Where a host has no name server that a container can reach, as Docker does.
 _PUBLIC_SERVERS = ["8.8.8.8", "8.8.4.4"]
 
@@ -91,6 +93,7 @@ def _contained(
         if tree is not None:
             tree.prepare(draft.store.path(extra.points) if extra.points else "")
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, draft.store.root))
+            spec["not_before"] = min(tree.newest(), time.time_ns() + _MOST_WAIT)
         elif extra.points:
             spec["lowers"].insert(0, os.fsencode(extra.points))
         with contextlib.ExitStack() as held:
@@ -185,6 +188,7 @@ def container_spec(
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
         address=[],
         placed=[],
+        not_before=0,
     )
 
 

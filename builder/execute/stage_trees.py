@@ -11,7 +11,6 @@ import contextlib
 import os
 import stat
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -27,8 +26,6 @@ from cache.trees import image_xattrs, is_opaque, is_whiteout, make_whiteout, rem
 Seen = tuple[int, int, int, int, int, int, int, int, int]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE, which files are dated by
-_TICKS = 0.05  # seconds that its next tick is waited for
 _MOST_IDLE = 4  # trees that are kept for later steps
 # What the supervisor of a step fills (builder.runtime.chroot.skeleton): its contents are in no layer.
 KERNEL_FOLDERS = ("proc", "sys", "dev")
@@ -83,7 +80,6 @@ class StageTree:
             made += add_points(self.folder, self.root, points)
         self._own.update(path for path in made if path in self._skipped)
         self._points = [path for path in made if path not in self._skipped]
-        self._let_clock_tick()
 
     def collect(self, draft: Draft) -> None:
         """After a step: move what it changed into *draft*, as the upper directory of an overlay.
@@ -116,12 +112,9 @@ class StageTree:
             finally:
                 os.close(fd)
 
-    def _let_clock_tick(self) -> None:
-        """Wait until what the step changes has a later ctime than anything has now."""
-        newest = max((seen[5] for seen in self._seen.values()), default=0)
-        end = time.monotonic() + _TICKS
-        while time.clock_gettime_ns(_COARSE_CLOCK) <= newest and time.monotonic() < end:
-            time.sleep(0.0005)
+    def newest(self) -> int:
+        """The latest ctime of anything here, in ns: what a step changes has to have a later one."""
+        return max((seen[5] for seen in self._seen.values()), default=0)
 
     def _look_again(self, paths: Iterable[str]) -> None:
         """Take note of how *paths* are now, nothing else having changed since the last scan."""

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from builder.runtime.cgroups import find
-from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.launcher import EXITED, serve
 from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
@@ -126,11 +125,12 @@ class Launcher:
         store: str,
         network: socket.socket | None = None,
         shift: bool = True,
-        isolation: str = NAMESPACES,
+        session: str = "",
     ) -> None:
         """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed.
 
-        *shift* is whether this process is root and steps get ids of their own; see ``serve``.
+        *shift* is whether this process is root and steps get ids of their own; see ``serve``. With
+        *session*, the folder that roots are in, steps are chroots.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
@@ -138,10 +138,10 @@ class Launcher:
             try:
                 kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
                 sockets = [socket.socket(fileno=fd) for fd in kept]
-                if isolation == CHROOT:
+                if session:
                     from builder.runtime.chroot.launcher import serve as serve_chroot  # seldom needed
 
-                    serve_chroot(sockets[0], store)
+                    serve_chroot(sockets[0], store, session)
                 serve(sockets[0], store, sockets[1] if network else None, shift)
             finally:
                 os._exit(1)

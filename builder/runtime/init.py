@@ -17,6 +17,7 @@ import signal
 import socket
 import stat
 import struct
+import time
 
 from builder.runtime import syscalls as sc
 from builder.runtime.kernel_files import NO_EXEC, mount_kernel_files
@@ -34,6 +35,7 @@ _STATUS_FD = 3
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C  # netdevice(7)
 _IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
 _PASSWD_LIMIT = 10 << 20
+_COARSE_CLOCK = 5  # CLOCK_REALTIME_COARSE
 _MACHINE = os.uname().machine
 _ID_LIMIT = (1 << 31) - 1
 
@@ -161,10 +163,17 @@ def _run(
         env = dict(spec["env"])
         env.setdefault(b"HOME", home)
         env.setdefault(b"PATH", DEFAULT_PATH)
+        wait_for_clock(spec["not_before"])
         execute(spec["argv"], env)
     except BaseException as error:
         return words(error)
     return ""
+
+
+def wait_for_clock(moment: int) -> None:
+    """Wait until the clock that files are dated by is past *moment*, in ns."""
+    while time.clock_gettime_ns(_COARSE_CLOCK) <= moment:
+        time.sleep(0.0005)
 
 
 def words(error: BaseException) -> str:

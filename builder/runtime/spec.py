@@ -64,7 +64,8 @@ if TYPE_CHECKING:
         makes chown a success without effect. ``rlimits`` are soft and hard limits by number
         (-1: none). ``address`` is that of eth0, its mask and the gateway, when there is a default network.
         ``placed`` is what is put somewhere instead of being mounted: where, as what kind of file system it
-        is to be seen, and whether read-only.
+        is to be seen, and whether read-only. ``not_before``: the clock that files are dated by has to be
+        past this time, in ns, when the command starts.
         """
 
         frame: FrameSpec
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
         rlimits: dict[int, tuple[int, int]]
         address: list[bytes]
         placed: list[tuple[bytes, bytes, bool]]
+        not_before: int
 
 else:
     ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict

@@ -132,7 +132,7 @@ def test_a_fork_bomb_ends(pybuild: Pybuild) -> None:
     assert process.wait(timeout=10) == 130 and time.monotonic() - started < 4
 
 
-@pytest.mark.parametrize("victim", ["build", "supervisor", "launcher"])
+@pytest.mark.parametrize("victim", ["build", "launcher", "supervisor", "keeper"])
 def test_killed(fresh: Pybuild, victim: str) -> None:
     """Whoever is killed, the step ends within 2 s; what a cache held is home again after the next build."""
     mount = "--mount=type=cache,id=k,target=/c"
@@ -142,9 +142,9 @@ def test_killed(fresh: Pybuild, victim: str) -> None:
         [PYBUILD, *CHROOT, fresh.context(text)], env=fresh.environment(), stderr=subprocess.DEVNULL
     )
     pid = _wait_for("sleep 876")
-    above = _parents(pid)
-    chain = {"supervisor": above[0], "launcher": above[1], "build": process.pid}
-    assert above[2] == process.pid
+    keeper, supervisor, launcher, build = _parents(pid)
+    chain = {"build": build, "launcher": launcher, "supervisor": supervisor, "keeper": keeper}
+    assert build == process.pid
     os.kill(chain[victim], signal.SIGKILL)
     process.wait(timeout=10)
     end = time.monotonic() + 2
@@ -165,7 +165,7 @@ def _wait_for(command: str) -> int:
 
 def _parents(pid: int) -> list[int]:
     out = []
-    for _ in range(3):
+    for _ in range(4):
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         out.append(pid)
     return out

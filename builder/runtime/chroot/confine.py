@@ -2,10 +2,7 @@
 
 import contextlib
 import os
-import signal
-import socket
 
-from builder.runtime import syscalls as sc
 from cache.kernel import (
     landlock_allow,
     landlock_restrict,
@@ -26,41 +23,51 @@ _TCP = 3  # bind and connect
 _SCOPES = 3  # abstract sockets and signals
 
 
-def restrict(root: int, network: str, handle: socket.socket) -> bool:
+def restrict(root: int, network: str) -> bool:
     """Keep this process, and what it starts, to the folder *root*; whether the kernel can. Raises OSError.
 
     Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
-    with *network* "none" there is no TCP (6.7). A process is left that ends them all when *handle* says so.
+    with *network* "none" there is no TCP (6.7).
     """
     version, handled = landlock_version(), _handled()
     if not handled:
         return False
     tcp = _TCP if network == "none" and version >= _NETWORK_VERSION else 0
-    ruleset = landlock_ruleset(handled, tcp, _SCOPES if version >= _SCOPES_VERSION else 0)
+    ruleset = landlock_ruleset(handled, tcp, _SCOPES if has_scopes() else 0)
     try:
         landlock_allow(ruleset, handled, root)
         landlock_restrict(ruleset)
     finally:
         os.close(ruleset)
-    if version >= _SCOPES_VERSION:
-        _leave_hand(handle)
-        # Once more: what is inside can neither signal nor trace the hand, which can still signal it.
-        landlock_scopes(_SCOPES)
     return True
 
 
-def restrict_supervisor(root: int) -> None:
-    """Keep this process to the folder *root*, /proc, /sys and /dev, where the kernel can. Raises OSError.
+def restrict_inside() -> None:
+    """Enter a domain inside that of ``restrict``: from there nothing outside can be signalled or traced.
 
-    What a step may make it do by mistake ends there. The step's own domain lies inside this one.
+    Raises OSError.
+    """
+    if has_scopes():
+        landlock_scopes(_SCOPES)
+
+
+def has_scopes() -> bool:
+    """Return whether the kernel can keep signals among the processes of a domain."""
+    return landlock_version() >= _SCOPES_VERSION
+
+
+def restrict_supervisor(session: str) -> None:
+    """Keep this process to the folder *session*, /proc, /sys and some of /dev, where the kernel can.
+
+    What a step may make it do by mistake ends there. The step's own domain has to lie inside this one, or its
+    memory could not be read; so it is entered before the root is known. Raises OSError.
     """
     handled = _handled()
     if not handled:
         return
     ruleset = landlock_ruleset(handled)
     try:
-        landlock_allow(ruleset, handled, root)
-        folders = {"/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
+        folders = {session: handled, "/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
         devices = dict.fromkeys(_DEVICES, handled & _USE & ~_LIST)
         for path, rights in (folders | devices).items():
             with contextlib.suppress(FileNotFoundError):
@@ -78,35 +85,6 @@ def _handled() -> int:
     """All accesses to files that this kernel can refuse, 0 without a Landlock that is good enough."""
     version = landlock_version()
     return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
-
-
-def _leave_hand(handle: socket.socket) -> None:
-    """Leave a process in this domain that kills all of it when *handle* says so, or hangs up.
-
-    kill(2) of -1 reaches what Landlock lets it reach: without scopes that would be everything.
-    """
-    between = os.fork()
-    if between:
-        os.waitpid(between, 0)
-        return
-    if hand := os.fork():
-        os.write(handle.fileno(), b"%d" % hand)
-        os._exit(0)
-    try:
-        os.setsid()
-        sc.keep_only([handle.detach()])
-        null = os.open("/dev/null", os.O_RDWR) if os.path.exists("/dev/null") else -1
-        for number in range(3):
-            if null >= 0:
-                os.dup2(null, number)
-            else:
-                os.close(number)
-        if null > 2:
-            os.close(null)
-        os.read(3, 1)
-        os.kill(-1, signal.SIGKILL)
-    finally:
-        os._exit(0)
 
 
 def own_capabilities() -> int:

@@ -4,6 +4,7 @@ It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets
 """
 
 import contextlib
+import marshal
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.chroot import confine
 from builder.runtime.chroot.notify import program
-from builder.runtime.chroot.supervisor import supervise
+from builder.runtime.chroot.supervisor import wait_and_supervise
 from builder.runtime.launcher import read_spec, refuse
 from builder.runtime.seccomp import program as base_program
 from builder.runtime.spec import CAPABILITIES, ContainerSpec
@@ -23,28 +24,33 @@ _PATIENCE = 2.5  # seconds that a supervisor has to end its step in
 _NO_DEVICES = b"--device needs namespaces, which this container forbids (pybuild doctor says more)"
 
 
-def serve(control: socket.socket, store: str) -> None:
-    """Serve requests until the builder closes *control*; never returns."""
+def serve(control: socket.socket, store: str, session: str) -> None:
+    """Serve requests until the builder closes *control*; never returns.
+
+    *session* is the folder below *store* that the roots of this build's steps are in.
+    """
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
     sc.prctl(sc.PR_SET_DUMPABLE, 0)
-    _Launcher(control, os.fsencode(store)).loop()
+    _Launcher(control, os.fsencode(store), session).loop()
 
 
 class _Launcher:
     """The supervisors that run, each with its cgroup."""
 
-    def __init__(self, control: socket.socket, store: bytes) -> None:
+    def __init__(self, control: socket.socket, store: bytes, session: str) -> None:
         self._control = control
         self._store = store
+        self._session = session
         self._supervisors: dict[int, Group] = {}
+        self._spare: tuple[int, socket.socket] | None = None  # made while a step runs
         self._made = 0
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         for internet in (True, False):  # made once, as they take longer than a small step
-            program(os.uname().machine, internet)
-        base_program(os.uname().machine, CAPABILITIES)
+            program(os.uname().machine, internet, False)
+        base_program(os.uname().machine, CAPABILITIES, False)
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -77,29 +83,35 @@ class _Launcher:
                 os.close(fd)
             channel.close()
             return
-        waiting, ready = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(ready)
-            os.read(waiting, 1)  # until it is in its cgroup
-            self._become_supervisor(spec, channel, fds[1:4])
+        pid, feed = self._spare or self._fork()
+        self._spare = None
+        self._supervisors[pid] = group
         try:
             group.enter(pid, into_v2=True)
+            data = marshal.dumps(dict(spec))
+            socket.send_fds(feed, [len(data).to_bytes(4, "big")], fds)
+            feed.sendall(data)
         except CgroupError as error:
             refuse(channel, b"E", str(error).encode("utf-8", "replace"))
-            os.kill(pid, signal.SIGKILL)
-        self._supervisors[pid] = group
-        for fd in (*fds[1:4], waiting, ready):
+        except OSError:
+            refuse(channel, b"E", b"the supervisor of the step has ended")
+        feed.close()
+        for fd in fds[1:4]:
             os.close(fd)
         channel.close()
+        if message == b"R":
+            self._spare = self._fork()
 
-    def _become_supervisor(self, spec: ContainerSpec, channel: socket.socket, stdio: list[int]) -> None:
-        try:
-            signal.set_wakeup_fd(-1)
-            kept = sc.keep_only([channel.detach(), *stdio])
-            supervise(spec, self._store + b"/" + spec["upper"], socket.socket(fileno=kept[0]), kept[1:])
-        finally:
-            os._exit(125)
+    def _fork(self) -> tuple[int, socket.socket]:
+        """A supervisor that waits for its step; its pid, and where it hears of it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            wait_and_supervise(theirs, self._store, self._session)
+        theirs.close()
+        self._supervisors[pid] = Group()
+        return pid, ours
 
     def _group(self, spec: ContainerSpec) -> Group:
         """A cgroup for the step, where one can be made. Raises CgroupError where a limit cannot be had."""
@@ -137,6 +149,8 @@ class _Launcher:
 
     def _end(self) -> None:
         """End every step and leave."""
+        if self._spare is not None:
+            self._spare[1].close()
         for pid in self._supervisors:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE

@@ -16,11 +16,13 @@ _PAGE = 4096
 class Processes:
     """Everything below one root."""
 
-    def __init__(self, root: bytes, first: int) -> None:
-        """*root* is the path of the step's root here, *first* the pid of its first process."""
+    def __init__(self, root: bytes, first: int, hidden: int = -1) -> None:
+        """*root* is the path of the step's root here, *first* the pid of its first process; *hidden* is that
+        of one that is none of the step's, wherever its root is.
+        """
         self._root = root
         self.first = first
-        self.hidden = -1  # the pid of one that is none of the step's, though its root is here
+        self._hidden = hidden
         self._memory: dict[int, int] = {}  # by thread; -1 where it cannot be read
 
     # -- memory ----------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class Processes:
 
     def owns(self, pid: int) -> bool:
         """Return whether *pid* is a process of this step: one whose root is here."""
-        if pid == self.hidden:
+        if pid == self._hidden:
             return False
         try:
             with self.as_owner(pid):

@@ -1,14 +1,13 @@
-"""One step without namespaces: a process that starts it, answers its calls, and ends what is left of it.
+"""One step without namespaces: a process that has it started, answers its calls, and says how it went.
 
-It is forked by the launcher for each step, has one thread, and holds nothing of the build but the
-step's spec. The step is its child, confined by chroot, Landlock and two seccomp filters; what the step
-leaves behind becomes its child too. A small process in the step's Landlock domain, its hand, kills all
-of that domain at once, also when the supervisor was killed.
+It is forked by the launcher for each step, ahead, has one thread, and holds nothing of the build but the
+step's spec. The step runs below its keeper (keeper.py), confined by chroot, Landlock and two filters.
 """
 
 import contextlib
 import errno
 import fcntl
+import marshal
 import os
 import select
 import signal
@@ -22,6 +21,7 @@ from builder.runtime import init
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot import confine, skeleton
 from builder.runtime.chroot.files import Files, Place, is_folder, special
+from builder.runtime.chroot.keeper import RESULT, keep, send_step
 from builder.runtime.chroot.notify import (
     ABI,
     ARGUMENTS,
@@ -34,11 +34,9 @@ from builder.runtime.chroot.notify import (
     Notification,
     calls,
     own_abi,
-    program,
 )
 from builder.runtime.chroot.processes import Processes
-from builder.runtime.seccomp import program as base_program
-from builder.runtime.spec import CAPABILITIES, DEFAULT_PATH, ContainerSpec, StepError
+from builder.runtime.spec import CAPABILITIES, ContainerSpec, StepError
 from cache.kernel import open_in_root
 
 EXITED = struct.Struct("=ciddQi")  # as builder.runtime.launcher sends it
@@ -48,20 +46,57 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _TIOCGPTN = 0x80045430
 _PATIENCE = 2.0  # seconds for the processes of a step to be gone
-_REAP_EVERY, _LOOK_EVERY = 1000, 10  # milliseconds between looks for processes that ended unheard
 _MOST_TERMINALS = 64
 _SPOTS = 1000  # links to programs that are executed as /proc/PID/exe, used in turn
 
 
-def supervise(spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: list[int]) -> None:
-    """Run a step whose root is the folder *root*, and say on *channel* how it went; never returns."""
-    code, result = 125 << 8, 1
-    user = system = 0.0
-    peak = 0
+def wait_and_supervise(feed: socket.socket, store: bytes, session: str) -> None:
+    """Wait on *feed* for a step whose root is in *session*, run it and say how it went; never returns.
+
+    The launcher sends the length of the spec with descriptors (channel, stdin, stdout, stderr), and the spec;
+    hanging up means that no step is wanted.
+    """
     try:
-        _become_supervisor()
-        step = _Step(spec, root, channel, stdio)
-        code, user, system, peak = step.run()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no signal may come between a call and its answer
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        os.setgroups([])
+        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
+        os.umask(0o022)
+        confine.restrict_supervisor(session)
+        hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        keeper = os.fork()
+        if keeper == 0:
+            keep(handle)
+        handle.close()
+        kept = sc.keep_only([feed.detach(), hand.detach()])
+        feed, hand = (socket.socket(fileno=fd) for fd in kept)
+        head, fds, _flags, _address = socket.recv_fds(feed, 4, 4)
+        if len(head) < 4 or len(fds) < 4:
+            os._exit(0)
+        size, data = int.from_bytes(head, "big"), b""
+        while len(data) < size and (more := feed.recv(size - len(data))):
+            data += more
+        feed.close()
+        spec: ContainerSpec = marshal.loads(data)
+        _supervise(spec, store + b"/" + spec["upper"], socket.socket(fileno=fds[0]), fds[1:], keeper, hand)
+    finally:
+        os._exit(1)
+
+
+def _supervise(
+    spec: ContainerSpec,
+    root: bytes,
+    channel: socket.socket,
+    stdio: list[int],
+    keeper: int,
+    hand: socket.socket,
+) -> None:
+    code, user, system, peak, result = 125 << 8, 0.0, 0.0, 0, 1
+    try:
+        code, user, system, peak = _Step(spec, root, channel, keeper, hand).run(stdio)
         result = 0
     except BaseException as error:
         message = init.words(error)
@@ -72,15 +107,6 @@ def supervise(spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: l
     except OSError:
         pass  # nobody is listening any more
     os._exit(result)
-
-
-def _become_supervisor() -> None:
-    os.setsid()
-    os.setgroups([])
-    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.umask(0o022)
 
 
 class _Ended(Exception):
@@ -94,132 +120,102 @@ def _end(_number: int, _frame: object) -> None:
 class _Step:
     """A step from its start to its end."""
 
-    def __init__(self, spec: ContainerSpec, root: bytes, channel: socket.socket, stdio: list[int]) -> None:
+    def __init__(
+        self, spec: ContainerSpec, root: bytes, channel: socket.socket, keeper: int, hand: socket.socket
+    ) -> None:
+        """*keeper* is the pid of the process that starts and ends the step, *hand* the way to it."""
         self._spec = spec
         self._channel = channel
-        self._stdio = stdio
+        self._keeper = keeper
+        self._hand = hand
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        confine.restrict_supervisor(self._root)
         self._path = os.readlink(b"/proc/self/fd/%d" % self._root)
         self._devices = skeleton.prepare(self._root)
         skeleton.write_scripts(self._root, spec["scripts"])
         self._terminals: dict[bytes, int] = {}  # handles of those that the step has made, by path
         self._executed = 0
         self._fixed = {target.rstrip(b"/") for target, _, read_only in spec["placed"] if read_only}
-        self._user = self._system = 0.0
-        self._peak = 0
 
-    def run(self) -> tuple[int, float, float, int]:
-        """The wait status of the first process, and what all of them took."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # no signal may come between a call and its answer
-        signal.set_wakeup_fd(-1)
+    def run(self, stdio: list[int]) -> tuple[int, float, float, int]:
+        """The wait status of the first process, CPU times and most memory of all."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        first = os.fork()
-        if first == 0:
-            _start(self._spec, self._root, self._channel.fileno(), self._stdio, theirs, handle)
-        theirs.close()
-        handle.close()
-        for fd in self._stdio:
-            os.close(fd)
-        status = 125 << 8
+        result = None
         try:
             signal.signal(signal.SIGTERM, _end)
-            pidfd = -1
+            fds = [self._root, self._channel.fileno(), *stdio, theirs.fileno()]
+            first = send_step(self._hand, self._spec, fds)
+            theirs.close()
+            for fd in stdio:
+                os.close(fd)
             with contextlib.suppress(OSError):  # an old filter may not know it
                 pidfd = os.pidfd_open(first)
                 socket.send_fds(self._channel, [b"P"], [pidfd])
+                os.close(pidfd)
             sc.capset(CAPABILITIES & confine.own_capabilities())
-            status = self._serve(first, pidfd, ours, hand)
+            result = self._serve(first, ours)
         except _Ended:
-            status = signal.SIGKILL
+            pass
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if not self._end_all(first, hand):
-                raise StepError("processes of the step could not be ended")
-        return status, self._user, self._system, self._peak
+            result = self._end_all(result)
+        return result
 
-    def _serve(self, first: int, ended: int, starting: socket.socket, hand: socket.socket) -> int:
-        """Answer calls until the first process ends; its wait status. Raises _Ended."""
-        self._processes = Processes(self._path, first)
+    def _serve(self, first: int, starting: socket.socket) -> tuple[int, float, float, int] | None:
+        """Answer calls until the keeper says how the step ended; None if it cannot. Raises _Ended."""
+        self._processes = Processes(self._path, first, self._keeper)
         self._files = Files(self._processes, self._spec["frame"]["masked"], self._spec["placed"])
         poll = select.poll()
-        if ended >= 0:
-            poll.register(ended, select.POLLIN)
-        pause = _REAP_EVERY if ended >= 0 else _LOOK_EVERY
+        poll.register(self._hand.fileno(), select.POLLIN)
         poll.register(starting.fileno(), select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLHUP | select.POLLRDHUP)
         listening = -1
         step: Callable[[], None] = lambda: None  # noqa: E731
         while True:
-            events = poll.poll(pause)
-            if not events and (status := self._reap(first)) is not None:
-                return status
-            for fd, _event in events:
+            for fd, _event in poll.poll():
                 if fd == listening:
                     step()
-                elif fd == ended:
-                    if (status := self._reap(first)) is not None:
-                        return status
+                elif fd == self._hand.fileno():
+                    return self._result()
                 elif fd == starting.fileno():
                     poll.unregister(fd)
                     _message, fds, _flags, _address = socket.recv_fds(starting, 1, 1)
                     starting.close()
                     if fds:  # else it says on its channel why it has not started
                         listening = fds[0]
-                        with contextlib.suppress(BlockingIOError, ValueError):
-                            self._processes.hidden = int(hand.recv(20, socket.MSG_DONTWAIT))
                         poll.register(listening, select.POLLIN)
                         step = self._answering(Listener(listening))
                 else:
                     raise _Ended
 
-    def _reap(self, first: int) -> int | None:
-        """Take note of processes that have ended; the wait status of the first, if it is among them."""
-        found = None
-        while True:
-            try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                return found
-            if not pid:
-                return found
-            self._user += usage.ru_utime
-            self._system += usage.ru_stime
-            self._peak = max(self._peak, usage.ru_maxrss << 10)
-            if pid == first:
-                found = status
+    def _result(self) -> tuple[int, float, float, int] | None:
+        answer = self._hand.recv(RESULT.size, socket.MSG_WAITALL)
+        if len(answer) < RESULT.size:
+            return None
+        status, user, system, peak = RESULT.unpack(answer)
+        return status, user, system, peak
 
-    def _end_all(self, first: int, hand: socket.socket) -> bool:
-        """Kill every process of the step; whether they are gone."""
-        with contextlib.suppress(OSError):
-            hand.sendall(b"K")
-        hand.close()
-        deadline = time.monotonic() + _PATIENCE
-        pause = 0.0002
-        while not self._all_gone(first):
+    def _end_all(self, result: tuple[int, float, float, int] | None) -> tuple[int, float, float, int]:
+        """See that no process of the step is left. Raises StepError where one is."""
+        if result is None:
+            with contextlib.suppress(OSError):
+                self._hand.sendall(b"K")
+                if select.select([self._hand], [], [], _PATIENCE)[0]:
+                    result = self._result()
+        deadline, pause = time.monotonic() + _PATIENCE, 0.0005
+        while not _all_gone():
             if time.monotonic() > deadline:
-                return False
+                raise StepError("processes of the step could not be ended")
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
             if pause < 0.01:
                 continue
-            # Without scopes of Landlock, or where the step has killed the hand: one by one.
+            # Without scopes of Landlock the keeper cannot tell them from others: one by one.
             left = confine.descendants()
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
                     with contextlib.suppress(OSError):
                         os.kill(pid, number)
-        return True
-
-    def _all_gone(self, first: int) -> bool:
-        """Return whether no process is left: orphans of the step become our children."""
-        self._reap(first)
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return True
-        return False
+        return result or (signal.SIGKILL, 0.0, 0.0, 0)
 
     # -- answers ---------------------------------------------------------------------------
 
@@ -560,67 +556,10 @@ _OPENS = frozenset(("open", "openat"))
 _EXECS = frozenset(("execve", "execveat"))
 
 
-# -- the step ------------------------------------------------------------------------------
-
-
-def _own_null(fd: int) -> int:
-    """The root's own null device for this machine's, of which root of a step could change the mode."""
-    found = os.fstat(fd)
-    if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3):
-        with contextlib.suppress(OSError):
-            return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    return fd
-
-
-def _start(
-    spec: ContainerSpec,
-    root: int,
-    channel: int,
-    stdio: list[int],
-    supervisor: socket.socket,
-    handle: socket.socket,
-) -> None:
-    """Become the step; returns never."""
-    init.report_to(channel)
-    failure = ""
-    try:
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        os.setsid()
-        with contextlib.suppress(OSError):  # the filter of the container we are in may say no
-            sc.join_session_keyring()
-        code = b""
-        if spec["filtered"]:
-            any_socketcall = spec["any_socketcall"] and spec["frame"]["network"] != "none"
-            code = base_program(_MACHINE, spec["capabilities"], any_socketcall)
-            if not code:
-                raise StepError(
-                    f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
-                )
-        network = spec["frame"]["network"]
-        uid, gid, groups, home = init.find_user(root, spec["user"])
-        capabilities = spec["capabilities"] & confine.own_capabilities()
-        os.fchdir(root)
-        os.chroot(b".")
-        if not confine.restrict(root, network, handle):
-            capabilities &= ~confine.CHROOT  # nothing else would hold who leaves by it
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-        listener = -1
-        if code:
-            sc.set_seccomp_filter(code)
-        fixed = any(read_only for *_, read_only in spec["placed"])
-        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed))
-        socket.send_fds(supervisor, [b"L"], [listener])
-        init.keep_only(channel, [_own_null(stdio[0]), *stdio[1:]])
-        init.change_directory(spec["cwd"], uid, gid)
-        init.limit(spec["rlimits"])
-        init.become(uid, gid, groups, capabilities)
-        env = dict(spec["env"])
-        env.setdefault(b"HOME", home)
-        env.setdefault(b"PATH", DEFAULT_PATH)
-        init.execute(spec["argv"], env)
-    except BaseException as error:
-        failure = init.words(error)
-    init.report(failure)
-    os._exit(125)
+def _all_gone() -> bool:
+    """Return whether no process is left: those of the step, and its keeper, are our descendants."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
