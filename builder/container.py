@@ -83,6 +83,7 @@ def run_image(
 
             tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
             tree.prepare("")
+            spec["devices_work"] = tree.devices_work
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))
             if isolation == CHROOT:
                 held.enter_context(placed(store, tree, [], spec["files"]))

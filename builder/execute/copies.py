@@ -10,15 +10,15 @@ import os
 import stat
 
 from builder.execute.files import copy_path
-from cache.confine import confined
 from cache.tree import Tree
 from cache.trees import real_folder
 
 
-def add_points(folder: str, root: str, points: str) -> list[str]:
-    """Make what the folder *points* holds and *root*, in *folder*, does not; the paths made, parents first.
+def add_points(root: str, points: str) -> list[str]:
+    """Make what the folder *points* holds and *root* does not; the paths made, parents first.
 
-    Below a link of the image nothing is made, as overlayfs shows nothing of *points* there.
+    Below a link of the image nothing is made, as overlayfs shows nothing of *points* there. To be called
+    where nothing else can be written to.
     """
     made: list[str] = []
 
@@ -30,14 +30,11 @@ def add_points(folder: str, root: str, points: str) -> list[str]:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=fd))
         made.append(os.path.join(above, name))
 
-    def walk() -> None:
-        for top, names, files in os.walk(points):
-            above = os.path.relpath(top, points) if top != points else ""
-            for name in (*names, *files):
-                with contextlib.suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
-                    add(above, name, name in names)
-
-    confined([folder], walk)
+    for top, names, files in os.walk(points):
+        above = os.path.relpath(top, points) if top != points else ""
+        for name in (*names, *files):
+            with contextlib.suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+                add(above, name, name in names)
     return made
 
 

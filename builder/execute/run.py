@@ -93,6 +93,7 @@ def _contained(
         if tree is not None:
             tree.prepare(draft.store.path(extra.points) if extra.points else "")
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, draft.store.root))
+            spec["devices_work"] = tree.devices_work
             spec["not_before"] = min(tree.newest(), time.time_ns() + _MOST_WAIT)
         elif extra.points:
             spec["lowers"].insert(0, os.fsencode(extra.points))
@@ -189,6 +190,7 @@ def container_spec(
         address=[],
         placed=[],
         not_before=0,
+        devices_work=True,
     )
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from builder.execute.copies import add_points, take_points
+from builder.runtime.chroot import skeleton
 from cache.confine import confined
 from cache.replicate import replicate
 from cache.snapshots import Draft, tree_of
@@ -45,6 +46,8 @@ class StageTree:
         self._skipped = KERNEL_FOLDERS if filled else ()
         self._seen: dict[str, Seen] = {}
         self._points: list[str] = []
+        self.devices_work = True  # whether device nodes in it can be opened
+        self._filled: dict[str, dict[str, Seen]] = {}  # /proc, /sys and /dev, as they were made
         self._own: set[str] = set()  # folders of the kernel's files that are not the image's
         self._taken: dict[str, int] = {}  # files that the last layer took, and the times of their folders
 
@@ -73,11 +76,16 @@ class StageTree:
 
     def prepare(self, points: str) -> None:
         """Before a step: make mount points. *points* is a folder with more of those, "" for none."""
-        if self._skipped:
-            confined([self.folder], self._empty_kernel_folders)
-        made = add_points(self.folder, self.root, self._store.path("mounts"))
-        if points:
-            made += add_points(self.folder, self.root, points)
+        made: list[str] = []
+
+        def make() -> None:
+            made.extend(add_points(self.root, self._store.path("mounts")))
+            if points:
+                made.extend(add_points(self.root, points))
+            if self._skipped and self._kernel_files() != self._filled:
+                self._fill_kernel_folders()
+
+        confined([self.folder], make)
         self._own.update(path for path in made if path in self._skipped)
         self._points = [path for path in made if path not in self._skipped]
 
@@ -99,18 +107,32 @@ class StageTree:
         os.chown(self.root, 0, 0)
         os.chmod(self.root, 0o755)
 
-    def _empty_kernel_folders(self) -> None:
-        """Remove what the last step had in /proc, /sys and /dev."""
+    def _kernel_files(self) -> dict[str, dict[str, Seen]]:
+        """What is in /proc, /sys and /dev."""
+        out = {}
         for name in self._skipped:
-            try:
-                fd = os.open(os.path.join(self.root, name), _FOLDER)
-            except OSError:  # none, or no folder
-                continue
-            try:
-                for entry in os.listdir(fd):
-                    remove_tree(entry, dir_fd=fd)
-            finally:
-                os.close(fd)
+            with contextlib.suppress(OSError):  # none, or no folder
+                out[name] = scan(os.path.join(self.root, name))
+        return out
+
+    def _fill_kernel_folders(self) -> None:
+        """Make /proc, /sys and /dev anew: the last step may have left anything in them."""
+        root = os.open(self.root, _FOLDER)
+        try:
+            for name in self._skipped:
+                try:
+                    fd = os.open(name, _FOLDER, dir_fd=root)
+                except OSError:
+                    continue
+                try:
+                    for entry in os.listdir(fd):
+                        remove_tree(entry, dir_fd=fd)
+                finally:
+                    os.close(fd)
+            self.devices_work = skeleton.prepare(root)
+        finally:
+            os.close(root)
+        self._filled = self._kernel_files()
 
     def newest(self) -> int:
         """The latest ctime of anything here, in ns: what a step changes has to have a later one."""

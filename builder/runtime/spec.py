@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         (-1: none). ``address`` is that of eth0, its mask and the gateway, when there is a default network.
         ``placed`` is what is put somewhere instead of being mounted: where, as what kind of file system it
         is to be seen, and whether read-only. ``not_before``: the clock that files are dated by has to be
-        past this time, in ns, when the command starts.
+        past this time, in ns, when the command starts. ``devices_work``: nodes in /dev can be opened.
         """
 
         frame: FrameSpec
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         address: list[bytes]
         placed: list[tuple[bytes, bytes, bool]]
         not_before: int
+        devices_work: bool
 
 else:
     ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict

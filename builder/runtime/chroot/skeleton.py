@@ -30,16 +30,15 @@ _PROC_FILES = (
 )
 _PROCESS_FILES = (b"comm", b"stat", b"statm", b"status")  # what anybody may read
 _LARGEST = 1 << 16  # bytes of a copied file
-_MARK = b".pybuild"  # in /proc of a root that has all this
 
 
 def prepare(root: int) -> bool:
-    """Fill /proc, /sys and /dev below the folder *root*; whether its devices can be used.
+    """Fill the empty /proc and /dev below the folder *root*; whether its devices can be used.
 
-    Where one of the three is no folder of the root itself, it is left as it is. Raises OSError.
+    Where one of them is no folder of the root itself, it is left as it is. Raises OSError.
     """
     with _folder(root, b"proc") as proc:
-        if proc >= 0 and not _exists(proc, _MARK):
+        if proc >= 0:
             for name in _PROC_FILES:
                 _copy(b"/proc/" + name, proc, name)
             for name in (b"self", b"sys", b"fs", b"irq", b"bus", b"tty"):
@@ -54,7 +53,6 @@ def prepare(root: int) -> bool:
                     _write(self, b"mounts", "".join(lines).encode())
                     for name in (b"fd", b"net", b"task", b"ns"):
                         os.mkdir(name, 0o555, dir_fd=self)
-            _write(proc, _MARK, b"")
     return _fill_dev(root)
 
 
@@ -64,19 +62,16 @@ def _fill_dev(root: int) -> bool:
         if dev < 0:
             return True
         for name, mode in _DEV_FOLDERS.items():
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, mode, dir_fd=dev)
-                os.chmod(name, mode, dir_fd=dev)
+            os.mkdir(name, mode, dir_fd=dev)
+            os.chmod(name, mode, dir_fd=dev)
         for name, target in _DEV_LINKS.items():
-            with contextlib.suppress(FileExistsError):
-                os.symlink(target, name, dir_fd=dev)
+            os.symlink(target, name, dir_fd=dev)
         for name, (major, minor) in _DEVICES.items():
-            if not _exists(dev, name):
-                try:
-                    os.mknod(name, stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
-                except PermissionError:
-                    _write(dev, name, b"")
-                os.chmod(name, 0o666, dir_fd=dev)
+            try:
+                os.mknod(name, stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
+            except PermissionError:
+                _write(dev, name, b"")
+            os.chmod(name, 0o666, dir_fd=dev)
         try:
             os.close(os.open(b"null", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev))
             usable = stat.S_ISCHR(os.stat(b"null", dir_fd=dev, follow_symlinks=False).st_mode)
@@ -172,14 +167,6 @@ def _folder(above: int, name: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _exists(folder: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _copy(source: bytes, folder: int, name: bytes) -> None:
