@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
-from builder.execute.run import container_spec
+from builder.execute.run import chroot_unasked, container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.request import Sandbox
@@ -88,6 +88,7 @@ def run_image(
             if isolation == CHROOT:
                 held.enter_context(placed(store, tree, [], spec["files"]))
                 spec["files"] = {}
+                spec["capabilities"] &= ~chroot_unasked(sandbox)
         outcome = _follow(launcher, spec, stdin, publisher)
     if outcome.error:
         hint = "run it with --network=none or --network=host" if outcome.network_failed else ""

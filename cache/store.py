@@ -211,25 +211,37 @@ class Store:
             return
         try:
             if try_lock(fd):
-                self._return_borrowed(self.path("tmp", name))
-                remove_tree(name, dir_fd=folder)
+                kill_inside(self.path("tmp", name))
+                if self._return_borrowed(self.path("tmp", name)):
+                    remove_tree(name, dir_fd=folder)
         finally:
             os.close(fd)
 
-    def _return_borrowed(self, session: str) -> None:
-        """Bring the entries of caches home that a session had when it was killed."""
-        if not os.path.isdir(os.path.join(session, "borrowed")):
-            return
-        kill_inside(session)
-        for entry in os.scandir(os.path.join(session, "borrowed")):
-            with contextlib.suppress(OSError, ValueError, EOFError):
+    def _return_borrowed(self, session: str) -> bool:
+        """Bring the entries of caches home that a session had when it was killed; whether all are home.
+
+        A cache that another process has taken meanwhile is left for the next sweep.
+        """
+        journal, done = os.path.join(session, "borrowed"), True
+        if not os.path.isdir(journal):
+            return True
+        for entry in list(os.scandir(journal)):
+            try:
                 with open(entry.path, "rb") as file:
                     here, home, device, inode = marshal.loads(file.read())
                 # A step may have put a link in the place of the folder, or of one on the way to it.
-                with real_folder(self.root, here) as source, real_folder(self.root, home) as target:
-                    found = os.fstat(source)
-                    if (found.st_dev, found.st_ino) == (device, inode):
-                        move_entries(source, target)
+                with real_folder(self.root, home) as target:
+                    if not try_lock(target):
+                        done = False
+                        continue
+                    with real_folder(self.root, here) as source:
+                        found = os.fstat(source)
+                        if (found.st_dev, found.st_ino) == (device, inode):
+                            move_entries(source, target)
+            except (OSError, ValueError, EOFError, TypeError):
+                pass  # nothing to bring home, or no way to
+            os.unlink(entry.path)
+        return done
 
     def publish(self, temporary: str, final: str) -> None:
         """Move a finished, fsynced temporary file to its place, durably."""

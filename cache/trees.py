@@ -101,9 +101,27 @@ def kill_inside(folder: str) -> None:
 
 
 def move_entries(source: int, target: int) -> None:
-    """Move all that the folder *source* holds to the folder *target*. Raises OSError."""
+    """Move all that the folder *source* holds to the folder *target*, in the place of what is there.
+
+    Raises OSError.
+    """
     for name in os.listdir(source):
-        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        try:
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY):
+                raise
+            remove_tree(name, dir_fd=target)
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def remove_devices(folder: str) -> None:
+    """Remove block and character devices below *folder*: nothing of an image may open one. Raises OSError."""
+    for _top, _folders, names, fd in os.fwalk(folder, follow_symlinks=False):
+        for name in names:
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+                os.unlink(name, dir_fd=fd)
 
 
 _DEEPEST = 64  # directories open at once while a tree is removed

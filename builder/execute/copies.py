@@ -11,7 +11,7 @@ import stat
 
 from builder.execute.files import copy_path
 from cache.tree import Tree
-from cache.trees import real_folder
+from cache.trees import real_folder, remove_devices
 
 
 def add_points(root: str, points: str) -> list[str]:
@@ -53,4 +53,5 @@ def take_points(root: str, made: list[str]) -> None:
 def copy_bound(tree: Tree, path: str, folder: str) -> bytes:
     """Copy *path* of *tree* for a bind mount into the empty *folder*; what it is called there."""
     copy_path(tree, path, folder, "/bound", links=False)
+    remove_devices(folder)
     return b"/bound"

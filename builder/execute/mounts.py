@@ -27,7 +27,7 @@ from cache.kernel import set_owner
 from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
 from cache.tree import Tree
-from cache.trees import real_folder
+from cache.trees import real_folder, remove_devices
 from grammar.structs import field, struct
 
 _EMPTY = b"mounts/proc"  # an empty directory of the store
@@ -262,6 +262,7 @@ def _ensure(workshop: Workshop, relative: str, name: str, mount: CacheMount, lay
             pass
         elif layers:
             copy_tree(tree_of(store, layers), made)
+            remove_devices(made)
         set_owner(made, mount.uid, mount.gid)
         os.chmod(made, mount.mode)
         os.rename(made, final)

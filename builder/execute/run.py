@@ -104,6 +104,8 @@ def _contained(
                 held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
                 spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
                 spec["mounts"], spec["files"] = [], {}
+                if op.security != "insecure":
+                    spec["capabilities"] &= ~chroot_unasked(op.sandbox)
             try:
                 outcome = workshop.contain(spec, sink)
             except OSError as error:
@@ -118,6 +120,13 @@ def _contained(
     if outcome.code:
         raise _failure(op, step, outcome, _oom_kills() > killed_before)
     return outcome
+
+
+def chroot_unasked(sandbox: Sandbox) -> int:
+    """The capability to chroot, unless the command line gives it: a chroot could be left by it."""
+    if {"sys_chroot", "all"} & set(sandbox.cap_add):
+        return 0
+    return 1 << CAPABILITY_NAMES.index("sys_chroot")
 
 
 def _shown(mount: MountSpec) -> tuple[bytes, bytes, bool]:

@@ -2,7 +2,8 @@
 
 The probe (tests/support/chroot_probe.c) tries some 200 things, in a step as root, in one as another user,
 and once where nothing but chroot confines it: what is hostile has to work there. ``ACCEPTED`` are known
-weaknesses of this way, which docs/security.md has to name; their answers are those of today.
+weaknesses of this way, which docs/security.md names. ``LEFT``, and what is expected to fail, are faults that
+are still to be mended.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pty
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -26,11 +28,12 @@ from pathlib import Path
 
 import pytest
 from confinement import X86, compile_c, said
-from harness import PYBUILD, Pybuild, make_tree, remove_cgroup
+from harness import PYBUILD, Pybuild, make_tree
 
 pytestmark = pytest.mark.e2e
 
-CHROOT = ("--isolation=chroot", "--network=none", "--no-cache")
+# Root that may chroot again, which has to be asked for, reaches the most.
+CHROOT = ("--isolation=chroot", "--network=none", "--no-cache", "--cap-add=SYS_CHROOT")
 NO_EFFECT = 199
 USER = 1234
 
@@ -41,8 +44,9 @@ HELD: list[tuple[int, str]] = [
         outside_read outside_write outside_append outside_truncate outside_create outside_unnamed outside_list
         outside_mkdir outside_symlink outside_fifo outside_node outside_bind outside_unlink outside_rmdir
         outside_execute outside_rename outside_link outside_smuggle outside_reopen_read outside_reopen_write
-        outside_reopen_list outside_reopen_race victim_reopen_memory proc_setting_reopen
-        looser_landlock terminal_up_process
+        outside_reopen_list outside_reopen_race outside_root shared_reopen_read victim_reopen_memory
+        victim_reopen_cmdline victim_reopen_environ terminal_reopen proc_setting_reopen setting_reopen_race
+        looser_landlock
      """),
     (E.EXDEV, "outside_steal"),
     (E.ENOENT, """
@@ -50,17 +54,21 @@ HELD: list[tuple[int, str]] = [
         victim_root victim_namespace victim_memory supervisor_environ supervisor_cmdline foreign_listed
         anybodys_environ anybodys_cmdline proc_memory proc_thread_memory proc_task_memory proc_dotted_memory
         proc_map_files proc_pagemap proc_root_up proc_cwd_up proc_cwd_outside sys_firmware sys_up
-        terminal_foreign
+        terminal_foreign terminal_up terminal_up_process listed_environ
      """),
+    (E.EIO, "terminal_reused"),
+    (E.EPERM, "nice_user"),
+    (E.ESRCH, "kill_hand limit_anybody"),
+    (E.ENODEV, "null_mode"),
     (E.ELOOP, "proc_namespace"),
     (E.EROFS, "proc_setting proc_setting_by_link proc_setting_up sys_write"),
     (E.EPERM, """
-        outside_mount kernel_log_device kill_victim kill_supervisor kill_first kill_thread kill_by_pidfd
+        outside_mount disk kernel_log_device limit_victim limit_supervisor kill_victim kill_supervisor kill_first kill_thread kill_by_pidfd
         queue_signal getfd_victim trace_victim trace_supervisor compare_victim read_victim write_victim
-        abstract_connect abstract_send socket_crypto socket_machine new_user new_mounts mount_memory mount_proc
+        abstract_connect abstract_send new_user new_mounts mount_memory mount_proc
         pivot set_namespace keyring bpf user_fault by_handle
      """),
-    (E.EAFNOSUPPORT, "socket_inet socket_inet_datagram socket_inet6 socket_packet"),
+    (E.EAFNOSUPPORT, "socket_inet socket_inet_datagram socket_inet6 socket_packet socket_crypto socket_machine"),
     (E.ENOSYS, "uring open_2 clone_3"),
     (E.EBUSY, "own_listener"),
 ]  # fmt: skip
@@ -68,12 +76,11 @@ HELD_X86: list[tuple[int, str]] = [
     (E.EACCES, "old_outside"),
     (E.ENOENT, "old_memory"),
     (E.EAFNOSUPPORT, "old_socket"),
-    (E.EPERM, "old_socketcall old_kill"),
+    (E.EPERM, "old_socketcall old_kill old_limit old_disk"),
     (E.ENOSYS, "old_uring old_open_2 x32_open"),
 ]
-# What Landlock does not hold, or the supervisor does for the step: each should be refused.
+# What Landlock does not hold: root that has left its root by chroot(2) is kept from contents and names alone.
 ACCEPTED: dict[str, str] = {
-    # Root with CAP_SYS_CHROOT leaves by chroot(2); Landlock keeps it from contents and names, not from these.
     "escape_chroot": "CAP_SYS_CHROOT",
     **dict.fromkeys(
         "outside_stat outside_access outside_chdir outside_path_only outside_watch outside_chmod outside_chown "
@@ -81,37 +88,21 @@ ACCEPTED: dict[str, str] = {
         "Landlock does not know these calls",
     ),
     "outside_connect": "Landlock does not know path-named sockets: docker's, an ssh agent's",
-    # The supervisor may read /proc and /dev, and opens again what is held by O_PATH alone.
-    "shared_reopen_read": "files in /dev/shm can be read",
-    "victim_reopen_cmdline": "command lines can be read",
-    "victim_reopen_environ": "and environments, by a supervisor with CAP_SYS_ADMIN or CAP_PERFMON",
-    "terminal_reopen": "what is typed on other terminals can be read",
-    # It opens by path what it has just looked at: another thread puts something else there.
-    "setting_reopen_race": "settings of the kernel can be written where /proc/sys can be, by any USER",
-    # The last part of the path alone is looked at.
-    "terminal_up": "/dev/pts/../shm/NUMBER",
-    "terminal_reused": "the number of a closed terminal is another's by now",
-    # Device files of this machine that a step has open can be changed by their owner.
-    "null_mode": "fchmod(2) of this machine's /dev/null",
-    "terminals_mode": "and of /dev/ptmx",
-    "disk": "mknod(2) of block devices: no namespace and no mount keeps them from being opened",
-    # Limits of others with the same ids: prlimit(2) knows nothing of Landlock; RLIMIT_CPU kills.
-    "limit_victim": "",
-    "limit_supervisor": "",
-    "kill_hand": "the process that ends all others can be killed by root of the step",
     "memory_foreign": "System V shared memory is that of the machine",
-    "listed_environ": "a listed folder of /proc holds copies that anybody may read",
 }
-if X86:
-    ACCEPTED["old_limit"] = "prlimit(2) of 32-bit programs"
+# Faults: what is answered today, and why it should be another answer.
+LEFT: dict[str, tuple[int, str]] = {
+    "terminals_mode": (0, "fchmod(2) of this machine's /dev/ptmx by root, without CAP_SYS_CHROOT too"),
+    "dumpable": (E.ENOENT, "0: what is not dumpable does not find itself in /proc"),
+}
 # What has to work; the same in every step.
 OWN = """
     own_read own_write own_truncate own_unnamed own_list own_mkdir own_symlink own_fifo own_node own_rename
     own_link own_chmod own_attribute own_execute own_executable own_chroot own_socket own_abstract
     own_reopen_write own_reopen_path own_reopen_memory own_reopen_pipe own_environ own_cmdline own_status own_maps
     own_first own_thread own_fd own_namespace own_score own_by_number proc_read_setting proc_read_memory sys_read
-    own_terminal own_trace own_kill own_process_read own_limit own_nice own_pin own_pair own_memory
-    socket_netlink path_at_end_of_page own_filter own_landlock dumpable signal_by_owner
+    own_terminal own_terminal_reopen own_null own_trace own_kill own_process_read own_limit own_nice own_pin own_pair own_memory
+    socket_netlink path_at_end_of_page own_filter own_landlock signal_by_owner
 """
 OWN_X86 = "old_open old_own"
 FAULTS = {"fault_address": E.EFAULT, "high_address": E.EFAULT, "long_path": E.ENAMETOOLONG}
@@ -120,15 +111,21 @@ BY_CAPABILITIES = "nice_victim schedule_victim pin_victim disk_priority_victim"
 # What is there for nobody, and looks empty. To be written to: refused.
 HIDDEN = {"proc_kcore": "/proc/kcore", "proc_keys": "/proc/keys", "proc_timers": "/proc/timer_list"}
 
-# USER: nothing is left, as that takes CAP_SYS_CHROOT.
+# USER: nothing of ``ACCEPTED`` is left but memory, as that takes CAP_SYS_CHROOT.
+LEAVING = """
+    escape_chroot outside_read outside_write outside_append outside_truncate outside_create outside_unnamed
+    outside_list outside_mkdir outside_symlink outside_fifo outside_node outside_bind outside_unlink
+    outside_rmdir outside_execute outside_rename outside_link outside_smuggle outside_root
+    outside_reopen_read outside_reopen_write outside_reopen_list outside_reopen_race outside_steal
+    outside_stat outside_access outside_chdir outside_path_only outside_watch outside_chmod outside_chown
+    outside_utime outside_attribute outside_connect outside_mount shared_reopen_read victim_reopen_cmdline
+    victim_reopen_environ victim_reopen_memory terminal_reopen proc_cwd_outside
+"""
 USER_HELD: list[tuple[int, str]] = [
-    (E.EPERM, """
-        escape_chroot null_mode terminals_mode limit_victim limit_supervisor own_node own_chroot
-        listed_environ proc_cwd_outside
-     """),
-    (E.ESRCH, "kill_hand"),
-    (E.ENOENT, "disk kernel_log_device looser_landlock"),
-]  # fmt: skip
+    (E.EPERM, LEAVING + "terminals_mode own_node own_chroot listed_environ"),
+    (E.ENOENT, "looser_landlock"),
+]
+USER_HELD_X86: list[tuple[int, str]] = [(E.EPERM, "old_outside")]
 
 # What answers otherwise where nothing but chroot confines the probe.
 CONTROL: dict[str, int] = {
@@ -160,6 +157,7 @@ def _spread(table: list[tuple[int, str]]) -> dict[str, int]:
 def expected() -> dict[str, int]:
     """What a step as root is answered."""
     out = _spread(HELD + (HELD_X86 if X86 else [])) | dict.fromkeys(ACCEPTED, 0) | FAULTS
+    out |= {name: answer for name, (answer, _why) in LEFT.items()}
     out |= dict.fromkeys((OWN + (OWN_X86 if X86 else "")).split(), 0)
     out |= {name: E.ENODATA if os.path.exists(path) else E.ENOENT for name, path in HIDDEN.items()}
     out["proc_trigger"] = E.EACCES if os.path.exists("/proc/sysrq-trigger") else E.ENOENT
@@ -169,13 +167,8 @@ def expected() -> dict[str, int]:
 
 def expected_of_user() -> dict[str, int]:
     """The same with USER."""
-    out = expected() | _spread(USER_HELD)
-    out |= dict.fromkeys(BY_CAPABILITIES.split(), E.EPERM)
-    leaving = [name for name in out if name.startswith("outside_")]
-    leaving += "shared_reopen_read victim_reopen_cmdline victim_reopen_environ victim_reopen_memory".split()
-    return out | dict.fromkeys(
-        [*leaving, "terminal_reopen", *(["old_outside", "old_limit"] if X86 else [])], E.EPERM
-    )
+    out = expected() | _spread(USER_HELD + (USER_HELD_X86 if X86 else []))
+    return out | dict.fromkeys(BY_CAPABILITIES.split(), E.EPERM)
 
 
 # -- a world around it ---------------------------------------------------------------------
@@ -258,8 +251,9 @@ def make_world(probe: Path, held: contextlib.ExitStack) -> World:
     segment = libc.shmget(key, 4096, 0o1666)
     assert segment >= 0
     held.callback(libc.shmctl, segment, 0, None)
+    null = os.stat("/dev/null")
     facts = {
-        "outside": outside, "shared": shared, "victim": victim.pid, "address": address, "abstract": name,
+        "null": null.st_ino, "null_device": null.st_dev, "outside": outside, "shared": shared, "victim": victim.pid, "address": address, "abstract": name,
         "terminal": os.path.basename(os.ttyname(slave)), "key": key,
     }  # fmt: skip
     return World(probe, "".join(f"{key} {value}\n" for key, value in facts.items()), outside, victim.pid)
@@ -356,6 +350,21 @@ def test_probes_of_a_user(answers: Answers) -> None:
     assert differences(answers.user, expected_of_user()) == {}
 
 
+def test_probes_without_chroot(chroot: Pybuild, probe: Path) -> None:
+    """Without CAP_SYS_CHROOT root of a step does not leave its root."""
+    text = f"""FROM scratch
+COPY . /
+SHELL ["/busybox", "sh", "-c"]
+RUN /probe try /facts {" ".join(LEAVING.split())} own_chroot null_mode > /report
+"""
+    with contextlib.ExitStack() as held:
+        context = make_world(probe, held).context(chroot, text)
+        shutil.copy("/bin/busybox", context / "busybox")
+        image = chroot.export(context, *CHROOT, "--cap-drop=SYS_CHROOT")
+    wanted = dict.fromkeys([*LEAVING.split(), "own_chroot"], int(E.EPERM)) | {"null_mode": E.ENODEV}
+    assert differences(read(image.read("report")), wanted) == {}
+
+
 def test_no_signal_by_a_descriptor(answers: Answers) -> None:
     """F_SETOWN makes the kernel send signals: to nobody outside."""
     assert answers.felt == set()
@@ -380,6 +389,7 @@ def test_control(probe: Path, disk: Path) -> None:
         assert world.pending() == {signal.SIGUSR2}
     found = read((root / "p/report").read_bytes())
     found.pop("kill_hand")  # there is none
+    found.pop("terminal_reused")  # what else uses terminals on this machine may come between
     wanted = dict.fromkeys(found, 0) | {name: code for name, code in CONTROL.items() if name in found}
     wanted["proc_trigger"] = 0 if os.path.exists("/proc/sysrq-trigger") else E.ENOENT
     wanted |= {name: E.ENOENT for name, path in HIDDEN.items() if not os.path.exists(path)}
@@ -412,6 +422,15 @@ def root_of(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/root")
     except OSError:
         return ""
+
+
+def named(pid: int) -> str:
+    """The command line of a process as the JSON of a RUN without brackets, "" if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return ""
+    return ", ".join(f'"{word}"' for word in words)
 
 
 def steps_of(pybuild: Pybuild) -> list[int]:
@@ -447,28 +466,30 @@ def eventually(done: Callable[[], bool], seconds: float = 5) -> bool:
     return True
 
 
-@pytest.mark.parametrize("what", ["daemon stopped", "hand daemon stopped", "hand chain", "bomb"])
+# FAULT: --pids-limit does not hold (test_a_limit_holds), and the load of this machine goes to 1000 with it.
+BOMB = "bomb"
+
+
+@pytest.mark.parametrize(
+    "what", ["daemon stopped", "hand daemon stopped", "hand chain", BOMB, "out daemon stopped", "out chain"]
+)
 def test_nothing_stays(chroot: Pybuild, probe: Path, what: str) -> None:
     """The end of the first process ends all others, whatever they are up to, and the step is a good one.
 
-    Where no cgroup can be made, as in docker's containers, "hand chain" stays: kill_hand in ``ACCEPTED``.
+    "hand" tries to kill the process that ends them, "out" has left the root.
     """
     command = ", ".join(f'"{word}"' for word in ("/probe", "leave", *what.split()))
     started = time.monotonic()
     chroot(*CHROOT, "--pids-limit=200", probing(chroot, probe, f"RUN [{command}]"), timeout=30).ok()
     assert time.monotonic() - started < 8
     assert steps_of(chroot) == []
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    assert eventually(lambda: command not in map(named, pids))
 
 
 def test_flood(chroot: Pybuild, probe: Path) -> None:
-    """Eight threads that ask, with odd addresses, and close what they get: the supervisor is there to the end.
-
-    FAULT: a signal (a child has ended) may interrupt the answer that gives a descriptor, which then cannot
-    be repeated (EINPROGRESS), and the step fails. It should be ok() here.
-    """
-    context = probing(chroot, probe, 'RUN ["/probe", "leave", "flood", "flood"]')
-    result = chroot(*CHROOT, context, timeout=30)
-    assert result.code == 0 or "Operation now in progress" in result.failed().err
+    """Eight threads that ask, with odd addresses, and close what they get: the supervisor is there to the end."""
+    chroot(*CHROOT, probing(chroot, probe, 'RUN ["/probe", "leave", "flood", "flood"]'), timeout=30).ok()
     assert steps_of(chroot) == []
 
 
@@ -482,31 +503,48 @@ def test_stopped_step_can_be_ended(chroot: Pybuild, probe: Path) -> None:
     assert steps_of(chroot) == []
 
 
-def test_traced_by_the_supervisor(chroot: Pybuild, probe: Path) -> None:
-    """A first process that has itself traced has ended, for who starts it, when it stops."""
+def test_traced_by_its_keeper(chroot: Pybuild, probe: Path) -> None:
+    """A first process that has itself traced is ended, by who starts it, when it stops."""
     said = chroot(*CHROOT, probing(chroot, probe, 'RUN ["/probe", "leave", "trace"]')).failed().err
-    assert f"exit code: {int(signal.SIGUSR1)}" in said
+    assert "SIGKILL" in said
     assert steps_of(chroot) == []
 
 
-def test_killed_build(chroot: Pybuild, probe: Path, tmp_path: Path) -> None:
-    """SIGKILL for all of pybuild ends the step, its daemons too; the next build removes its secret."""
+@pytest.mark.parametrize("spared", [pytest.param(True, id="but the keeper"), pytest.param(False, id="all")])
+def test_killed_build(chroot: Pybuild, probe: Path, tmp_path: Path, spared: bool) -> None:
+    """SIGKILL for all of pybuild but the keeper ends the step, its daemons too. The next build removes its secret
+    and its cgroup, and what is left of the step where the keeper was killed, too.
+    """
     secret = tmp_path / "secret"
     secret.write_text("very-secret\n")
-    option = f"--secret=id=secret,src={secret}"
+    options = f"--secret=id=secret,src={secret}", "--pids-limit=200"
     line = "RUN --mount=type=secret,id=secret,target=/run/s /probe leave daemon stopped; echo here; /busybox sleep 30"
-    with building(chroot, probing(chroot, probe, line), option) as process:
-        ours = [pid for pid in below(process.pid) if root_of(pid) == "/"]
-        for pid in (process.pid, *ours):
-            os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: steps_of(chroot) == [])
+    with building(chroot, probing(chroot, probe, line), *options) as process:
+        ours = [process.pid, *(pid for pid in below(process.pid) if root_of(pid) == "/")]
+        keepers = {parent_of(pid) for pid in steps_of(chroot)} & {*ours}
+        assert len(keepers) == 1
+        killed = [pid for pid in ours if not spared or pid not in keepers]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in killed:
+                os.kill(pid, number)
+    left = [group for pid in ours for group in Path("/sys/fs/cgroup").glob(f"**/pybuild-*-{pid}-*")]
+    assert not spared or eventually(lambda: steps_of(chroot) == [])
     assert holding(chroot.store, b"very-secret"), "it is on a disk, where a mount would be a tmpfs: accepted"
-    chroot(*CHROOT, option, probing(chroot, probe, line.replace("sleep 30", "true"))).ok()
+    chroot(*CHROOT, *options, probing(chroot, probe, line.replace("sleep 30", "true"))).ok()
     assert not holding(chroot.store, b"very-secret")
-    # FAULT: the next build should have swept the cgroup, as it does where steps have namespaces.
-    left = [group for pid in ours for group in Path("/sys/fs/cgroup").glob(f"*/pybuild-*-{pid}-*")]
-    for group in left:
-        remove_cgroup(group)
+    assert [group for group in left if group.exists()] == []
+    staying = steps_of(chroot)
+    for pid in staying:
+        os.kill(pid, signal.SIGKILL)
+    assert staying == []
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process, 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def below(pid: int) -> list[int]:
@@ -524,49 +562,91 @@ def holding(folder: Path, text: bytes) -> list[Path]:
     return [path for path in files if text in path.read_bytes()]
 
 
-# -- faults: what should be otherwise, as it is today --------------------------------------
-
-
 def test_odd_access_mode(chroot: Pybuild, probe: Path) -> None:
-    """FAULT: the supervisor falls over an access mode that is no int; it should be answered EINVAL or 0."""
-    chroot(*CHROOT, probing(chroot, probe, "RUN /probe mode 4")).ok()
-    said = chroot(*CHROOT, probing(chroot, probe, "RUN /probe mode 0xffffffff00000004")).failed().err
-    assert "OverflowError" in said
+    """A mode is an int, whatever else is in the register."""
+    lines = [f"RUN /probe mode {mode}" for mode in ("4", "0xffffffff00000004")]
+    lines += [f"RUN /probe mode {mode}; [ $? = {int(E.EINVAL)} ]" for mode in ("8", "0xffffffff")]
+    chroot(*CHROOT, probing(chroot, probe, *lines)).ok()
 
 
-def test_devices_of_an_earlier_step(chroot: Pybuild, probe: Path) -> None:
-    """FAULT: /dev, /proc and /sys are not made anew for each step, and no layer tells: what a step leaves
-    there, secrets or false devices, is found by the next of its stage.
-    """
+def test_kernel_folders_are_made_anew(chroot: Pybuild, probe: Path) -> None:
+    """What a step leaves in /dev, /proc and /sys, secrets or false devices, is not found by the next one."""
     lines = (
-        "RUN /busybox rm /dev/urandom; /busybox mknod /dev/urandom c 1 5; echo secret > /dev/shm/left",
-        "RUN /busybox head -c 8 /dev/urandom > /random; /busybox cp /dev/shm/left /left",
+        "RUN /busybox rm /dev/urandom; /busybox mknod /dev/urandom c 1 5; echo secret > /dev/shm/left; "
+        "/busybox mkdir /proc/left /sys/left && [ -e /proc/left ]",
+        "RUN /busybox head -c 8 /dev/urandom > /random; /busybox ls -d /dev/shm/* /proc/left /sys/left > /left; true",
     )
     image = chroot.export(probing(chroot, probe, *lines), *CHROOT)
-    assert image.read("random") == bytes(8)
-    assert image.read("left") == b"secret\n"
+    assert image.read("random") != bytes(8)
+    assert image.read("left") == b""
 
 
-def test_read_only_cache(chroot: Pybuild, probe: Path) -> None:
-    """FAULT: a step that changes a cache mounted read-only fails, and the cache has been changed."""
+def test_read_only_cache_is_a_copy(chroot: Pybuild, probe: Path) -> None:
+    """A step that changes a cache mounted read-only fails, and has changed a copy."""
     mount = "--mount=type=cache,id=tools,target=/c"
     chroot(*CHROOT, probing(chroot, probe, f"RUN {mount} echo good > /c/tool")).ok()
     evil = f"RUN {mount},readonly /busybox ln -s /c /d && /busybox rm /d/tool && echo evil > /d/tool"
     assert "mounted read-only" in chroot(*CHROOT, probing(chroot, probe, evil)).failed().err
     image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox cp /c/tool /tool"), *CHROOT)
-    assert image.read("tool") == b"evil\n"
+    assert image.read("tool") == b"good\n"
 
 
-def test_swept_cache(chroot: Pybuild, probe: Path, tmp_path: Path) -> None:
-    """FAULT: when a build is killed, the next one brings the entries of its caches home from where the step
-    has put a link: files of this machine, out of a folder of the step's choice, into the cache.
+@pytest.mark.parametrize(
+    "do",
+    ["/busybox rmdir /a/c; /busybox ln -s HOME/c /a/c", "/busybox mv /a /b; /busybox ln -s HOME /a"],
+    ids=["itself", "above"],
+)
+def test_sweep_follows_no_link(chroot: Pybuild, probe: Path, tmp_path: Path, do: str) -> None:
+    """When a build is killed, the next one brings the entries of its caches home; from where the step has put
+    a link, to a folder of this machine, it takes nothing.
     """
-    home = make_tree(tmp_path / "home", {"config.json": "credentials\n"})
-    mount = "--mount=type=cache,id=loot,target=/c"
-    line = f"RUN {mount} /busybox rmdir /c; /busybox ln -s {home} /c; echo here; /busybox sleep 30"
+    home = make_tree(tmp_path / "home", {"c": {"config.json": "credentials\n"}})
+    mount = "--mount=type=cache,id=loot,target=/a/c"
+    line = f"RUN {mount} {do.replace('HOME', str(home))}; echo here; /busybox sleep 30"
     with building(chroot, probing(chroot, probe, line)):
         pass  # it is killed
     assert eventually(lambda: steps_of(chroot) == [])
-    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox cp /c/config.json /stolen"), *CHROOT)
-    assert image.read("stolen") == b"credentials\n"
-    assert not (home / "config.json").exists()
+    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox ls /a/c > /found"), *CHROOT)
+    assert image.read("found") == b""
+    assert (home / "c/config.json").exists()
+
+
+# -- faults that are left ------------------------------------------------------------------
+
+
+def test_a_limit_holds(chroot: Pybuild, probe: Path) -> None:
+    line = "RUN for n in 1 2 3 4; do for m in 1 2 3 4 5 6 7 8; do /busybox sleep 2 & done; done; echo all"
+    assert "can't fork" in chroot(*CHROOT, "--pids-limit=20", probing(chroot, probe, line)).failed().err
+
+
+@pytest.mark.parametrize("kind", ["bind", "cache,id=disks"])
+def test_no_device_in_a_mount(chroot: Pybuild, probe: Path, kind: str) -> None:
+    """A disk that an image has as a file is not in a step that mounts the image."""
+    lines = (
+        "COPY disk /disks/",
+        "FROM scratch",
+        "COPY . /",
+        f"RUN --mount=type={kind},from=disks,source=/disks,target=/m /busybox ls /m > /found",
+    )
+    context = probing(chroot, probe, *lines)
+    os.mknod(context / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 200))
+    text = (context / "Dockerfile").read_text()
+    text = text.replace("COPY . /", "COPY probe busybox this-is-for-probes /")
+    (context / "Dockerfile").write_text(text.replace("FROM scratch", "FROM scratch AS disks", 1))
+    assert chroot.export(context, *CHROOT).read("found") == b""
+
+
+@pytest.mark.xfail(
+    strict=True, reason="metadata of the store's layers can be changed, and is used by all builds"
+)
+def test_layers_of_others(chroot: Pybuild, probe: Path) -> None:
+    """Root of a step that has left its root has no say in what later builds make of a layer."""
+    files: dict[str, bytes | str] = {"busybox": Path("/bin/busybox").read_bytes(), "tool": "x"}
+    context = chroot.context("FROM scratch\nCOPY --chmod=755 . /\n", files, "other")
+    chroot(*CHROOT[:2], context).ok()
+    (tool,) = chroot.store.glob("snapshots/*/tool")
+    chroot(*CHROOT, probing(chroot, probe, f"RUN /probe chmod {tool}")).ok()
+    with (context / "Dockerfile").open("a") as file:
+        file.write('RUN ["/busybox", "cp", "-p", "/tool", "/copy"]\n')
+    image = chroot.export(context, *CHROOT[:2])
+    assert image.root()["copy"][0].mode & 0o4000 == 0

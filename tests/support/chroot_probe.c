@@ -7,6 +7,7 @@
  *   chroot_probe true              nothing
  *   chroot_probe leave WHAT...     leave processes that want to stay, do harm, or hang; see leave_one()
  *   chroot_probe mode NUMBER       access(2) with an odd mode
+ *   chroot_probe chmod PATH        leave the root and give a file outside of it the mode 04777
  *
  * FACTS is a file of lines "NAME VALUE" that says what there is to reach:
  *
@@ -17,6 +18,7 @@
  *   abstract  the name of an abstract socket that somebody listens on
  *   terminal  the number of somebody else's pseudo-terminal
  *   key       the key of a System V shared memory segment
+ *   null      the inode of this machine's /dev/null, null_device the device that it is on
  *
  * The answer is an errno, 0 where the attempt succeeded, 200 + n where signal n ended it, and 199 where
  * it succeeded and did not have the effect. Each runs in a process of its own, for at most five seconds.
@@ -69,20 +71,21 @@
 enum { PIDFD_OPEN = 434, PIDFD_GETFD = 438, OPENAT2 = 437, FACCESSAT2 = 439, CLONE3 = 435, URING_SETUP = 425 };
 
 static const char *outside = "/", *shared = "/", *abstract_name = "";
-static long victim, address, terminal, key;
+static long victim, address, terminal, key, null, null_device;
 static pid_t first, supervisor; /* the process that runs the probes, and who has started it */
 
 static const char *out_of(const char *name) /* relative to where leave() leads */
 {
     static char path[4096];
-    snprintf(path, sizeof path, "%s/%s", outside + 1, name);
-    return path;
+    snprintf(path, sizeof path, "%s/%s", outside, name);
+    return path + 1;
 }
 
 /* Leave a root that was entered by chroot: the oldest way. It needs CAP_SYS_CHROOT and nothing else. */
 static int leave(void)
 {
     struct stat found;
+    mkdir(P, 0777);
     mkdir(P "/x", 0755);
     if (chroot(P "/x"))
         return errno;
@@ -202,6 +205,8 @@ PROBE(outside_unlink) { LEAVE(); return ANSWER(unlink(out_of("to-unlink"))); }
 PROBE(outside_rmdir) { LEAVE(); return ANSWER(rmdir(out_of("to-rmdir"))); }
 PROBE(outside_execute) { LEAVE(); return execute(out_of("program")); }
 
+PROBE(outside_root) { LEAVE(); return chroot(".") ? errno : reads(out_of("file") - 1); }
+
 PROBE(outside_rename)
 {
     LEAVE();
@@ -316,7 +321,7 @@ static int race_reopen(int allowed, int wanted, int flags)
     if (pthread_create(&thread, NULL, swap, NULL))
         return EAGAIN;
     clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_sec += 3;
+    end.tv_sec += 2;
     do {
         int fd = open(path, flags | O_CLOEXEC);
         if (fd >= 0 && !fstat(fd, &found) && found.st_ino == aim.st_ino && found.st_dev == aim.st_dev)
@@ -522,6 +527,15 @@ PROBE(own_terminal)
     return answer ? answer : open_and_close(path, O_RDWR | O_NOCTTY);
 }
 
+PROBE(own_terminal_reopen)
+{
+    unsigned number;
+    char path[64];
+    int answer = unlocked(master(), &number);
+    snprintf(path, sizeof path, "/dev/pts/%u", number);
+    return answer ? answer : reopened(open(path, O_RDWR | O_NOCTTY | O_CLOEXEC), O_WRONLY | O_NOCTTY);
+}
+
 PROBE(terminal_up) /* a file outside that is called as a terminal of ours is */
 {
     char path[4200];
@@ -544,7 +558,7 @@ PROBE(terminal_reused) /* a terminal of ours that we have closed: who is the nex
 {
     unsigned number = 0;
     char path[64];
-    for (int n = 0; n < 60; n++) {
+    for (int n = 0; n < 36; n++) {
         if (n % 12 == 0) {
             int fd = master(), answer = unlocked(fd, &number);
             close(fd);
@@ -559,24 +573,29 @@ PROBE(terminal_reused) /* a terminal of ours that we have closed: who is the nex
     return errno;
 }
 
-PROBE(null_mode) { struct stat found; return fstat(0, &found) ? errno : ANSWER(fchmod(0, found.st_mode & 07777)); }
+PROBE(null_mode) /* standard input is the null device, but not that of this machine */
+{
+    struct stat found;
+    if (fstat(0, &found))
+        return errno;
+    return found.st_ino == (ino_t)null && found.st_dev == (dev_t)null_device ? ANSWER(fchmod(0, found.st_mode & 07777)) : ENODEV;
+}
+
+PROBE(own_null) { char byte; int fd = open("/dev/null", O_WRONLY | O_CLOEXEC); return fd < 0 || write(fd, "x", 1) != 1 ? errno : read(0, &byte, 1) ? NO_EFFECT : 0; }
 PROBE(terminals_mode) { struct stat found; int fd = master(); return fstat(fd, &found) ? errno : ANSWER(fchmod(fd, found.st_mode & 07777)); }
 
-PROBE(disk)
+static int device(mode_t kind, dev_t number)
 {
-    mknod(P "/disk", S_IFBLK | 0600, makedev(7, 200)); /* a loop device that is not there */
-    int answer = open_and_close(P "/disk", O_RDONLY | O_NONBLOCK);
-    unlink(P "/disk");
+    unlink(P "/device");
+    int answer = ANSWER(mknod(P "/device", kind | 0600, number));
+    if (!answer)
+        answer = open_and_close(P "/device", O_RDONLY | O_NONBLOCK);
+    unlink(P "/device");
     return answer;
 }
 
-PROBE(kernel_log_device)
-{
-    mknod(P "/kmsg", S_IFCHR | 0600, makedev(1, 11));
-    int answer = open_and_close(P "/kmsg", O_RDONLY | O_NONBLOCK);
-    unlink(P "/kmsg");
-    return answer;
-}
+PROBE(disk) { return device(S_IFBLK, makedev(7, 200)); /* a loop device that is not there */ }
+PROBE(kernel_log_device) { return device(S_IFCHR, makedev(1, 11)); }
 
 /* -- processes ------------------------------------------------------------------------ */
 
@@ -656,6 +675,15 @@ PROBE(limit_supervisor)
     return prlimit(supervisor, RLIMIT_CORE, NULL, &limit) ? errno : ANSWER(prlimit(supervisor, RLIMIT_CORE, &limit, NULL));
 }
 
+PROBE(limit_anybody) /* of all that are near, but for the caller and who has started it */
+{
+    struct rlimit limit;
+    for (pid_t pid = first - 4; pid < first + 40; pid++)
+        if (pid != first && pid != getpid() && !prlimit(pid, RLIMIT_CORE, NULL, &limit))
+            return 0;
+    return ESRCH;
+}
+
 PROBE(own_limit)
 {
     struct rlimit limit;
@@ -663,6 +691,9 @@ PROBE(own_limit)
 }
 
 PROBE(nice_victim) { errno = 0; int now = getpriority(PRIO_PROCESS, victim); return errno ? errno : ANSWER(setpriority(PRIO_PROCESS, victim, now)); }
+/* Of all processes of one user: here of one who has no others. */
+static int nobody(void) { return getuid() == 0 ? ANSWER(setresuid(61234, 61234, 61234)) : 0; }
+PROBE(nice_user) { int answer = nobody(); return answer ? answer : ANSWER(setpriority(PRIO_USER, 0, 1)); }
 PROBE(own_nice) { return ANSWER(setpriority(PRIO_PROCESS, 0, 0)); }
 PROBE(schedule_victim) { struct sched_param plain = {0}; return ANSWER(sched_setscheduler(victim, SCHED_OTHER, &plain)); }
 PROBE(pin_victim) { cpu_set_t all; return sched_getaffinity(victim, sizeof all, &all) ? errno : ANSWER(sched_setaffinity(victim, sizeof all, &all)); }
@@ -821,6 +852,7 @@ PROBE(old_socketcall) { uint32_t *page = (uint32_t *)low(""); page[0] = AF_INET,
 PROBE(old_uring) { return old_answer(old(425, 1, (long)low(""), 0, 0)); }
 PROBE(old_open_2) { return old_answer(old(437, AT_FDCWD, (long)low(MARK), (long)low(""), 24)); }
 PROBE(old_kill) { return old_answer(old(37, victim, 0, 0, 0)); }
+PROBE(old_disk) { char *path = low(P "/old"); unlink(path); int answer = old_answer(old(14, (long)path, S_IFBLK | 0600, makedev(7, 200), 0)); unlink(path); return answer; }
 PROBE(old_limit) { return old_answer(old(340, victim, RLIMIT_CORE, 0, (long)low(""))); }
 PROBE(x32_open) { return ANSWER(syscall(0x40000000 | SYS_openat, AT_FDCWD, MARK, O_RDONLY)); }
 #endif
@@ -837,7 +869,7 @@ static const Probe probes[] = {
     ENTRY(escape_chroot), ENTRY(outside_read), ENTRY(outside_write), ENTRY(outside_append), ENTRY(outside_truncate),
     ENTRY(outside_create), ENTRY(outside_unnamed), ENTRY(outside_list), ENTRY(outside_mkdir), ENTRY(outside_symlink),
     ENTRY(outside_fifo), ENTRY(outside_node), ENTRY(outside_bind), ENTRY(outside_unlink), ENTRY(outside_rmdir),
-    ENTRY(outside_execute), ENTRY(outside_rename), ENTRY(outside_link), ENTRY(outside_steal), ENTRY(outside_smuggle),
+    ENTRY(outside_execute), ENTRY(outside_root), ENTRY(outside_rename), ENTRY(outside_link), ENTRY(outside_steal), ENTRY(outside_smuggle),
     ENTRY(outside_stat), ENTRY(outside_access), ENTRY(outside_chdir), ENTRY(outside_chmod), ENTRY(outside_chown),
     ENTRY(outside_utime), ENTRY(outside_attribute), ENTRY(outside_path_only), ENTRY(outside_watch),
     ENTRY(outside_connect), ENTRY(outside_mount), ENTRY(outside_reopen_read), ENTRY(outside_reopen_write),
@@ -857,13 +889,13 @@ static const Probe probes[] = {
     ENTRY(proc_timers), ENTRY(proc_keys), ENTRY(proc_trigger), ENTRY(proc_setting), ENTRY(proc_setting_by_link),
     ENTRY(proc_setting_up), ENTRY(proc_setting_reopen), ENTRY(proc_root_up), ENTRY(proc_cwd_up),
     ENTRY(proc_cwd_outside), ENTRY(proc_read_setting), ENTRY(proc_read_memory), ENTRY(sys_write), ENTRY(sys_firmware),
-    ENTRY(sys_up), ENTRY(sys_read), ENTRY(terminal_foreign), ENTRY(own_terminal), ENTRY(terminal_up),
-    ENTRY(terminal_reused), ENTRY(terminal_up_process), ENTRY(null_mode), ENTRY(terminals_mode), ENTRY(disk),
+    ENTRY(sys_up), ENTRY(sys_read), ENTRY(terminal_foreign), ENTRY(own_terminal), ENTRY(own_terminal_reopen), ENTRY(terminal_up),
+    ENTRY(terminal_reused), ENTRY(terminal_up_process), ENTRY(null_mode), ENTRY(own_null), ENTRY(terminals_mode), ENTRY(disk),
     ENTRY(kernel_log_device), ENTRY(kill_victim), ENTRY(kill_supervisor), ENTRY(kill_first), ENTRY(kill_thread),
     ENTRY(kill_by_pidfd), ENTRY(queue_signal), ENTRY(getfd_victim), ENTRY(trace_victim), ENTRY(trace_supervisor),
     ENTRY(compare_victim), ENTRY(read_victim), ENTRY(write_victim), ENTRY(own_trace), ENTRY(own_kill),
-    ENTRY(own_process_read), ENTRY(signal_by_owner), ENTRY(limit_victim), ENTRY(limit_supervisor), ENTRY(own_limit),
-    ENTRY(nice_victim), ENTRY(own_nice), ENTRY(schedule_victim), ENTRY(pin_victim), ENTRY(own_pin),
+    ENTRY(own_process_read), ENTRY(signal_by_owner), ENTRY(limit_victim), ENTRY(limit_supervisor), ENTRY(limit_anybody), ENTRY(own_limit),
+    ENTRY(nice_victim), ENTRY(own_nice), ENTRY(nice_user), ENTRY(schedule_victim), ENTRY(pin_victim), ENTRY(own_pin),
     ENTRY(disk_priority_victim), ENTRY(kill_hand), ENTRY(abstract_connect), ENTRY(abstract_send), ENTRY(socket_inet),
     ENTRY(socket_inet_datagram), ENTRY(socket_inet6), ENTRY(socket_packet), ENTRY(socket_crypto), ENTRY(socket_machine),
     ENTRY(socket_netlink), ENTRY(own_pair), ENTRY(memory_foreign), ENTRY(own_memory), ENTRY(uring), ENTRY(open_2),
@@ -873,7 +905,7 @@ static const Probe probes[] = {
     ENTRY(own_listener), ENTRY(own_landlock), ENTRY(looser_landlock), ENTRY(dumpable),
 #ifdef __x86_64__
     ENTRY(old_open), ENTRY(old_outside), ENTRY(old_memory), ENTRY(old_own), ENTRY(old_socket), ENTRY(old_socketcall),
-    ENTRY(old_uring), ENTRY(old_open_2), ENTRY(old_kill), ENTRY(old_limit), ENTRY(x32_open),
+    ENTRY(old_uring), ENTRY(old_open_2), ENTRY(old_kill), ENTRY(old_limit), ENTRY(old_disk), ENTRY(x32_open),
 #endif
 };
 
@@ -914,6 +946,10 @@ static void read_facts(const char *path)
             terminal = atol(value);
         else if (!strcmp(name, "key"))
             key = strtol(value, NULL, 0);
+        else if (!strcmp(name, "null"))
+            null = atol(value);
+        else if (!strcmp(name, "null_device"))
+            null_device = atol(value);
     }
     if (file)
         fclose(file);
@@ -962,10 +998,12 @@ static int leave_one(const char *what)
 {
     time_t end = time(NULL) + 20;
     pthread_t thread;
-    if (!strcmp(what, "hand")) { /* kill who would kill us */
+    if (!strcmp(what, "hand")) { /* kill who would kill us, were it to be found */
         pid_t found = hand();
-        return found ? kill(found, SIGKILL) : -1;
+        return found ? kill(found, SIGKILL) : 0;
     }
+    if (!strcmp(what, "out")) /* of the root, all the way */
+        return leave() == NO_EFFECT ? chroot(".") : -1;
     if (!strcmp(what, "stop")) /* oneself */
         return raise(SIGSTOP);
     if (!strcmp(what, "trace")) /* be traced by who has started us, and stop */
@@ -1004,6 +1042,10 @@ int main(int count, char **words)
         be_victim(words[2]);
     if (count == 3 && !strcmp(words[1], "mode"))
         return ANSWER(syscall(SYS_access, "/proc/self/status", strtoul(words[2], NULL, 0)));
+    if (count == 3 && !strcmp(words[1], "chmod") && !access(MARK, F_OK)) {
+        outside = words[2]; /* not there as a folder */
+        return leave() == NO_EFFECT ? ANSWER(chmod(words[2] + 1, 04777)) : 1;
+    }
     if (count > 2 && !strcmp(words[1], "leave") && !access(MARK, F_OK)) {
         first = getpid();
         for (int place = 2; place < count; place++)

@@ -31,6 +31,10 @@ _MACHINE = os.uname().machine
 _DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom")
 _AT_SYMLINK_NOFOLLOW = 0x100
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+# What setpriority and ioprio_set call a process, and how many more than that its group.
+_KINDS = {"setpriority": 0, "ioprio_set": 1}
+_ONE, _GROUP = 0, 1
+_NO_CHROOT = b"pybuild: warning: chroot is refused in this isolation; --cap-add SYS_CHROOT allows it\n"
 _TIOCGPTN = 0x80045430
 _MOST_TERMINALS = 64
 _SPOTS = 1000  # links to programs that are executed as /proc/PID/exe, used in turn
@@ -47,8 +51,11 @@ _EXECS = frozenset(("execve", "execveat"))
 class Answers:
     """Answers to the calls of one step."""
 
-    def __init__(self, spec: ContainerSpec, root: int, path: bytes, processes: Processes) -> None:
-        """*root* is the step's root, *path* where that is here."""
+    def __init__(
+        self, spec: ContainerSpec, root: int, path: bytes, processes: Processes, errors: int
+    ) -> None:
+        """*root* is the step's root, *path* where that is here, *errors* the step's standard error."""
+        self._errors = errors
         self._root = root
         self._path = path
         self._processes = processes
@@ -57,6 +64,7 @@ class Answers:
         self._fixed = {target.rstrip(b"/") for target, _, read_only in spec["placed"] if read_only}
         self._terminals: dict[bytes, int] = {}  # handles of those that the step has made, by path
         self._executed = 0
+        self._said = False
 
     def to(self, listener: Listener) -> Callable[[], None]:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
@@ -74,8 +82,11 @@ class Answers:
                 return
             cookie, pid = received[COOKIE], received[PID]
             where, name, opens, executes = table[received[ABI], received[NUMBER]]
+            if name == "chroot":
+                self._refuse_chroot(listener, Notification(cookie, pid, 0, ()))
+                return
             if name in OF_PROCESSES:
-                if self._may_set(name, received[ARGUMENTS:]):
+                if self._may_set(pid, name, received[ARGUMENTS:]):
                     let_pass(cookie)
                 else:
                     listener.fail(Notification(cookie, pid, 0, ()), errno.EPERM)
@@ -105,12 +116,27 @@ class Answers:
 
         return step
 
-    def _may_set(self, name: str, arguments: tuple[int, ...]) -> bool:
-        """Return whether a call that sets limits or priorities names a process of this step."""
-        which, kinds = arguments[0] & 0xFFFFFFFF, {"setpriority": 0, "ioprio_set": 1}  # PRIO_PROCESS
-        if name in kinds and which != kinds[name]:
+    def _may_set(self, pid: int, name: str, arguments: tuple[int, ...]) -> bool:
+        """Return whether a call that sets limits or priorities names processes of this step alone."""
+        wanted = arguments[OF_PROCESSES[name]] & 0xFFFFFFFF
+        if name in _KINDS:
+            kind = (arguments[0] & 0xFFFFFFFF) - _KINDS[name]
+            if kind != _ONE and (kind != _GROUP or wanted):
+                return False
+        if wanted in (0, pid):
+            return True
+        try:
+            return wanted == self._processes.group(pid) or self._processes.owns(wanted)
+        except (OSError, KeyError, ValueError):
             return False
-        return self._processes.owns(arguments[OF_PROCESSES[name]] & 0xFFFFFFFF)
+
+    def _refuse_chroot(self, listener: Listener, call: Notification) -> None:
+        """Say once why chroot(2) fails: root of a step has no capability for it unless it is asked for."""
+        if not self._said:
+            with contextlib.suppress(OSError):
+                os.write(self._errors, _NO_CHROOT)
+            self._said = True
+        listener.fail(call, errno.EPERM)
 
     def _is_fixed(self, pid: int, address: int) -> bool:
         """Return whether the path at *address* is one that the step must not change, as far as it tells."""

@@ -121,7 +121,7 @@ class Files:
             return self._in_proc(pid, [*link.split(b"/"), *rest], follow)
         if name.isdigit() and len(name) < 10:
             wanted = int(name)
-            if not self._processes.owns(wanted):
+            if wanted != self._processes.group(pid) and not self._processes.owns(wanted):
                 if wanted != 1:
                     return _NOTHING
                 wanted = self._processes.first  # a step's first process is the first of a container

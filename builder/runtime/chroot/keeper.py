@@ -128,7 +128,8 @@ def _start(
         network, code = spec["frame"]["network"], b""
         if spec["filtered"]:
             any_socketcall = spec["any_socketcall"] and network != "none"
-            code = base_program(_MACHINE, spec["capabilities"], any_socketcall)
+            # Who has not the capability to chroot is told so by the supervisor.
+            code = base_program(_MACHINE, spec["capabilities"] | confine.CHROOT, any_socketcall)
             if not code:
                 what = f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
                 raise StepError(what)
@@ -140,7 +141,8 @@ def _start(
         if code:
             sc.set_seccomp_filter(code)
         fixed = any(read_only for *_, read_only in spec["placed"])
-        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed))
+        chroots = bool(capabilities & confine.CHROOT)
+        listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed, chroots))
         socket.send_fds(socket.socket(fileno=supervisor), [b"L"], [listener])
         init.keep_only(channel, [_own_null(stdio[0]), *stdio[1:]])
         init.change_directory(spec["cwd"], uid, gid)

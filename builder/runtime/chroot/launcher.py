@@ -49,7 +49,7 @@ class _Launcher:
         self._made = 0
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         for internet in (True, False):  # made once, as they take longer than a small step
-            program(os.uname().machine, internet, False)
+            program(os.uname().machine, internet, False, False)
         base_program(os.uname().machine, CAPABILITIES, False)
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -83,11 +83,15 @@ class _Launcher:
                 os.close(fd)
             channel.close()
             return
-        pid, feed = self._spare or self._fork()
-        self._spare = None
-        self._supervisors[pid] = group
+        if group is None:
+            pid, feed = self._spare or self._fork(ahead=True)
+            self._spare = None
+        else:  # it enters its cgroup before it forks anything
+            pid, feed = self._fork(ahead=False)
+            self._supervisors[pid] = group
         try:
-            group.enter(pid, into_v2=True)
+            if group is not None:
+                group.enter(pid, into_v2=True)
             data = marshal.dumps(dict(spec))
             socket.send_fds(feed, [len(data).to_bytes(4, "big")], fds)
             feed.sendall(data)
@@ -99,27 +103,30 @@ class _Launcher:
         for fd in fds[1:4]:
             os.close(fd)
         channel.close()
-        if message == b"R":
-            self._spare = self._fork()
+        if message == b"R" and self._spare is None:
+            self._spare = self._fork(ahead=True)
 
-    def _fork(self) -> tuple[int, socket.socket]:
-        """A supervisor that waits for its step; its pid, and where it hears of it."""
+    def _fork(self, ahead: bool) -> tuple[int, socket.socket]:
+        """A supervisor that waits for its step; its pid, and where it hears of it.
+
+        *ahead* is whether it may fork its own helper before that.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         pid = os.fork()
         if pid == 0:
             ours.close()
-            wait_and_supervise(theirs, self._store, self._session)
+            wait_and_supervise(theirs, self._store, self._session, ahead)
         theirs.close()
         self._supervisors[pid] = Group()
         return pid, ours
 
-    def _group(self, spec: ContainerSpec) -> Group:
-        """A cgroup for the step, where one can be made. Raises CgroupError where a limit cannot be had."""
+    def _group(self, spec: ContainerSpec) -> Group | None:
+        """A cgroup for the step, if it has limits. Raises CgroupError where one cannot be had."""
         if spec["frame"]["devices"]:
             raise CgroupError(_NO_DEVICES.decode())
         parent = spec["frame"]["cgroup_parent"]
         if not parent and not spec["frame"]["limits"]:
-            return Group()  # to move a process takes longer than a small step
+            return None  # to move a process takes longer than a small step
         if parent not in self._cgroups:
             self._cgroups[parent] = find(parent)
             self._cgroups[parent].sweep()

@@ -130,6 +130,7 @@ _SYNCS = {
     "aarch64": (82, 83, 81, 84, 267),
     "arm": (118, 148, 36, 341, 373),
 }
+_CHROOT = {"x86_64": 161, "i386": 61, "aarch64": 51, "arm": 61}
 _SOCKET = {"x86_64": 41, "i386": 359, "aarch64": 198, "arm": 281}
 _LOCAL = (1, 16)  # AF_UNIX, AF_NETLINK
 
@@ -158,7 +159,7 @@ def calls(machine: str) -> dict[tuple[int, int], str]:
     return {
         (_AUDIT[abi], number): name
         for abi in _ABIS[machine]
-        for table in (_NUMBERS, _CHANGE_NUMBERS, _PROCESS_NUMBERS)
+        for table in (_NUMBERS, _CHANGE_NUMBERS, _PROCESS_NUMBERS, {abi: {"chroot": _CHROOT[abi]}})
         for name, number in table.get(abi, {}).items()
     }
 
@@ -169,19 +170,19 @@ def own_abi(machine: str) -> int:
 
 
 @functools.cache
-def program(machine: str, internet: bool, changes: bool = False) -> bytes:
+def program(machine: str, internet: bool, changes: bool = False, chroots: bool = False) -> bytes:
     """The filter, as struct sock_filter items. Without *internet* no socket of it can be made; with
-    *changes* those of ``CHANGES`` are asked about, too.
+    *changes* those of ``CHANGES`` are asked about, too, and without *chroots* chroot(2) is.
     """
     out: list[Instruction] = [(_LOAD, 0, 0, _ARCH)]
     for abi in _ABIS[machine]:
-        section = _section(abi, internet, changes)
+        section = _section(abi, internet, changes, chroots)
         out += [(_JUMP_EQUAL, 1, 0, _AUDIT[abi]), (_JUMP, 0, 0, len(section)), *section]
     out.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in out)
 
 
-def _section(abi: str, internet: bool, changes: bool) -> list[Instruction]:
+def _section(abi: str, internet: bool, changes: bool, chroots: bool) -> list[Instruction]:
     out = [(_LOAD, 0, 0, _NUMBER)]
     if abi == "x86_64":
         out += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ALLOW)]  # our other filter refuses it
@@ -203,9 +204,13 @@ def _section(abi: str, internet: bool, changes: bool) -> list[Instruction]:
         out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
     for number in _SYNCS[abi]:
         out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR)]
+    if not chroots:
+        out += [(_JUMP_EQUAL, 0, 1, _CHROOT[abi]), (_RETURN, 0, 0, _ASK)]
     for name, number in _PROCESS_NUMBERS[abi].items():
-        low = _FIRST_ARGUMENT + 8 * OF_PROCESSES[name]
-        test = [(_LOAD, 0, 0, low), (_JUMP_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ASK)]
+        if OF_PROCESSES[name]:  # another argument says what is named: a process, a group, a user
+            out += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ASK)]
+            continue
+        test = [(_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ASK)]
         out += _when(number, [*test, (_RETURN, 0, 0, _ALLOW)])
     for number, place in _MKNODS[abi]:
         out += _when(number, _mknod(_FIRST_ARGUMENT + 8 * place))

@@ -6,7 +6,10 @@ changed them without an exec can be read by nobody here.
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
+
+from builder.runtime import syscalls as sc
 
 _MOST_OPEN = 256  # descriptors of memory that are kept
 _LONGEST = 4096  # bytes of a path
@@ -108,6 +111,7 @@ class Processes:
             os.seteuid(0)
             os.setegid(0)
             os.setgroups([])
+            sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)  # a change of ids has cleared it
 
     def status(self, pid: int) -> dict[bytes, bytes]:
         """The lines of /proc/PID/status. Raises OSError."""

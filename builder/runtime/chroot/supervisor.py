@@ -28,8 +28,10 @@ _MACHINE = os.uname().machine
 _PATIENCE = 2.0  # seconds for the processes of a step to be gone
 
 
-def wait_and_supervise(feed: socket.socket, store: bytes, session: str) -> None:
+def wait_and_supervise(feed: socket.socket, store: bytes, session: str, ahead: bool) -> None:
     """Wait on *feed* for a step whose root is in *session*, run it and say how it went; never returns.
+
+    With *ahead* its keeper is forked before there is a step.
 
     The launcher sends the length of the spec with descriptors (channel, stdin, stdout, stderr), and the spec;
     hanging up means that no step is wanted.
@@ -43,25 +45,34 @@ def wait_and_supervise(feed: socket.socket, store: bytes, session: str) -> None:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
         os.umask(0o022)
+        feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
         confine.restrict_supervisor(session)
-        hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        keeper = os.fork()
-        if keeper == 0:
-            keep(handle)
-        handle.close()
-        kept = sc.keep_only([feed.detach(), hand.detach()])
-        feed, hand = (socket.socket(fileno=fd) for fd in kept)
+        keeper, hand = _fork_keeper(feed) if ahead else (0, None)
         head, fds, _flags, _address = socket.recv_fds(feed, 4, 4)
         if len(head) < 4 or len(fds) < 4:
             os._exit(0)
         size, data = int.from_bytes(head, "big"), b""
         while len(data) < size and (more := feed.recv(size - len(data))):
             data += more
+        if hand is None:
+            keeper, hand = _fork_keeper(feed)
         feed.close()
         spec: ContainerSpec = marshal.loads(data)
         _supervise(spec, store + b"/" + spec["upper"], socket.socket(fileno=fds[0]), fds[1:], keeper, hand)
     finally:
         os._exit(1)
+
+
+def _fork_keeper(feed: socket.socket) -> tuple[int, socket.socket]:
+    """The process that will start and end the step: its pid, and the way to it."""
+    hand, handle = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    keeper = os.fork()
+    if keeper == 0:
+        feed.close()
+        hand.close()
+        keep(handle)
+    handle.close()
+    return keeper, hand
 
 
 def _supervise(
@@ -113,13 +124,13 @@ class _Step:
     def run(self, stdio: list[int]) -> tuple[int, float, float, int]:
         """The wait status of the first process, CPU times and most memory of all."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        result = None
+        result, self._errors = None, stdio[2]
         try:
             signal.signal(signal.SIGTERM, _end)
             fds = [self._root, self._channel.fileno(), *stdio, theirs.fileno()]
             first = send_step(self._hand, self._spec, fds)
             theirs.close()
-            for fd in stdio:
+            for fd in stdio[:2]:
                 os.close(fd)
             with contextlib.suppress(OSError):  # an old filter may not know it
                 pidfd = os.pidfd_open(first)
@@ -137,7 +148,7 @@ class _Step:
     def _serve(self, first: int, starting: socket.socket) -> tuple[int, float, float, int] | None:
         """Answer calls until the keeper says how the step ended; None if it cannot. Raises _Ended."""
         processes = Processes(self._path, first, self._keeper)
-        answers = Answers(self._spec, self._root, self._path, processes)
+        answers = Answers(self._spec, self._root, self._path, processes, self._errors)
         poll = select.poll()
         poll.register(self._hand.fileno(), select.POLLIN)
         poll.register(starting.fileno(), select.POLLIN)
