@@ -104,11 +104,9 @@ def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
             check_shared_network()
             sink(Notice("steps share this machine's network (pybuild doctor says what is missing)", True))
     if runs and workshop.isolation == CHROOT:
-        sink(
-            Notice(
-                "steps are isolated by chroot and share this container's network (pybuild doctor says why)"
-            )
-        )
+        shared = any(op.network == "default" for op in runs)
+        and_network = " and share this container's network" if shared else ""
+        sink(Notice(f"steps are isolated by chroot{and_network} (pybuild doctor says why)"))
     if runs and was_real_root():
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
     if not keeps_owners():

@@ -246,7 +246,7 @@ def _enter(options: argparse.Namespace) -> str:
     wanted = getattr(options, "isolation", "auto")
     if wanted == isolation.CHROOT:
         if missing := probe.missing_for_chroot():
-            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _NO_ISOLATION_HINT)
+            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _no_isolation_hint(missing))
         return isolation.CHROOT
     if is_real_root():
         return isolation.NAMESPACES
@@ -254,17 +254,23 @@ def _enter(options: argparse.Namespace) -> str:
         if not (missing := probe.missing_for_chroot()):
             return isolation.CHROOT
         raise BuildError(
-            f"this place allows neither namespaces nor what stands in for them: {missing}", _NO_ISOLATION_HINT
+            f"this place allows neither namespaces nor what stands in for them: {missing}",
+            _no_isolation_hint(missing),
         )
     os.environ["PYBUILD_ROOT"] = options.root or default_root()
     _enter_namespace()
     return isolation.NAMESPACES
 
 
-_NO_ISOLATION_HINT = (
-    "give root of the container CAP_SYS_CHROOT (docker and podman do; in a pod: capabilities: {add: "
-    "[SYS_CHROOT]}), or user namespaces (a pod with hostUsers: false); docs/containers.md has more"
-)
+def _no_isolation_hint(missing: str) -> str:
+    """What to change where steps cannot even be chrooted."""
+    if "CAP_" not in missing:
+        return "pybuild doctor says what this place allows, and docs/containers.md what to change"
+    return (
+        "give root of the container the capabilities CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID and "
+        "SYS_CHROOT, as docker and podman do, or user namespaces (a pod with hostUsers: false); "
+        "docs/containers.md has more"
+    )
 
 
 def _enter_namespace() -> None:
@@ -303,6 +309,12 @@ def _store_for_containers(options: argparse.Namespace, isolation: str) -> tuple[
             _enter_namespace()
             store = _open_store(options)
     store.check_owners()
+    if isolation == CHROOT and os.statvfs(store.root).f_flag & os.ST_NOEXEC:
+        store.close()
+        raise BuildError(
+            f"programs may not be executed on the file system of {store.root} (noexec)",
+            "use another --root or PYBUILD_ROOT",
+        )
     store.overlays = isolation == NAMESPACES and _remembered(store, "overlays", can_overlay)
     return store, isolation
 

@@ -70,7 +70,9 @@ def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
         return
     yield Check("isolation", _LESS, f"chroot, as namespaces cannot be had: {said}", advice)
     place = _nearest(root)
-    yield Check("store", _GOOD if os.access(place, os.W_OK) else _MISSING, f"on the file system of {place}")
+    usable = os.access(place, os.W_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC
+    advice = "" if usable else "use another --root or PYBUILD_ROOT: it is read-only or noexec"
+    yield Check("store", _GOOD if usable else _MISSING, f"on the file system of {place}", advice)
     yield Check("network", _LESS, "steps share the network of this container, or have none")
     yield _limits()
     yield _landlock()

@@ -46,8 +46,7 @@ def _file(source: int, path: str, target: int, name: str, found: os.stat_result)
         try:
             if found.st_size:
                 _content(there, here, found.st_size)
-            if found.st_uid or found.st_gid:
-                set_owner(here, found.st_uid, found.st_gid)
+            set_owner(here, found.st_uid, found.st_gid)  # a setgid folder has handed down its group
             for key, value in image_xattrs(there):
                 os.setxattr(here, key, value)
             os.fchmod(here, stat.S_IMODE(found.st_mode))

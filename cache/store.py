@@ -78,7 +78,8 @@ class Store:
             self._prepare()
         except OSError as error:
             raise CacheError(
-                f"the store {self.root} cannot be used: {error.strerror}: {error.filename}"
+                f"the store {self.root} cannot be used: {error.strerror}: {error.filename}",
+                "use another --root or PYBUILD_ROOT, in a container a volume",
             ) from None
         self.index = Index(self.path("index.db"))
 
@@ -356,11 +357,29 @@ class Store:
     def sync(self) -> None:
         """Make every published snapshot durable, then say so in the index."""
         waiting = self.index.unsynced()
-        if waiting:
+        if waiting and self._outlives_us():
             from cache.kernel import sync_file_system  # not on the path of a cached build
 
             sync_file_system(self.root)
+        if waiting:
             self.index.mark_synced(waiting)
+
+    def _outlives_us(self) -> bool:
+        """Return whether the store is on more than a container's own overlay, which ends with the container.
+
+        To sync that would wait for all that the machine's other containers have written.
+        """
+        device = os.stat(self.root).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        with (
+            contextlib.suppress(OSError),
+            open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file,
+        ):
+            for line in file:
+                fields, _, rest = line.partition(" - ")
+                if fields.split()[2] == wanted:
+                    return rest.split()[0] != "overlay"
+        return True
 
 
 def write_error(error: OSError, what: str) -> CacheError:

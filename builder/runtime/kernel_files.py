@@ -86,15 +86,30 @@ def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, proc: int, n
         masked = (*masked, *_OF_ROOT)
         for tree in devices.values():
             sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_RDONLY)
+    proc_fd = os.dup(proc)
     for name, tree in ((b"proc", proc), (b"sys", sysfs)):
         sc.move_mount(tree, staging, name)
         os.close(tree)
+    if os.readlink(b"self", dir_fd=proc_fd) != b"%d" % os.getpid():
+        masked = (*masked, *_foreign_processes(proc_fd))
+    os.close(proc_fd)
     _fill_dev(staging, devices, frame["shm_size"])
     if frame["masked"]:
         for path in (*masked, *_thermal_throttles(staging)):
             _mask(staging, path)
         for path in _READ_ONLY:
             _make_read_only(staging, path)
+
+
+def _foreign_processes(proc: int) -> list[bytes]:
+    """The folders, in a /proc of other namespaces, of processes that are there and are not the step's."""
+    own = os.readlink(b"self", dir_fd=proc)
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        names = map(os.fsencode, os.listdir(fd))
+        return [b"proc/" + name for name in names if name.isdigit() and name != own]
+    finally:
+        os.close(fd)
 
 
 def _host_device(name: bytes) -> int:

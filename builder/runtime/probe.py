@@ -8,6 +8,7 @@ import signal
 import socket
 
 from builder.runtime import syscalls as sc
+from builder.runtime.chroot.confine import own_capabilities
 from builder.runtime.chroot.notify import (
     ABI,
     ARGUMENTS,
@@ -20,7 +21,7 @@ from builder.runtime.chroot.notify import (
 )
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.rootless import RootlessError, enter
-from builder.runtime.spec import ID_COUNT, ID_SHIFT
+from builder.runtime.spec import CAPABILITY_NAMES, ID_COUNT, ID_SHIFT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _CONTAINER = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWN
 _WORDS = 4000  # bytes of an answer
 _PATIENCE = 5000  # milliseconds for an answer to a system call
 _PROBED = b"/pybuild-probe"
+_NEEDED = ("chown", "dac_override", "fowner", "setgid", "setuid", "sys_chroot")  # for a chroot and its files
 
 
 def attempt(work: "Callable[[], str]") -> tuple[bool, str]:
@@ -186,6 +188,9 @@ def missing_for_chroot() -> str:
     """What this place lacks for steps by chroot, "" if nothing. It is tried by processes of its own."""
     if os.geteuid() != 0:
         return "only root may chroot"
+    held = own_capabilities()
+    if lacking := [name for name in _NEEDED if not held >> CAPABILITY_NAMES.index(name) & 1]:
+        return "root lacks " + ", ".join(f"CAP_{name.upper()}" for name in lacking)
     able, said = attempt(_try_chroot)
     return "" if able else said
 

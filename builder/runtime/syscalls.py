@@ -85,6 +85,9 @@ _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
+_MOST_DESCRIPTORS = 65536
+
+
 def _check(result: int, what: str) -> int:
     if result < 0:
         code = ctypes.get_errno()
@@ -109,7 +112,10 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
 
 def close_range(first: int) -> None:
     """Close every descriptor from *first* up."""
-    _check(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0), "close_range")
+    if _libc.syscall(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0) < 0:
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+            _check(-1, "close_range")
+        os.closerange(first, _MOST_DESCRIPTORS)  # a filter older than the call
 
 
 def keep_only(fds: list[int]) -> list[int]:
@@ -138,7 +144,8 @@ def umount2(target: bytes, flags: int) -> None:
 def join_session_keyring() -> None:
     """Leave the session keyring inherited from the caller for an empty one of our own."""
     arguments = (_KEYCTL[os.uname().machine], _KEYCTL_JOIN_SESSION_KEYRING, None)
-    if _libc.syscall(*arguments) < 0 and ctypes.get_errno() != errno.ENOSYS:  # a kernel may have no keys
+    # A kernel may have no keys, and the filter of a container that we are in may refuse them.
+    if _libc.syscall(*arguments) < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
         _check(-1, "keyctl")
 
 
