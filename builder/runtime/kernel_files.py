@@ -91,7 +91,9 @@ def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, proc: int, n
         sc.move_mount(tree, staging, name)
         os.close(tree)
     if os.readlink(b"self", dir_fd=proc_fd) != b"%d" % os.getpid():
-        masked = (*masked, *_foreign_processes(proc_fd))
+        for path in _foreign_processes(proc_fd):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                _mask(staging, path)
     os.close(proc_fd)
     _fill_dev(staging, devices, frame["shm_size"])
     if frame["masked"]:
