@@ -22,6 +22,7 @@ from builder.runtime.chroot.notify import (
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.rootless import RootlessError, enter
 from builder.runtime.spec import CAPABILITY_NAMES, ID_COUNT, ID_SHIFT
+from cache.kernel import keeps_owners
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ def missing_for_chroot() -> str:
     """What this place lacks for steps by chroot, "" if nothing. It is tried by processes of its own."""
     if os.geteuid() != 0:
         return "only root may chroot"
+    if not keeps_owners():
+        return "there is one user ID here, and files of steps could belong to nobody else"
     held = own_capabilities()
     if lacking := [name for name in _NEEDED if not held >> CAPABILITY_NAMES.index(name) & 1]:
         return "root lacks " + ", ".join(f"CAP_{name.upper()}" for name in lacking)

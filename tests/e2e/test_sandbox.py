@@ -589,7 +589,7 @@ def test_own_image(
     work.mkdir()
     subprocess.run(["cp", "-a", outer, work / "context"], check=True)
     (work / "busybox.tar").write_bytes(busybox.read_bytes())
-    with CLIENTS[name](tools, tmp_path) as client:
+    with CLIENTS[name](tools) as client:
         subprocess.run([*client, "load", "-q", "-i", image_of_pybuild], check=True, capture_output=True)
         limits = LIMITS if name == "podman" else ()  # raising them may be forbidden
         command = [*client, "run", "--rm", "--network=none", *limits, "-v", f"{work}:/mnt", "--entrypoint="]
@@ -608,14 +608,17 @@ def test_own_image(
 
 
 @contextlib.contextmanager
-def docker_client(tools: dict[str, str], folder: Path) -> Iterator[list[str]]:
-    (folder / "docker").mkdir()
-    with dockerd(tools, folder / "docker") as client:
-        yield client
+def docker_client(tools: dict[str, str]) -> Iterator[list[str]]:
+    short = Path(tempfile.mkdtemp(prefix="d", dir="/dev/shm"))  # paths of sockets are short
+    try:
+        with dockerd(tools, short) as client:
+            yield client
+    finally:
+        subprocess.run(["rm", "-rf", "--one-file-system", short], check=True)
 
 
 @contextlib.contextmanager
-def podman_client(tools: dict[str, str], folder: Path) -> Iterator[list[str]]:
+def podman_client(tools: dict[str, str]) -> Iterator[list[str]]:
     place = tempfile.mkdtemp(prefix="p", dir="/dev/shm")  # it takes no long paths
     podman = [tools["podman"], f"--root={place}/root", f"--runroot={place}/run"]
     podman += ["--cgroup-manager=cgroupfs", "--runtime=runc"]

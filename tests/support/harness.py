@@ -76,7 +76,11 @@ class Pybuild:
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What the command sees: this store, nothing of the outside that changes a build."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "PYBUILD_ISOLATION") if name in os.environ}
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "TMPDIR", "PYBUILD_ISOLATION")
+            if name in os.environ
+        }
         ours = {
             "PYBUILD_ROOT": str(self.store),
             "LC_ALL": "C.UTF-8",
