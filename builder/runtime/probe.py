@@ -10,12 +10,9 @@ import socket
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot.confine import own_capabilities
 from builder.runtime.chroot.notify import (
-    ABI,
     ARGUMENTS,
     COOKIE,
-    PID,
     Listener,
-    Notification,
     can_ask,
     program,
 )
@@ -243,11 +240,11 @@ def _try_chroot() -> str:
         received = listener.receive() if poll.poll(_PATIENCE) else None
         if received is None:
             raise OSError(errno.ENOSYS, "seccomp notifications do not arrive")
-        call = Notification(received[COOKIE], received[PID], received[ABI], received[ARGUMENTS:])
+        paths = received[ARGUMENTS : ARGUMENTS + 2]
         processes = Processes(b"/", pid)
-        if all(processes.read_path(pid, address) != _PROBED for address in call.arguments[:2]):
+        if all(processes.read_path(pid, address) != _PROBED for address in paths):
             raise OSError(errno.EPERM, "the memory of a child may not be read (yama, ptrace)")
-        listener.fail(call, errno.EXDEV)
+        listener.fail(received[COOKIE], errno.EXDEV)
         if os.waitpid(pid, 0)[1]:
             raise OSError(errno.ENOSYS, "seccomp notifications are not answered")
         pid = 0

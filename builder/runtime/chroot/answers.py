@@ -83,18 +83,18 @@ class Answers:
             cookie, pid = received[COOKIE], received[PID]
             where, name, opens, executes = table[received[ABI], received[NUMBER]]
             if name == "chroot":
-                self._refuse_chroot(listener, Notification(cookie, pid, 0, ()))
+                self._refuse_chroot(listener, cookie)
                 return
             if name in OF_PROCESSES:
                 if self._may_set(pid, name, received[ARGUMENTS:]):
                     let_pass(cookie)
                 else:
-                    listener.fail(Notification(cookie, pid, 0, ()), errno.EPERM)
+                    listener.fail(cookie, errno.EPERM)
                 return
             if fixed and (name in CHANGES or (opens and received[where + 1] & _WRITES)):
                 places = CHANGES.get(name) or (where - ARGUMENTS,)
                 if any(is_fixed(pid, received[ARGUMENTS + place]) for place in places):
-                    listener.fail(Notification(cookie, pid, 0, ()), errno.EROFS)
+                    listener.fail(cookie, errno.EROFS)
                     return
                 if name in CHANGES:
                     let_pass(cookie)
@@ -130,13 +130,13 @@ class Answers:
         except (OSError, KeyError, ValueError):
             return False
 
-    def _refuse_chroot(self, listener: Listener, call: Notification) -> None:
+    def _refuse_chroot(self, listener: Listener, cookie: int) -> None:
         """Say once why chroot(2) fails: root of a step has no capability for it unless it is asked for."""
         if not self._said:
             with contextlib.suppress(OSError):
                 os.write(self._errors, _NO_CHROOT)
             self._said = True
-        listener.fail(call, errno.EPERM)
+        listener.fail(cookie, errno.EPERM)
 
     def _is_fixed(self, pid: int, address: int) -> bool:
         """Return whether the path at *address* is one that the step must not change, as far as it tells."""
@@ -151,10 +151,10 @@ class Answers:
         try:
             return self._answer(listener, call, name, where, path)
         except OSError as error:
-            listener.fail(call, error.errno or errno.EIO)
+            listener.fail(call.cookie, error.errno or errno.EIO)
             return True
         except OverflowError:
-            listener.fail(call, errno.EINVAL)
+            listener.fail(call.cookie, errno.EINVAL)
             return True
         except (KeyError, ValueError):  # it has just ended
             return False
@@ -202,18 +202,18 @@ class Answers:
                 skeleton.list_processes(self._root, [1, *self._processes.all()])
             return False
         if place.kind == "none":
-            listener.fail(call, place.code)
+            listener.fail(call.cookie, place.code)
             return True
         if name in _OPENS:
             return self._open(listener, call, arguments[where + 1] & 0xFFFFFFFF, place)
         if name in ("readlink", "readlinkat"):
             if place.kind != "link":
-                listener.fail(call, errno.EINVAL)
+                listener.fail(call.cookie, errno.EINVAL)
                 return True
             data = place.path[: arguments[where + 2]]
             if not self._processes.write(call.pid, arguments[where + 1], data):
                 return False
-            listener.answer(call, len(data))
+            listener.answer(call.cookie, len(data))
             return True
         if name in ("access", "faccessat", "faccessat2"):
             return self._access(listener, call, arguments[where + 1] & 0xFFFFFFFF, place)
@@ -222,7 +222,7 @@ class Answers:
     def _open(self, listener: Listener, call: Notification, flags: int, place: Place) -> bool:
         wants_folder = bool(flags & os.O_DIRECTORY)
         if place.kind == "link":
-            listener.fail(call, errno.ELOOP)  # O_NOFOLLOW
+            listener.fail(call.cookie, errno.ELOOP)  # O_NOFOLLOW
             return True
         mode = flags & os.O_ACCMODE
         fd = -1
@@ -252,7 +252,7 @@ class Answers:
                     fd = os.open(place.path, kept | os.O_NOFOLLOW)
             if not flags & os.O_NONBLOCK:
                 os.set_blocking(fd, True)
-            listener.give(call, fd, bool(flags & os.O_CLOEXEC))
+            listener.give(call.cookie, fd, bool(flags & os.O_CLOEXEC))
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -321,9 +321,9 @@ class Answers:
                 allowed = os.access(place.path, wanted, effective_ids=True)
                 os.stat(place.path)
         if allowed:
-            listener.answer(call, 0)
+            listener.answer(call.cookie, 0)
         else:
-            listener.fail(call, errno.EACCES)
+            listener.fail(call.cookie, errno.EACCES)
         return True
 
     def _stat(self, listener: Listener, call: Notification, name: str, where: int, place: Place) -> bool:
@@ -352,7 +352,7 @@ class Answers:
                 os.close(fd)
         if not self._processes.write(call.pid, address, data):
             return False
-        listener.answer(call, 0)
+        listener.answer(call.cookie, 0)
         return True
 
     def _execute(self, call: Notification, where: int, path: bytes, place: Place) -> bool:
@@ -374,7 +374,7 @@ class Answers:
             fd = os.open("/dev/ptmx", flags | os.O_NOCTTY | os.O_CLOEXEC)
             try:
                 self._keep_terminal(fd)
-                listener.give(call, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
+                listener.give(call.cookie, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
             finally:
                 os.close(fd)
             return True
@@ -389,14 +389,14 @@ class Answers:
             flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
             fd = os.open(real, flags | os.O_NOCTTY | os.O_CLOEXEC)
             try:
-                listener.give(call, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
+                listener.give(call.cookie, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
             finally:
                 os.close(fd)
             return True
         if name in ("readlink", "readlinkat"):
             return None
         if name in ("access", "faccessat", "faccessat2"):
-            listener.answer(call, 0)
+            listener.answer(call.cookie, 0)
             return True
         return self._stat(listener, call, name, where, Place("file", real))
 

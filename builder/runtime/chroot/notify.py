@@ -272,33 +272,33 @@ class Listener:
         """Have the kernel make the call *cookie* as it is."""
         self._send(_ANSWER.pack(cookie, 0, 0, _CONTINUE))
 
-    def answer(self, call: Notification, value: int) -> None:
-        """Have the call return *value*."""
-        self._send(_ANSWER.pack(call.cookie, value, 0, 0))
+    def answer(self, cookie: int, value: int) -> None:
+        """Have the call *cookie* return *value*."""
+        self._send(_ANSWER.pack(cookie, value, 0, 0))
 
-    def fail(self, call: Notification, code: int) -> None:
-        """Have the call fail with the errno *code*."""
-        self._send(_ANSWER.pack(call.cookie, 0, -code, 0))
+    def fail(self, cookie: int, code: int) -> None:
+        """Have the call *cookie* fail with the errno *code*."""
+        self._send(_ANSWER.pack(cookie, 0, -code, 0))
 
-    def give(self, call: Notification, fd: int, close_on_exec: bool) -> None:
-        """Have the call return a new descriptor of what *fd* is open on here."""
+    def give(self, cookie: int, fd: int, close_on_exec: bool) -> None:
+        """Have the call *cookie* return a new descriptor of what *fd* is open on here."""
         flags = os.O_CLOEXEC if close_on_exec else 0
         if self._adds_and_answers:
             try:
-                fcntl.ioctl(self.fd, _ADD_FD, _NEW_FD.pack(call.cookie, _ADD_FD_AND_ANSWER, fd, 0, flags))
+                fcntl.ioctl(self.fd, _ADD_FD, _NEW_FD.pack(cookie, _ADD_FD_AND_ANSWER, fd, 0, flags))
                 return
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINPROGRESS):  # killed, or answered already
                     return
                 if error.errno != errno.EINVAL:
-                    self.fail(call, error.errno or errno.EIO)  # as many as it may have, it has
+                    self.fail(cookie, error.errno or errno.EIO)  # as many as it may have, it has
                     return
                 self._adds_and_answers = False
         try:
-            request = bytearray(_NEW_FD.pack(call.cookie, 0, fd, 0, flags))  # of bytes no number is returned
-            self.answer(call, fcntl.ioctl(self.fd, _ADD_FD, request))
+            request = bytearray(_NEW_FD.pack(cookie, 0, fd, 0, flags))  # of bytes no number is returned
+            self.answer(cookie, fcntl.ioctl(self.fd, _ADD_FD, request))
         except OSError as error:
-            self.fail(call, error.errno or errno.EIO)
+            self.fail(cookie, error.errno or errno.EIO)
 
     def _send(self, answer: bytes) -> None:
         while True:

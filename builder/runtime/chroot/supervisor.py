@@ -24,7 +24,6 @@ from builder.runtime.chroot.processes import Processes
 from builder.runtime.spec import CAPABILITIES, ContainerSpec, StepError
 
 EXITED = struct.Struct("=ciddQi")  # as builder.runtime.launcher sends it
-_MACHINE = os.uname().machine
 _PATIENCE = 2.0  # seconds for the processes of a step to be gone
 
 
