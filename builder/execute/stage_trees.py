@@ -1,7 +1,7 @@
 """Roots of stages as plain folders, where overlayfs cannot be mounted: filled once, changed by their steps.
 
 What a step changed is found by scanning: a file that was written to has another ctime, which no
-program can set. The changes are copied into a draft as overlayfs would have left them there, so that
+program can set. The changes are moved into a draft as overlayfs would have left them there, so that
 ``cache.diff`` makes the same layer of them. A tree whose step failed is thrown away.
 """
 

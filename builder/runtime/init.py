@@ -108,7 +108,7 @@ def _prepare(frame: FrameSpec, nodes: list[int]) -> int:
 def _new_proc() -> int:
     """A /proc of these namespaces; where none may be mounted, as parts of the one here are masked, that one.
 
-    In it /proc/self is right, and of processes of other namespaces only their names can be seen.
+    In it /proc/self is right, and of processes outside only the names can be seen of those that start later.
     """
     try:
         return sc.new_mount(b"proc", NO_EXEC, {})

@@ -140,7 +140,7 @@ def write(place: Place, dockerfile: str, name: str = "small") -> Path:
 
 
 def same(found: Image, expected: Image) -> None:
-    """Layer by layer, down to the bytes; what is said first is what people can read."""
+    """Compare layer by layer, down to the bytes. Names are compared first: they are easier to read."""
     assert [layer.names for layer in found.layers] == [layer.names for layer in expected.layers]
     different = difference(of_image(found), of_image(expected))
     assert not different, "\n".join(different)

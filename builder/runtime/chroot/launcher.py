@@ -1,6 +1,7 @@
 """The launcher where no namespace can be made: it forks a supervisor for each step, and ends them all.
 
-It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets; no container is made ahead.
+It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets.
+One supervisor is forked ahead.
 """
 
 import contextlib
