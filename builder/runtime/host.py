@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import marshal
 import os
 import select
 import signal
@@ -12,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from builder.runtime.cgroups import find
-from builder.runtime.launcher import EXITED, serve
+from builder.runtime.launcher import serve
+from builder.runtime.protocol import EXITED, send_spec
 from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
 
@@ -156,12 +156,11 @@ class Launcher:
         With *more*, others like it are expected, and one is made ahead.
         """
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        data = marshal.dumps(dict(spec))
         try:
             socket.send_fds(self._control, [b"R" if more else b"L"], [theirs.fileno(), stdin, stdout, stderr])
         finally:
             theirs.close()
-        channel.sendall(len(data).to_bytes(4, "big") + data)
+        send_spec(channel, spec, [])
         return Running(channel)
 
     def close(self) -> None:

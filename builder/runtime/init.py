@@ -10,7 +10,6 @@ here was loaded by the launcher, paths and texts are bytes, and passwd is parsed
 import contextlib
 import errno
 import fcntl
-import marshal
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ import time
 
 from builder.runtime import syscalls as sc
 from builder.runtime.kernel_files import NO_EXEC, mount_kernel_files
+from builder.runtime.protocol import receive_spec
 from builder.runtime.seccomp import program
 from builder.runtime.spec import DEFAULT_PATH, MOST_VOLUMES, ContainerSpec, FrameSpec, MountSpec, StepError
 from cache.kernel import hide_abstract_sockets, keeps_owners, open_in_root
@@ -62,14 +62,10 @@ def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> Non
             staging = _prepare(frame, kept[1:])
         except Exception as error:  # to be told to who asks for this container
             failure = words(error)
-        head, fds, _flags, _address = socket.recv_fds(feed, 4, 5 + MOST_VOLUMES)
-        if len(head) < 4 or len(fds) < 5:
+        received = receive_spec(feed, 5, 5 + MOST_VOLUMES)
+        if received is None:
             os._exit(0)
-        size = int.from_bytes(head, "big")
-        data = b""
-        while len(data) < size and (more := feed.recv(size - len(data))):
-            data += more
-        spec: ContainerSpec = marshal.loads(data)
+        spec, fds = received
     except BaseException:  # nothing to report to, and nothing may unwind into the launcher
         os._exit(125)
     _status[0] = fds[1]

@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import marshal
 import os
 import resource
 import select
 import signal
 import socket
-import struct
 
 from builder.runtime import init
 from builder.runtime import syscalls as sc
 from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
+from builder.runtime.protocol import EXITED, receive_spec, refuse, send_spec
 from builder.runtime.rootless import has_machines_root
 from builder.runtime.seccomp import program
 from builder.runtime.spec import (
@@ -60,7 +59,6 @@ _NAMESPACES = (
     | sc.CLONE_NEWIPC
     | sc.CLONE_NEWCGROUP
 )
-EXITED = struct.Struct("=ciddQi")
 _MOUNTS = 1 << CAPABILITY_NAMES.index("sys_admin")
 _GUARDED = (
     b"root of a step has the number of this machine's own root here, so it gets no --security=insecure, no "
@@ -104,15 +102,6 @@ class _Request:
     def close(self) -> None:
         for fd in self.stdio:
             os.close(fd)
-
-
-def refuse(channel: socket.socket, kind: bytes, message: bytes) -> None:
-    """Say on *channel* that a step cannot be started."""
-    try:
-        channel.send(kind + message)
-        channel.send(EXITED.pack(b"X", 125 << 8, 0.0, 0.0, 0, 0))
-    except OSError:
-        pass  # nobody is listening any more
 
 
 def serve(control: socket.socket, store: str, network: socket.socket | None, shift: bool) -> None:
@@ -178,13 +167,13 @@ class _Launcher:
         if not message:
             self._end()
         channel = socket.socket(fileno=fds[0])
-        try:
-            request = _Request(channel, read_spec(channel), fds[1:4])
-        except OSError:
+        received = receive_spec(channel, 0)
+        if received is None:  # the builder went away
             for fd in fds[1:4]:
                 os.close(fd)
             channel.close()
             return
+        request = _Request(channel, received[0], fds[1:4])
         spec, frame = request.spec, request.frame
         if self._guarded and (not frame["masked"] or spec["capabilities"] & _MOUNTS):
             request.refuse(b"E", _GUARDED)
@@ -346,11 +335,10 @@ class _Launcher:
             socket.send_fds(request.channel, [b"P"], [container.pidfd])
         except OSError:
             pass  # nobody is listening any more
-        data = marshal.dumps(dict(request.spec))
         try:
-            fds = [tree, request.channel.fileno(), *request.stdio, *volumes]
-            socket.send_fds(container.feed, [len(data).to_bytes(4, "big")], fds)
-            container.feed.sendall(data)
+            send_spec(
+                container.feed, request.spec, [tree, request.channel.fileno(), *request.stdio, *volumes]
+            )
         except OSError:
             pass  # it died; its pidfd says so
         for fd in (tree, *volumes):
@@ -488,16 +476,3 @@ def _raise_limits(pid: int, limits: dict[int, tuple[int, int]]) -> None:
                 resource.prlimit(pid, number, (soft, hard))
         except OSError:
             pass
-
-
-def read_spec(channel: socket.socket) -> ContainerSpec:
-    """The spec that the builder sends on *channel*, length first. Raises OSError."""
-    size = int.from_bytes(channel.recv(4, socket.MSG_WAITALL), "big")
-    data = b""
-    while len(data) < size:
-        more = channel.recv(size - len(data), socket.MSG_WAITALL)
-        if not more:
-            raise OSError("the builder went away")
-        data += more
-    spec: ContainerSpec = marshal.loads(data)
-    return spec

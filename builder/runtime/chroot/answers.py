@@ -66,6 +66,13 @@ class Answers:
         self._executed = 0
         self._said = False
 
+    def close(self) -> None:
+        """Close what is kept open of the step's processes and terminals."""
+        self._processes.close()
+        for fd in self._terminals.values():
+            os.close(fd)
+        self._terminals.clear()
+
     def to(self, listener: Listener) -> Callable[[], None]:
         """What takes one call from *listener* and answers it: the path of most calls is short."""
         receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path

@@ -1,11 +1,11 @@
-"""The launcher where no namespace can be made: it forks a supervisor for each step, and ends them all.
+"""The launcher where no namespace can be made: it forks supervisors, gives them steps, and ends them all.
 
-It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets.
-One supervisor is forked ahead.
+It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets. One supervisor is forked
+ahead. One whose step has ended gets the next of the same root and network; a step with limits gets one of its
+own, which is in the step's cgroup.
 """
 
 import contextlib
-import marshal
 import os
 import select
 import signal
@@ -17,11 +17,12 @@ from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
 from builder.runtime.chroot import confine
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import wait_and_supervise
-from builder.runtime.launcher import read_spec, refuse
+from builder.runtime.protocol import receive_spec, refuse, send_spec
 from builder.runtime.seccomp import program as base_program
 from builder.runtime.spec import CAPABILITIES, ContainerSpec
 
 _PATIENCE = 2.5  # seconds that a supervisor has to end its step in
+_MOST_IDLE = 4  # supervisors that wait for a step of their root
 _NO_DEVICES = b"--device needs namespaces, which this container forbids (pybuild doctor says more)"
 
 
@@ -38,15 +39,27 @@ def serve(control: socket.socket, store: str, session: str) -> None:
     _Launcher(control, os.fsencode(store), session).loop()
 
 
+class _Supervisor:
+    """A process that waits for a step, or has one."""
+
+    def __init__(self, pid: int, feed: socket.socket) -> None:
+        self.pid = pid
+        self.feed = feed  # where it hears of steps, and says that it is idle
+        self.group = Group()
+        self.serves: tuple[bytes, str] = b"", ""  # the root and the network of its steps
+
+
 class _Launcher:
-    """The supervisors that run, each with its cgroup."""
+    """The supervisors there are."""
 
     def __init__(self, control: socket.socket, store: bytes, session: str) -> None:
         self._control = control
         self._store = store
         self._session = session
-        self._supervisors: dict[int, Group] = {}
-        self._spare: tuple[int, socket.socket] | None = None  # made while a step runs
+        self._supervisors: dict[int, _Supervisor] = {}  # by pid
+        self._feeds: dict[int, _Supervisor] = {}  # by the descriptor of their feed
+        self._idle: list[_Supervisor] = []
+        self._spare: _Supervisor | None = None  # made while a step runs
         self._made = 0
         self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         for internet in (True, False):  # made once, as they take longer than a small step
@@ -55,18 +68,20 @@ class _Launcher:
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        self._poll = select.poll()
+        self._poll.register(control.fileno(), select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
 
     def loop(self) -> None:
-        poll = select.poll()
-        poll.register(self._control.fileno(), select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
         while True:
-            for fd, _event in poll.poll():
+            for fd, _event in self._poll.poll():
                 if fd == self._wake:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake, 4096)
                     self._reap()
-                else:
+                elif (supervisor := self._feeds.get(fd)) is not None:
+                    self._hear(supervisor)
+                elif fd == self._control.fileno():
                     self._request()
 
     def _request(self) -> None:
@@ -75,51 +90,69 @@ class _Launcher:
             self._end()
         channel = socket.socket(fileno=fds[0])
         try:
-            spec = read_spec(channel)
-            group = self._group(spec)
-        except (OSError, CgroupError) as error:
-            if isinstance(error, CgroupError):
-                refuse(channel, b"E", str(error).encode("utf-8", "replace"))
-            for fd in fds[1:4]:
-                os.close(fd)
-            channel.close()
-            return
-        if group is None:
-            pid, feed = self._spare or self._fork(ahead=True)
-            self._spare = None
-        else:  # it enters its cgroup before it forks anything
-            pid, feed = self._fork(ahead=False)
-            self._supervisors[pid] = group
-        try:
-            if group is not None:
-                group.enter(pid, into_v2=True)
-            data = marshal.dumps(dict(spec))
-            socket.send_fds(feed, [len(data).to_bytes(4, "big")], fds)
-            feed.sendall(data)
+            received = receive_spec(channel, 0)
+            if received is not None:  # else the builder went away
+                self._give(received[0], fds)
         except CgroupError as error:
             refuse(channel, b"E", str(error).encode("utf-8", "replace"))
         except OSError:
             refuse(channel, b"E", b"the supervisor of the step has ended")
-        feed.close()
         for fd in fds[1:4]:
             os.close(fd)
         channel.close()
         if message == b"R" and self._spare is None:
             self._spare = self._fork(ahead=True)
 
-    def _fork(self, ahead: bool) -> tuple[int, socket.socket]:
-        """A supervisor that waits for its step; its pid, and where it hears of it.
+    def _give(self, spec: ContainerSpec, fds: list[int]) -> None:
+        """Have a supervisor run a step. Raises CgroupError, and OSError where it has ended."""
+        group = self._group(spec)
+        if group is not None:  # it enters its cgroup before it forks anything
+            supervisor = self._fork(ahead=False)
+            supervisor.group = group
+            try:
+                group.enter(supervisor.pid, into_v2=True)
+                send_spec(supervisor.feed, spec, fds)
+            finally:
+                self._forget(supervisor)
+            return
+        serves = spec["upper"], spec["frame"]["network"]
+        found = next((idle for idle in self._idle if idle.serves == serves), None)
+        if found is not None:
+            self._idle.remove(found)
+        else:
+            found, self._spare = self._spare or self._fork(ahead=True), None
+            found.serves = serves
+        send_spec(found.feed, spec, fds)
 
-        *ahead* is whether it may fork its own helper before that.
-        """
+    def _hear(self, supervisor: _Supervisor) -> None:
+        """A supervisor's step has ended, or itself."""
+        if not supervisor.feed.recv(1):
+            self._forget(supervisor)
+            return
+        self._idle.append(supervisor)
+        if len(self._idle) > _MOST_IDLE:
+            self._forget(self._idle[0])
+
+    def _forget(self, supervisor: _Supervisor) -> None:
+        """Hang up: it ends, after the step that it has."""
+        if supervisor in self._idle:
+            self._idle.remove(supervisor)
+        if self._feeds.pop(supervisor.feed.fileno(), None) is not None:
+            self._poll.unregister(supervisor.feed.fileno())
+            supervisor.feed.close()
+
+    def _fork(self, ahead: bool) -> _Supervisor:
+        """A supervisor that waits for its step. *ahead* is whether it may fork its own helper before that."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         pid = os.fork()
         if pid == 0:
             ours.close()
             wait_and_supervise(theirs, self._store, self._session, ahead)
         theirs.close()
-        self._supervisors[pid] = Group()
-        return pid, ours
+        supervisor = _Supervisor(pid, ours)
+        self._supervisors[pid] = self._feeds[ours.fileno()] = supervisor
+        self._poll.register(ours.fileno(), select.POLLIN)
+        return supervisor
 
     def _group(self, spec: ContainerSpec) -> Group | None:
         """A cgroup for the step, if it has limits. Raises CgroupError where one cannot be had."""
@@ -143,8 +176,9 @@ class _Launcher:
                 return
             if not pid:
                 return
-            if (group := self._supervisors.pop(pid, None)) is not None:
-                group.close()
+            if (supervisor := self._supervisors.pop(pid, None)) is not None:
+                self._forget(supervisor)
+                supervisor.group.close()
                 if status:
                     self._kill_orphans()
 
@@ -157,8 +191,8 @@ class _Launcher:
 
     def _end(self) -> None:
         """End every step and leave."""
-        if self._spare is not None:
-            self._spare[1].close()
+        for supervisor in list(self._feeds.values()):
+            self._forget(supervisor)
         for pid in self._supervisors:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
@@ -170,6 +204,6 @@ class _Launcher:
         for pid in confine.descendants():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        for group in self._supervisors.values():
-            group.close()
+        for supervisor in self._supervisors.values():
+            supervisor.group.close()
         os._exit(0)

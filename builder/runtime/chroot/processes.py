@@ -73,10 +73,14 @@ class Processes:
         if fd >= 0:
             os.close(fd)
 
+    def close(self) -> None:
+        """Close all memory."""
+        for pid in list(self._memory):
+            self.forget(pid)
+
     def _open(self, pid: int) -> int:
         if len(self._memory) >= _MOST_OPEN:
-            for other in list(self._memory):
-                self.forget(other)
+            self.close()
         path = b"/proc/%d/mem" % pid
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
