@@ -158,8 +158,8 @@ class StatIndex:
                 self._signatures[selector] = value
                 self._changed = True
 
-    def content(self, root: int, item: Stat) -> Content:
-        """The content of one regular file below *root*, from the index or by reading it.
+    def content(self, files: "ScannedFiles", item: Stat) -> Content:
+        """The content of one regular file, from the index or by reading it.
 
         Raises CacheError when it changes while it is read.
         """
@@ -167,7 +167,7 @@ class StatIndex:
         known = self._files.get(path)
         if known is not None and known[:5] == (device, inode, ctime, mtime, size):
             return known[5]
-        content = read_content(root, path, item)
+        content = files.read(item)
         if ctime < time.time_ns() - _SETTLED:
             self._files[path] = (device, inode, ctime, mtime, size, content)
             self._changed = True
@@ -183,37 +183,70 @@ def signature(entries: "list[Stat]") -> str:
     return hashlib.sha256(marshal.dumps(entries, 2)).hexdigest()
 
 
-def open_file(root: int, path: str, item: Stat) -> int:
-    """Open a scanned regular file for reading, and check that it is still that file."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    fd = open_in_root(root, os.fsencode(path), flags)
-    now = os.fstat(fd)
-    if (now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns) != (item[6], item[5], item[2], item[3]):
-        os.close(fd)
-        raise CacheError(f"{path} changed while the build was reading it", "build again")
-    return fd
+class ScannedFiles:
+    """Opens the files of a scan below the directory open as *root*: that is left by no link.
 
+    Until ``close`` the folder of the last file stays open, as the next is mostly in it. For one thread.
+    """
 
-def read_content(root: int, path: str, item: Stat) -> Content:
-    """Digest a scanned file. Raises CacheError when it changes meanwhile."""
-    fd = open_file(root, path, item)
-    try:
-        xattrs = image_xattrs(fd)
-        size = item[2]
-        if size <= _CHUNK:
-            data = os.read(fd, size + 1)
-            total, sha = len(data), hashlib.sha256(data)
-        else:
-            total, sha = 0, hashlib.sha256()
-            buffer = memoryview(bytearray(_CHUNK))
-            while count := os.readv(fd, [buffer]):
-                sha.update(buffer[:count])
-                total += count
-        if total != size:
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._name = ""
+        self._folder = -1
+        self._keeps = True
+
+    def close(self) -> None:
+        self._keeps = False
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
+
+    def open(self, item: Stat) -> int:
+        """Open a regular file for reading, and check that it is still the one that was scanned.
+
+        Raises OSError, and CacheError where it is not.
+        """
+        path = item[0]
+        folder, _, name = path.rpartition("/")
+        if self._folder < 0 or folder != self._name:
+            self._leave()
+            self._folder = open_in_root(self._root, os.fsencode(folder), os.O_PATH | os.O_DIRECTORY)
+            self._name = folder
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=self._folder)
+        finally:
+            if not self._keeps:
+                self._leave()
+        now = os.fstat(fd)
+        if (now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns) != (item[6], item[5], item[2], item[3]):
+            os.close(fd)
             raise CacheError(f"{path} changed while the build was reading it", "build again")
-        return sha.hexdigest(), xattrs
-    finally:
-        os.close(fd)
+        return fd
+
+    def read(self, item: Stat) -> Content:
+        """Digest a file. Raises OSError, and CacheError when it changes meanwhile."""
+        fd = self.open(item)
+        try:
+            xattrs = image_xattrs(fd)
+            size = item[2]
+            if size <= _CHUNK:
+                data = os.read(fd, size + 1)
+                total, sha = len(data), hashlib.sha256(data)
+            else:
+                total, sha = 0, hashlib.sha256()
+                buffer = memoryview(bytearray(_CHUNK))
+                while count := os.readv(fd, [buffer]):
+                    sha.update(buffer[:count])
+                    total += count
+            if total != size:
+                raise CacheError(f"{item[0]} changed while the build was reading it", "build again")
+            return sha.hexdigest(), xattrs
+        finally:
+            os.close(fd)
 
 
 def content_digest(
@@ -225,6 +258,21 @@ def content_digest(
     from *base*, the selected path, so that equal trees elsewhere are equal. *progress* is
     told of every batch of entries.
     """
+    files = ScannedFiles(root)
+    try:
+        return _content_digest(root, files, entries, index, base, progress)
+    finally:
+        files.close()
+
+
+def _content_digest(
+    root: int,
+    files: ScannedFiles,
+    entries: "Iterable[Stat]",
+    index: StatIndex,
+    base: str,
+    progress: "Callable[[int], None]",
+) -> str:
     sha = hashlib.sha256()
     first_of: dict[tuple[int, int], str] = {}
     for number, item in enumerate(entries, 1):
@@ -238,7 +286,7 @@ def content_digest(
             if item[7] > 1:
                 first = first_of.setdefault((item[5], item[6]), name)
                 detail = f"link {first}" if first != name else ""
-            content, xattrs = index.content(root, item)
+            content, xattrs = index.content(files, item)
             detail += content + hash_xattrs(xattrs)
         elif kind == stat.S_IFLNK:
             detail, mode = os.readlink(path, dir_fd=root), 0o777

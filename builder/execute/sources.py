@@ -19,7 +19,7 @@ from builder.events import Meter, Sink
 from builder.execute.keeper import Keeper, Selector, keeper, selector_name
 from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
-from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
+from cache.scan import ScannedFiles, Stat, StatIndex, content_digest, hash_xattrs, scan
 from cache.tree import Node, Tree
 from cache.trees import CAPABILITY, image_xattrs
 from grammar.errors import IgnoreError
@@ -307,6 +307,13 @@ class ContextSource:
         return value
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
+        files = ScannedFiles(self._root)
+        try:
+            yield from self._entries(selected, files)
+        finally:
+            files.close()
+
+    def _entries(self, selected: Selected, files: ScannedFiles) -> Iterator[tuple[Entry, object]]:
         skip = len(selected.path) + 1 if selected.path else 0
         first_of: dict[tuple[int, int], str] = {}
         chosen = _keeper(Ignore([]), replace(selected, path=""))
@@ -317,7 +324,7 @@ class ContextSource:
             link = digest = ""
             xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
-                digest, xattrs = self.index.content(self._root, item)
+                digest, xattrs = self.index.content(files, item)
                 if xattrs:  # chown(2) clears capabilities
                     xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)
                 if item[7] > 1:
@@ -330,11 +337,13 @@ class ContextSource:
             length = size if kind == FILE else 0
             entry = Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest)
             implied = chosen is not None and inside and chosen(inside, kind == DIRECTORY) == 1
-            yield entry, None if implied else item
+            yield entry, None if implied else (files, item)
 
     def open(self, handle: object) -> int:
         assert isinstance(handle, tuple)
-        return open_file(self._root, handle[0], handle)
+        files, item = handle
+        fd: int = files.open(item)
+        return fd
 
 
 def _kind(mode: int, rdev: int) -> str:

@@ -94,15 +94,19 @@ class StageTree:
 
         What is moved comes back, by ``advance``, as a copy: most trees are not needed after their last RUN.
         """
-        confined([self.folder], lambda: take_points(self.root, self._points))
-        before = self._seen
-        self._scan()
-        now = self._seen
-        changed = [path for path, seen in now.items() if before.get(path) != seen]
-        removed = [path for path in before if path not in now]
-        work = _Changes(self.root, draft.upper, now, before)
-        confined([self.folder, draft.folder], lambda: work.collect(changed, removed))
-        self._taken = work.taken
+
+        def collect() -> dict[str, int]:
+            take_points(self.root, self._points)
+            before = self._seen
+            self._scan()
+            now = self._seen
+            changed = [path for path, seen in now.items() if before.get(path) != seen]
+            removed = [path for path in before if path not in now]
+            work = _Changes(self.root, draft.upper, now, before)
+            work.collect(changed, removed)
+            return work.taken
+
+        self._taken = confined([self.folder, draft.folder], collect)
         # A layer says nothing of the root itself, so that the next step finds it as it was.
         os.chown(self.root, 0, 0)
         os.chmod(self.root, 0o755)
