@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +46,7 @@ def nothing_is_left(
 def _census(own: str, marked: bool) -> set[str]:
     """*own* is the folder of this test process; with *marked* its steps say so in their environment."""
     mounts = {line.split(" ", 4)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    links = {
-        line.split()[0] for line in subprocess.check_output(["ip", "-br", "link"], text=True).splitlines()
-    }
+    links = os.listdir("/sys/class/net")
     cgroups = {folder for folder, *_ in os.walk("/sys/fs/cgroup") if "pybuild" in os.path.basename(folder)}
     return {
         *(f"mount {mount}" for mount in mounts if own in mount),
@@ -86,14 +83,17 @@ def _is_used_cgroup(path: str) -> bool:
 def _processes(stores: bytes, marked: bool) -> Iterator[tuple[int, str]]:
     """Our processes and what runs in the user namespaces they made."""
     own = os.readlink("/proc/self/ns/user")
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            environment = (entry / "environ").read_bytes()
-            elsewhere = os.readlink(entry / "ns/user") != own
+            with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+                environment = file.readall() or b""
+            if not environment:
+                continue  # a kernel thread
+            ours = stores in environment
+            if marked and not ours and b"PYBUILD_TEST=1" in environment:
+                ours = os.readlink(f"/proc/{name}/ns/user") != own
+            if ours:
+                command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
+                yield int(name), command.decode(errors="replace")
         except OSError:
-            continue  # it ended, or is a kernel thread
-        if stores in environment or (marked and elsewhere and b"PYBUILD_TEST=1" in environment):
-            yield int(entry.name), command
+            continue  # it ended
