@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
-from builder.execute.run import chroot_unasked, container_spec
+from builder.execute.run import chrooted, container_spec, drop_unasked_chroot, run_in_tree
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
 from builder.request import Sandbox
@@ -78,17 +78,13 @@ def run_image(
             for source, target, read_only in changes.volumes
         ]
         if not store.overlays:
-            from builder.execute.placing import placed  # few machines need them
-            from builder.execute.stage_trees import StageTrees
+            from builder.execute.stage_trees import StageTrees  # few machines need them
 
             tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
-            tree.prepare("")
-            spec["devices_work"] = tree.devices_work
-            spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))
+            run_in_tree(spec, tree, store)
             if isolation == CHROOT:
-                held.enter_context(placed(store, tree, [], spec["files"]))
-                spec["files"] = {}
-                spec["capabilities"] &= ~chroot_unasked(sandbox)
+                held.enter_context(chrooted(spec, tree, store))
+                drop_unasked_chroot(spec, sandbox)
         outcome = _follow(launcher, spec, stdin, publisher)
     if outcome.error:
         hint = "run it with --network=none or --network=host" if outcome.network_failed else ""

@@ -115,15 +115,13 @@ class _Moved(_Placed):
         paths = [os.path.relpath(path, store.root) for path in (here, home)]
         with open(self._journal, "xb") as file:
             file.write(marshal.dumps((*paths, found.st_dev, found.st_ino)))
-        self._move(self._home, None)
-
-    def _move(self, source: int | None, target: int | None) -> None:
-        with _opened(self._folder, self._name) as here:
-            move_entries(here if source is None else source, here if target is None else target)
+        with _opened(self._folder, self._name) as place:
+            move_entries(self._home, place)
 
     def take_back(self) -> None:
         if self.is_there():
-            self._move(None, self._home)
+            with _opened(self._folder, self._name) as place:
+                move_entries(place, self._home)
             found = os.fstat(self.fd)
             os.chown(self._home, found.st_uid, found.st_gid)
             os.chmod(self._home, stat.S_IMODE(found.st_mode))

@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from builder.errors import BuildError, CommandFailed, StepError
@@ -22,6 +22,7 @@ from builder.runtime.isolation import CHROOT
 from builder.runtime.rootless import entered, was_real_root
 from builder.runtime.spec import (
     ALL_CAPABILITIES,
+    CAP_SYS_CHROOT,
     CAPABILITIES,
     CAPABILITY_NAMES,
     SHM_SIZE,
@@ -34,6 +35,7 @@ from cache.snapshots import Draft, commit
 
 if TYPE_CHECKING:
     from builder.execute.stage_trees import StageTree
+    from cache.store import Store
 
 # The network of steps where nothing can carry one of their own: this machine's, which nobody has asked for.
 SHARED_NETWORK = "shared"
@@ -91,21 +93,15 @@ def _contained(
             os.fsencode(item.name): item.content.encode("utf-8", "surrogateescape") for item in op.scripts
         }
         if tree is not None:
-            tree.prepare(draft.store.path(extra.points) if extra.points else "")
-            spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, draft.store.root))
-            spec["devices_work"] = tree.devices_work
+            run_in_tree(spec, tree, draft.store, extra.points)
             spec["not_before"] = min(tree.newest(), time.time_ns() + _MOST_WAIT)
         elif extra.points:
             spec["lowers"].insert(0, os.fsencode(extra.points))
         with contextlib.ExitStack() as held:
             if tree is not None and workshop.isolation == CHROOT:
-                from builder.execute.placing import placed  # few builds need it
-
-                held.enter_context(placed(draft.store, tree, spec["mounts"], spec["files"]))
-                spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
-                spec["mounts"], spec["files"] = [], {}
+                held.enter_context(chrooted(spec, tree, draft.store))
                 if op.security != "insecure":
-                    spec["capabilities"] &= ~chroot_unasked(op.sandbox)
+                    drop_unasked_chroot(spec, op.sandbox)
             try:
                 outcome = workshop.contain(spec, sink)
             except OSError as error:
@@ -122,11 +118,31 @@ def _contained(
     return outcome
 
 
-def chroot_unasked(sandbox: Sandbox) -> int:
-    """The capability to chroot, unless the command line gives it: a chroot could be left by it."""
-    if {"sys_chroot", "all"} & set(sandbox.cap_add):
-        return 0
-    return 1 << CAPABILITY_NAMES.index("sys_chroot")
+def run_in_tree(spec: ContainerSpec, tree: StageTree, store: Store, points: str = "") -> None:
+    """Prepare *tree* as the root of the container *spec*, in the place of an overlay.
+
+    *points* is a folder of *store* with mount points besides the usual, "" for none.
+    """
+    tree.prepare(store.path(points) if points else "")
+    spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))
+    spec["devices_work"] = tree.devices_work
+
+
+@contextlib.contextmanager
+def chrooted(spec: ContainerSpec, tree: StageTree, store: Store) -> Iterator[None]:
+    """Place in *tree* what *spec* would have mounted, while the block runs. Raises BuildError and OSError."""
+    from builder.execute.placing import placed  # few builds need it
+
+    with placed(store, tree, spec["mounts"], spec["files"]):
+        spec["placed"] = [_shown(mount) for mount in spec["mounts"]]
+        spec["mounts"], spec["files"] = [], {}
+        yield
+
+
+def drop_unasked_chroot(spec: ContainerSpec, sandbox: Sandbox) -> None:
+    """Take the capability to chroot unless the command line gives it: a chroot could be left by it."""
+    if not {"sys_chroot", "all"} & set(sandbox.cap_add):
+        spec["capabilities"] &= ~CAP_SYS_CHROOT
 
 
 def _shown(mount: MountSpec) -> tuple[bytes, bytes, bool]:

@@ -9,21 +9,12 @@ import os
 import stat
 
 from builder.runtime import syscalls as sc
+from builder.runtime.devices import DEVICES, LINKS
 from builder.runtime.spec import FrameSpec, StepError
 from cache.kernel import keeps_owners
 
 NO_EXEC = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
 
-_DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
-_DEVICES[b"tty"] = (5, 0)
-_DEV_LINKS = {
-    b"fd": b"/proc/self/fd",
-    b"stdin": b"/proc/self/fd/0",
-    b"stdout": b"/proc/self/fd/1",
-    b"stderr": b"/proc/self/fd/2",
-    b"core": b"/proc/kcore",
-    b"ptmx": b"pts/ptmx",
-}
 _MASKED = (
     b"proc/acpi",
     b"proc/asound",
@@ -70,7 +61,7 @@ def mount_kernel_files(frame: FrameSpec, staging: int, spot: bytes, proc: int, n
     *proc* is a detached mount of /proc, *spot* is an empty directory to mount things on for a moment;
     *nodes* as ``init.wait_and_run`` has it. Raises StepError and OSError.
     """
-    devices = {name: _host_device(name) for name in _DEVICES}
+    devices = {name: _host_device(name) for name in DEVICES}
     devices |= _given_devices(frame["devices"], spot, nodes)
     masked: tuple[bytes, ...] = _MASKED
     sysfs = -1
@@ -119,7 +110,7 @@ def _host_device(name: bytes) -> int:
     tree = sc.open_tree(sc.AT_FDCWD, b"/dev/" + name)
     found = os.fstat(tree)
     device = (os.major(found.st_rdev), os.minor(found.st_rdev))
-    if not stat.S_ISCHR(found.st_mode) or device != _DEVICES[name]:
+    if not stat.S_ISCHR(found.st_mode) or device != DEVICES[name]:
         raise StepError(f"/dev/{os.fsdecode(name)} of this machine is not the device of that name")
     return tree
 
@@ -167,7 +158,7 @@ def _fill_dev(staging: int, devices: dict[bytes, int], shm_size: int) -> None:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dev))
         sc.move_mount(tree, dev, name)
         os.close(tree)
-    for name, target in _DEV_LINKS.items():
+    for name, target in LINKS.items():
         os.symlink(target, name, dir_fd=dev)
     plain: dict[bytes, bytes | None] = {}
     pts: dict[bytes, bytes | None] = {b"newinstance": None, b"ptmxmode": b"0666", b"mode": b"0620"}

@@ -116,6 +116,7 @@ _NAMES = """
     perfmon bpf checkpoint_restore
 """
 CAPABILITY_NAMES = tuple(_NAMES.split())
+CAP_SYS_CHROOT = 1 << CAPABILITY_NAMES.index("sys_chroot")
 ALL_CAPABILITIES = (1 << len(CAPABILITY_NAMES)) - 1
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw
 # sys_chroot mknod audit_write setfcap: what BuildKit and Docker grant, here inside a user

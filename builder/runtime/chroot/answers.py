@@ -24,11 +24,12 @@ from builder.runtime.chroot.notify import (
     own_abi,
 )
 from builder.runtime.chroot.processes import Processes
+from builder.runtime.devices import DEVICES
 from builder.runtime.spec import ContainerSpec
 from cache.kernel import open_in_root
 
 _MACHINE = os.uname().machine
-_DEVICES = (b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/random", b"/dev/urandom")
+_DEVICES = tuple(b"/dev/" + name for name in DEVICES if name != b"tty")
 _AT_SYMLINK_NOFOLLOW = 0x100
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # What setpriority and ioprio_set call a process, and how many more than that its group.
@@ -377,14 +378,7 @@ class Answers:
     ) -> bool | None:
         """Answer for pseudo-terminals, and for devices where the root cannot have any; None for others."""
         if path in (b"/dev/ptmx", b"/dev/pts/ptmx") and name in _OPENS:
-            flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
-            fd = os.open("/dev/ptmx", flags | os.O_NOCTTY | os.O_CLOEXEC)
-            try:
-                self._keep_terminal(fd)
-                listener.give(call.cookie, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
-            finally:
-                os.close(fd)
-            return True
+            return self._open_device(listener, call, where, b"/dev/ptmx")
         real = b""
         if (terminal := self._terminals.get(path)) is not None:
             real = b"/proc/self/fd/%d" % terminal
@@ -393,19 +387,25 @@ class Answers:
         if not real:
             return None
         if name in _OPENS:
-            flags = call.arguments[where + 1] & (os.O_ACCMODE | os.O_NONBLOCK)
-            fd = os.open(real, flags | os.O_NOCTTY | os.O_CLOEXEC)
-            try:
-                listener.give(call.cookie, fd, bool(call.arguments[where + 1] & os.O_CLOEXEC))
-            finally:
-                os.close(fd)
-            return True
+            return self._open_device(listener, call, where, real)
         if name in ("readlink", "readlinkat"):
             return None
         if name in ("access", "faccessat", "faccessat2"):
             listener.answer(call.cookie, 0)
             return True
         return self._stat(listener, call, name, where, Place("file", real))
+
+    def _open_device(self, listener: Listener, call: Notification, where: int, path: bytes) -> bool:
+        """Give the step a descriptor of a device of this machine, opened as it asked."""
+        flags = call.arguments[where + 1]
+        fd = os.open(path, flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if path == b"/dev/ptmx":
+                self._keep_terminal(fd)
+            listener.give(call.cookie, fd, bool(flags & os.O_CLOEXEC))
+        finally:
+            os.close(fd)
+        return True
 
     def _keep_terminal(self, fd: int) -> None:
         """Remember the other side of the pseudo-terminal *fd*: its number may be another's later."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+from builder.runtime.devices import DEVICES
 from cache.kernel import (
     landlock_allow,
     landlock_restrict,
@@ -11,13 +12,12 @@ from cache.kernel import (
     landlock_version,
 )
 
-CHROOT = 1 << 18  # CAP_SYS_CHROOT
 # linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
 _ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a folder
 _USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
 _LIST = 1 << 3
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx")
+_DEVICES = (*(f"/dev/{name.decode()}" for name in DEVICES if name != b"tty"), "/dev/ptmx")
 _NETWORK_VERSION, _SCOPES_VERSION = 4, 6
 _TCP = 3  # bind and connect
 _SCOPES = 3  # abstract sockets and signals

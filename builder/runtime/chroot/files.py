@@ -11,13 +11,8 @@ import stat
 from typing import NamedTuple
 
 from builder.runtime.chroot.processes import Processes
+from builder.runtime.devices import STREAM_LINKS
 
-_DEV_LINKS = {
-    b"fd": b"/proc/self/fd",
-    b"stdin": b"/proc/self/fd/0",
-    b"stdout": b"/proc/self/fd/1",
-    b"stderr": b"/proc/self/fd/2",
-}
 # As builder.runtime.kernel_files hides it in a step's own /proc.
 _HIDDEN_IN_PROC = frozenset(
     b"acpi asound interrupts kcore keys key-users kmsg kpagecgroup kpagecount kpageflags latency_stats"
@@ -96,7 +91,7 @@ class Files:
         for _ in range(8):
             parts = _normal(path)
             if parts[:1] == [b"dev"]:
-                target = _DEV_LINKS.get(parts[1]) if len(parts) > 1 else None
+                target = STREAM_LINKS.get(parts[1]) if len(parts) > 1 else None
                 if target is None or (len(parts) == 2 and not follow):
                     return None
                 path = b"/".join([target, *parts[2:]])

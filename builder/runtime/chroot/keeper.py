@@ -25,7 +25,7 @@ from builder.runtime.chroot import confine
 from builder.runtime.chroot.notify import program
 from builder.runtime.protocol import receive_spec, send_spec
 from builder.runtime.seccomp import program as base_program
-from builder.runtime.spec import DEFAULT_PATH, ContainerSpec, StepError
+from builder.runtime.spec import CAP_SYS_CHROOT, DEFAULT_PATH, ContainerSpec, StepError
 
 STARTED, RESULT = struct.Struct("=i"), struct.Struct("=iddQ?")
 _MACHINE = os.uname().machine
@@ -83,7 +83,7 @@ class _Keeper:
             self._root = os.dup(fds[0])
             self._capabilities = confine.own_capabilities()
             if not confine.restrict(self._root, spec["frame"]["network"]):
-                self._capabilities &= ~confine.CHROOT  # nothing else would hold who leaves by it
+                self._capabilities &= ~CAP_SYS_CHROOT  # nothing else would hold who leaves by it
         first, feed = self._next or self._fork()
         self._next = None
         with contextlib.suppress(BrokenPipeError):  # it was killed: that is its result
@@ -181,7 +181,7 @@ def _start(
     if spec["filtered"]:
         any_socketcall = spec["any_socketcall"] and network != "none"
         # Who has not the capability to chroot is told so by the supervisor.
-        code = base_program(_MACHINE, spec["capabilities"] | confine.CHROOT, any_socketcall)
+        code = base_program(_MACHINE, spec["capabilities"] | CAP_SYS_CHROOT, any_socketcall)
         if not code:
             what = f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
             raise StepError(what)
@@ -189,7 +189,7 @@ def _start(
     if code:
         sc.set_seccomp_filter(code)
     fixed = any(read_only for *_, read_only in spec["placed"])
-    chroots = bool(capabilities & confine.CHROOT)
+    chroots = bool(capabilities & CAP_SYS_CHROOT)
     listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed, chroots))
     socket.send_fds(socket.socket(fileno=supervisor), [b"L"], [listener])
     init.keep_only(channel, [_own_null(stdio[0]), *stdio[1:]])

@@ -14,6 +14,8 @@ import os
 import struct
 from typing import NamedTuple
 
+from builder.runtime.devices import DEVICES
+
 AT_FDCWD = 0xFFFFFF9C  # as an unsigned int
 _AT_EMPTY_PATH = 0x1000
 
@@ -121,8 +123,8 @@ _MKNODS = {
     "arm": ((14, 1), (324, 2)),
 }
 _CHARACTER, _BLOCK, _FORMAT = 0o020000, 0o060000, 0o170000
-# null, zero, full, random, urandom, tty; and 0:0, with which layers remove.
-_DEVICES = (0, 0x103, 0x105, 0x107, 0x108, 0x109, 0x500)
+# Those of /dev; and 0:0, with which layers remove.
+_DEVICES = (0, *(os.makedev(*device) for device in DEVICES.values()))
 # Done without being made: a step's root is thrown away, and what it leaves is made durable with its layer.
 _SYNCS = {
     "x86_64": (74, 75, 162, 277, 306),  # fsync, fdatasync, sync, sync_file_range, syncfs

@@ -10,19 +10,10 @@ import stat
 from collections.abc import Iterator
 
 from builder.runtime.chroot.files import MOUNTS, WITH_CONTENT, shown_names
+from builder.runtime.devices import DEVICES, LINKS
 from cache.kernel import write_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEVICES = {b"null": (1, 3), b"zero": (1, 5), b"full": (1, 7), b"random": (1, 8), b"urandom": (1, 9)}
-_DEVICES[b"tty"] = (5, 0)
-_DEV_LINKS = {
-    b"fd": b"/proc/self/fd",
-    b"stdin": b"/proc/self/fd/0",
-    b"stdout": b"/proc/self/fd/1",
-    b"stderr": b"/proc/self/fd/2",
-    b"core": b"/proc/kcore",
-    b"ptmx": b"pts/ptmx",
-}
 _DEV_FOLDERS = {b"pts": 0o755, b"shm": 0o1777, b"mqueue": 0o1777, b"pipes": 0o755}
 _PROC_FILES = (
     *(b"cpuinfo", b"filesystems", b"loadavg", b"meminfo", b"stat", b"uptime", b"version"),
@@ -64,9 +55,9 @@ def _fill_dev(root: int) -> bool:
         for name, mode in _DEV_FOLDERS.items():
             os.mkdir(name, mode, dir_fd=dev)
             os.chmod(name, mode, dir_fd=dev)
-        for name, target in _DEV_LINKS.items():
+        for name, target in LINKS.items():
             os.symlink(target, name, dir_fd=dev)
-        for name, (major, minor) in _DEVICES.items():
+        for name, (major, minor) in DEVICES.items():
             try:
                 os.mknod(name, stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
             except PermissionError:
