@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from builder import VERSION
 from builder.assemble import assemble
-from builder.deliver import Built, check_places, deliver, first_of, known_steps
+from builder.deliver import Built, check_outputs, deliver, first_of, known_steps
 from builder.errors import BuildError, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
@@ -25,7 +25,7 @@ from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import BuildRequest, BuildResult
+from builder.request import HOST_GATEWAY, BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime import cgroups
 from builder.runtime.isolation import CHROOT, NAMESPACES
@@ -56,11 +56,11 @@ def build(
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
     seen of the context a moment ago.
     """
-    check_places(request)
+    check_outputs(request)
     findings: list[Finding] = []
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]
-    _prepare(plans, workshop, session)
+    _prepare(request, plans, workshop, session)
     workshop.contexts = _contexts(request, inputs, workshop, look)
     imports = used = _imports(request, workshop)
     built: list[Built] = []
@@ -78,22 +78,22 @@ def build(
             built.append(_solve(wanted, inputs, made, workshop, None, first))
     workshop.store.sync()
     workshop.layers.tag_complete()
-    top = deliver(request, inputs, built, workshop, used)
+    done = deliver(request, inputs, built, workshop, used)
     if used is not None:
         used.close()
     chosen = first_of(built)
     result = BuildResult(
-        chosen.image,
+        done.image,
         chosen.made.unused_args,
         tuple(dict.fromkeys(shown_findings(findings, inputs))),
         tuple(argument.name for argument in chosen.made.arguments),
-        tuple((str(one.platform), one.image) for one in built if one is not chosen),
-        top.to_json() if top is not None else None,
+        tuple((str(one.platform), one.image) for one in done.built) if len(built) > 1 else (),
+        done.top.to_json() if done.top is not None else None,
     )
     return result, chosen.made, chosen.solver
 
 
-def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
+def _prepare(request: BuildRequest, plans: list[Plan], workshop: Workshop, session: Session) -> None:
     """See that steps have what they need, and say what they have to do without."""
     sink = workshop.sink
     runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
@@ -107,6 +107,10 @@ def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
         shared = any(op.network == "default" for op in runs)
         and_network = " and share this container's network" if shared else ""
         sink(Notice(f"steps are isolated by chroot{and_network} (pybuild doctor says why)"))
+    names = [name for name, at in request.sandbox.hosts if at == HOST_GATEWAY]
+    if names and any(op.network == "default" for op in runs) and not session.shares_network:
+        note = f"{', '.join(names)} of --add-host: steps cannot reach this machine; --network=host lets them"
+        sink(Notice(note, True))
     if runs and was_real_root():
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
     if not keeps_owners():

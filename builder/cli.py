@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from builder.errors import BuildError, Cancelled, UsageError
-from builder.options import Parser, add_isolation, build_parser, build_request, call_method, outputs
+from builder.options import Parser, add_isolation, build_parser, build_request, call_method
+from builder.outputs import outputs
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
@@ -34,8 +36,7 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _cancel)
-    name = argv[0] if argv and argv[0] in _COMMANDS else "build"
-    rest = argv[1:] if argv and argv[0] in _COMMANDS else argv
+    name, rest = _command(argv)
     try:
         commands: dict[str, Callable[[Sequence[str]], int]] = {
             "build": lambda args: _build(args, argv, look),
@@ -56,6 +57,17 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
         return _explain(error, error.exit_code, error.excerpt)
     except CacheError as error:
         return _explain(error, BuildError.exit_code, "")
+
+
+def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command, and its arguments; the store may be named before it, too. Without one it is a build."""
+    words, ahead = list(argv), list[str]()
+    while words and (words[0] == "--root" or words[0].startswith("--root=")):
+        count = 2 if words[0] == "--root" else 1
+        ahead, words = ahead + words[:count], words[count:]
+    if words and words[0] in _COMMANDS:
+        return words[0], ahead + words[1:]
+    return "build", list(argv)
 
 
 def _image_command(name: str, args: Sequence[str]) -> int:
@@ -128,6 +140,8 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     method, as_json = call_method("check" if options.check else options.call)
     if method != "build":
         return _call(method, as_json, options)
+    for path in (options.iidfile, options.metadata_file):
+        _forget(path)
     if any(output.kind == "docker" and not output.dest for output in outputs(options)):
         from builder.loader import prepare
 
@@ -159,7 +173,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             result, plan, solver = build(request, inputs, workshop, session, look)
             warn_unused(result, sink)
             if request.metadata_file:
-                recorder.write(request.metadata_file, result, request.tags)
+                recorder.write(request.metadata_file, result, request.names)
             if options.progress == "rawjson":
                 for warning in result.warnings:
                     sink.warn(warning)
@@ -167,8 +181,25 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             sink.close()
         if options.progress != "rawjson":  # which is asked for to be told
             remember(argv, request, inputs, result, plan, solver, workshop, options.quiet, _silent(options))
-    _conclude(options, result, request.tags)
+    _conclude(options, result, request.names)
     return 0
+
+
+def _forget(path: str) -> None:
+    """Have nothing of an earlier build in the result file *path*: should this one fail, there is none.
+
+    Of a link, what it leads to is emptied; devices and pipes stay. Raises BuildError.
+    """
+    try:
+        kind = os.lstat(path).st_mode if path else 0
+        if stat.S_ISREG(kind):
+            os.unlink(path)
+        elif stat.S_ISLNK(kind) and os.path.isfile(path):
+            os.truncate(path, 0)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise BuildError(f"removing the old {path}: {error.strerror}") from None
 
 
 def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
@@ -228,11 +259,11 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
     from builder.progress.lines import conclusion
 
     if options.quiet:
-        _print(result.image)
+        if not any(output.dest == "-" for output in outputs(options)):  # which is that output's alone
+            _print(result.image)
     elif not _silent(options) and options.progress != "rawjson":
-        _say("\n".join(conclusion(result.image, tags, result.warnings)))
-        for platform, image in result.others:
-            _say(f"image {image} for {platform}")
+        shown = list(conclusion(result.image, tags, result.warnings))
+        _say("\n".join([*shown, *(f"image {image} for {platform}" for platform, image in result.images)]))
 
 
 def _enter(options: argparse.Namespace) -> str:

@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from builder.errors import BuildError
+from builder.errors import BuildError, UsageError
 from builder.events import Notice
 from builder.execute.mounts import cache_name
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config, remember_platform
 from builder.image.model import ImageConfig, Platform, host
 from builder.inputs import Inputs
+from builder.outputs import check_annotations
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, CopyFiles, RunCommand
 from builder.request import BuildRequest, Output
@@ -28,12 +29,12 @@ from grammar.reference import parse_reference
 from grammar.structs import replace, struct
 
 if TYPE_CHECKING:
-    from builder.attest.statement import Artifact
+    from builder.attest.statement import Artifact, Bundle
     from builder.caching.exports import Known
     from builder.caching.imports import Imports
     from builder.export.image import Formed, Picture
 
-_ATTESTED = ("oci", "registry")  # outputs that have room for statements beside the image
+_ATTESTED = ("oci", "registry")  # outputs that have room for statements about the image
 
 
 @struct
@@ -55,18 +56,31 @@ def first_of(built: Sequence[Built]) -> Built:
     return next((one for one in built if one.platform == host()), built[0])
 
 
+@struct
+class Delivered:
+    """What a build left: the images for each platform, as they are named, and what to call them together.
+
+    ``top`` is what a registry, or else an archive, calls that; None where it went to none. ``image`` is
+    the image ID: of several platforms the digest of their index, "" where none had to be made.
+    """
+
+    built: tuple[Built, ...]
+    top: Descriptor | None
+    image: str
+
+
 def deliver(
     request: BuildRequest,
     inputs: Inputs,
     built: Sequence[Built],
     workshop: Workshop,
     imports: Imports | None = None,
-) -> Descriptor | None:
+) -> Delivered:
     """Write outputs, then give the image its names, then leave caches.
 
-    Returns what a registry, or else an archive, calls the image. Raises BuildError or CacheError.
+    The names mean the image that was exported. Raises BuildError or CacheError.
     """
-    store, chosen = workshop.store, first_of(built)
+    store = workshop.store
     inline = any(place.kind == "inline" for place in request.cache_to)
     if inline and any(output.rewrite_timestamp for output in request.outputs):
         note = "the cache in the image says nothing of its layers, whose times are rewritten"
@@ -75,22 +89,54 @@ def deliver(
     if attests and not any(output.kind in _ATTESTED for output in request.outputs):
         note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
         workshop.sink(Notice(note, warning=True))
-    tops = {
-        output.kind == "registry": _export(output, request, inputs, built, workshop)
-        for output in request.outputs
-    }
-    for tag in request.tags:
-        for one in [one for one in built if one.platform != host()]:
-            remember_platform(store, parse_reference(tag), one.platform, one.image)
-        store.tag(tag, chosen.image)
+    for note in dict.fromkeys(note for output in request.outputs for note in output.notes):
+        workshop.sink(Notice(note))
+    told = _told(request.outputs)
+    tops = [_export(output, request, inputs, built, workshop) for output in request.outputs]
+    top = tops[request.outputs.index(told)] if told is not None else None
+    named = _named(told, built, store)
+    if top is None and len(named) > 1 and (request.iidfile or request.metadata_file or request.quiet):
+        plain = Output("oci", "")
+        top = picture_of(plain, [(_formed(plain, one, workshop), one.platform) for one in named], store).top
+    _name(request, named, store)
+    _export_caches(request, built, workshop, imports)
+    image = first_of(named).image if len(named) == 1 else top.digest if top is not None else ""
     if request.iidfile:
         try:
             with open(request.iidfile, "w", encoding="ascii") as file:
-                file.write(chosen.image)
+                file.write(image)
         except OSError as error:
             raise BuildError(f"writing {request.iidfile}: {error.strerror}") from None
-    _export_caches(request, built, workshop, imports)
-    return tops.get(True) or tops.get(False)
+    return Delivered(named, top, image)
+
+
+def _told(outputs: Sequence[Output]) -> Output | None:
+    """The output that IDs and metadata are about: the last to a registry, else an archive, else the store."""
+    for kinds in (("registry",), ("oci", "docker"), ("image",)):
+        for output in reversed(outputs):
+            if output.kind in kinds:
+                return output
+    return None
+
+
+def _named(told: Output | None, built: Sequence[Built], store: Store) -> tuple[Built, ...]:
+    """The images as they get the names: those that the output *told* of holds."""
+    if told is None or not told.rewrite_timestamp:
+        return tuple(built)
+    out = []
+    for one in built:
+        image, config = one.image, one.config
+        if one.made.epoch is not None:
+            image, config, _marks = _rewritten(one.made, store, config, one.made.epoch)
+        out.append(replace(one, image=image, config=config))
+    return tuple(out)
+
+
+def _name(request: BuildRequest, built: Sequence[Built], store: Store) -> None:
+    for tag in request.names:
+        for one in [one for one in built if one.platform != host()]:
+            remember_platform(store, parse_reference(tag), one.platform, one.image)
+        store.tag(tag, first_of(built).image)
 
 
 # -- outputs -------------------------------------------------------------------------------
@@ -99,12 +145,13 @@ def deliver(
 def _export(
     output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop
 ) -> Descriptor | None:
-    """Write one output; the descriptor of what it names, None where it is files alone."""
+    """Write one output; the descriptor of what it names, None where that is files, or is in the store."""
+    if output.kind == "image":
+        return None
     if output.kind in ("tar", "local"):
         _export_files(output, built, workshop)
         return None
     from builder.export.archive import write_archive
-    from builder.export.image import picture
 
     store, sink = workshop.store, workshop.sink
     names = output.names or request.tags
@@ -112,18 +159,24 @@ def _export(
         note = "nothing is known to read zstd layers of docker's media types (oci-mediatypes=false)"
         sink(Notice(note, warning=True))
     parts = [(_formed(output, one, workshop), one.platform) for one in built]
-    shown = picture(store, parts, output.docker_types)
-    if output.kind in _ATTESTED:
-        shown = replace(shown, attached=_attached(shown, names, request, inputs, built, workshop))
+    said = _attached(parts, names, request, inputs, built, workshop) if output.kind in _ATTESTED else ()
     if output.kind == "registry":
         from builder.push import push
 
         if not names:
             raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
+        shown = picture_of(output, parts, store)
         for name in names:
-            push(store, shown, parse_reference(name), sink, request.insecure_registries)
-            sink(Notice(f"pushed {name}@{shown.top.digest}"))
+            reference = parse_reference(name)
+            insecure = request.insecure_registries | (
+                {reference.registry} if output.insecure else frozenset()
+            )
+            if output.by_digest:
+                reference = replace(reference, tag="", digest=shown.top.digest)
+            push(store, shown, reference, sink, insecure, said)
+            sink(Notice(f"pushed {replace(reference, digest='')}@{shown.top.digest}"))
         return shown.top
+    shown = picture_of(output, parts, store, said)
     docker = output.kind == "docker"
     if docker and len(built) > 1:
         raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
@@ -131,12 +184,11 @@ def _export(
         from builder.export.archive import blobs_of, entries_of
         from builder.export.layout import write_layout
 
-        entries = entries_of(shown, names, dict(output.index_annotations))
-        write_layout(store, blobs_of(shown), entries, output.dest, sink)
+        write_layout(store, blobs_of(shown), entries_of(shown, names), output.dest, sink)
         return shown.top
     dest = output.dest or store.temporary()
     try:
-        write_archive(store, [(shown, names)], dest, sink, docker, dict(output.index_annotations))
+        write_archive(store, [(shown, names)], dest, sink, docker)
         if not output.dest:
             from builder.loader import load
 
@@ -148,8 +200,28 @@ def _export(
     return shown.top
 
 
+def picture_of(
+    output: Output,
+    parts: Sequence[tuple[Formed, Platform]],
+    store: Store,
+    said: Sequence[Artifact] = (),
+) -> Picture:
+    """What the output names: the image, or an index of images and of what is said of them."""
+    from builder.export.image import picture
+
+    attached: list[Bundle] = []
+    if said:
+        from builder.attest.statement import bundles
+
+        attached = bundles(said)
+        for item in attached:
+            item.keep(store)
+    types, index = output.docker_types, output.marks("index")
+    return picture(store, parts, types, index, output.marks("index-descriptor"), attached)
+
+
 def _attached(
-    shown: Picture,
+    parts: Sequence[tuple[Formed, Platform]],
     names: tuple[str, ...],
     request: BuildRequest,
     inputs: Inputs,
@@ -163,7 +235,7 @@ def _attached(
     from builder.attest.statement import Subject
 
     store, out = workshop.store, []
-    for one, (formed, platform) in zip(built, shown.parts, strict=True):
+    for one, (formed, platform) in zip(built, parts, strict=True):
         subject = Subject(names, formed.top, platform, one.config.created)
         if request.sbom:
             found = packages_of(store, one.config)
@@ -192,13 +264,13 @@ def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) ->
     from builder.export.root import write_folder, write_root
 
     epoch = built[0].made.epoch if output.rewrite_timestamp else None
-    roots = {str(one.platform).replace("/", "_") if len(built) > 1 else "": one.config for one in built}
+    several = len(built) > 1
+    split = output.split if output.split is not None and output.kind == "local" else several
+    roots = [(str(one.platform).replace("/", "_"), one.config) for one in built]
     if output.kind == "tar":
-        write_root(workshop.store, roots, output.dest, workshop.sink, epoch)
-        return
-    for name, config in roots.items():
-        dest = os.path.join(output.dest, name) if name else output.dest
-        write_folder(workshop.store, config, dest, workshop.sink, epoch)
+        write_root(workshop.store, roots, output.dest, workshop.sink, epoch, split)
+    else:
+        write_folder(workshop.store, roots, output.dest, workshop.sink, epoch, split, output.delete)
 
 
 def _formed(output: Output, one: Built, workshop: Workshop) -> Formed:
@@ -214,8 +286,8 @@ def _formed(output: Output, one: Built, workshop: Workshop) -> Formed:
         output.level,
         output.force,
         output.docker_types,
-        dict(output.annotations),
-        dict(output.index_annotations),
+        output.marks("manifest", str(one.platform)),
+        output.marks("manifest-descriptor", str(one.platform)),
     )
     base = len(config.diff_ids) - sum(line.step is not None for line in one.made.lines)
     return form(workshop.store, image, config, wanted, workshop.sink, base, marks)
@@ -239,8 +311,14 @@ def _rewritten(
 # -- shared caches -------------------------------------------------------------------------
 
 
-def check_places(request: BuildRequest) -> None:
-    """Raise BuildError where a cache would take the place of an image that is pushed."""
+def check_outputs(request: BuildRequest) -> None:
+    """Raise BuildError for outputs that cannot be, or a cache in the place of an image that is pushed."""
+    check_annotations(
+        request.outputs, request.platforms or (str(host()),), bool(request.sbom or request.provenance)
+    )
+    for output in request.outputs:
+        if output.kind == "registry" and not (output.names or request.tags):
+            raise UsageError("there is no name to push the image under", "give one with -t, or with name=")
     for place in request.cache_to:
         for output in request.outputs:
             names = (output.names or request.tags) if output.kind == "registry" else ()

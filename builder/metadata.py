@@ -37,7 +37,9 @@ class Recorder:
 
     def write(self, path: str, result: BuildResult, tags: tuple[str, ...]) -> None:
         """Write the file. Raises BuildError."""
-        value: dict[str, object] = {"containerimage.config.digest": result.image}
+        value: dict[str, object] = {}
+        if not result.images:  # an index has no config
+            value["containerimage.config.digest"] = result.image
         if result.descriptor is not None:
             value["containerimage.digest"] = result.descriptor["digest"]
             value["containerimage.descriptor"] = result.descriptor

@@ -6,12 +6,15 @@ import argparse
 import csv
 import os
 import stat
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
+from builder.outputs import outputs, pair
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
+from grammar.truth import truth
 
 _METHODS = ("build", "check", "lint", "outline", "targets")
 _PRIVILEGES = ("network.host", "security.insecure")
@@ -37,18 +40,42 @@ class Parser(argparse.ArgumentParser):
         return argparse.HelpFormatter(self.prog, width=columns - 2)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does; an option that may have a value, or not, has it behind an equals sign."""
-        return super().parse_args(list(map(_with_value, args)), namespace)
+        """As argparse does, of words that are spelled as docker takes them, too."""
+        return super().parse_args(self._spelled(args), namespace)
+
+    def _spelled(self, words: Sequence[str]) -> list[str]:
+        """The words as argparse takes them; those of a container's command stay as they are.
+
+        An option that may have a value, or not, has it behind an equals sign. A switch may have one there
+        that says whether it is on: the last one counts.
+        """
+        remainder = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        out: list[tuple[str, argparse.Action | None]] = []
+        rest = list(words)
+        while rest:
+            word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            action = self._option_string_actions.get(name)
+            if word == "--" or (action is None and remainder and not word.startswith("-")):
+                return [*(kept for kept, _ in out), word, *rest]
+            if equals and name in _WITH_VALUES and action is not None:
+                out.append((f"{_WITH_VALUES[name]}={value}", None))
+            elif equals and isinstance(action, argparse._StoreTrueAction):
+                wanted = truth(value)
+                if wanted is None:
+                    raise UsageError(f"{name} is true or false, not {value!r}")
+                out = [item for item in out if item[1] is not action]
+                out += [(name, action)] if wanted else []
+            else:
+                out.append((word, action))
+                if action is not None and action.nargs is None and not equals and rest:
+                    out.append((rest.pop(0), None))
+        return [word for word, _ in out]
 
     def error(self, message: str) -> NoReturn:
         for name, inner in _WITH_VALUES.items():
             message = message.replace(inner, name)
         raise UsageError(message, f"{self.prog} --help lists the options")
-
-
-def _with_value(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return f"{_WITH_VALUES[name]}={value}" if equals and name in _WITH_VALUES else word
 
 
 def add_isolation(parser: argparse.ArgumentParser) -> None:
@@ -95,14 +122,14 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="type=TYPE,dest=FILE",
-        help="oci, docker, tar, local or registry (repeatable; docs/outputs.md)",
+        help="oci, docker, tar, local, registry or image (repeatable; docs/outputs.md)",
     )
     add(
         "--annotation",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="annotate what is written: manifest:KEY=VALUE, or manifest-descriptor:... (repeatable)",
+        help="annotate what is written; index:KEY=VALUE and others say where (repeatable; docs/outputs.md)",
     )
     add("--push", action="store_true", help="push the image under its names")
     add("--load", action="store_true", help="load the image into docker or podman")
@@ -211,7 +238,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _pull(text: str) -> str:
     """The value of ``--pull=``; true and false are those of docker's flag."""
-    policy = {"true": "always", "false": "missing"}.get(text, text)
+    on = truth(text)
+    policy = text if on is None else "always" if on else "missing"
     if policy not in ("always", "missing", "never", "newer"):
         raise argparse.ArgumentTypeError(f"{text!r} is not always, missing, never or newer")
     return policy
@@ -237,7 +265,7 @@ def build_request(options: argparse.Namespace) -> Any:
         tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
         target=options.target,
         build_args=arguments,
-        labels=dict(_pair(item, "--label") for item in options.label),
+        labels=dict(pair(item, "--label") for item in options.label),
         outputs=outputs(options),
         network=options.network,
         no_cache=options.no_cache,
@@ -246,6 +274,7 @@ def build_request(options: argparse.Namespace) -> Any:
         ),
         pull=options.pull,
         iidfile=os.path.abspath(options.iidfile) if options.iidfile else "",
+        quiet=options.quiet,
         metadata_file=os.path.abspath(options.metadata_file) if options.metadata_file else "",
         jobs=options.jobs,
         insecure_registries=frozenset(options.insecure_registry),
@@ -283,7 +312,7 @@ def _named_context(item: str) -> tuple[str, Any]:
     from builder.plan.remote import is_remote
     from builder.request import NamedContext
 
-    name, value = _pair(item, "--build-context")
+    name, value = pair(item, "--build-context")
     name = reference(name).familiar.removesuffix(":latest")
     for prefix, kind in (("docker-image://", "image"), ("oci-layout://", "layout"), ("target:", "target")):
         if value.startswith(prefix):
@@ -322,18 +351,11 @@ def _epoch(arguments: dict[str, str]) -> int | None:
         raise UsageError(error.message) from None
 
 
-def _pair(item: str, option: str) -> tuple[str, str]:
-    name, _, value = item.partition("=")
-    if not name:
-        raise UsageError(f"{option} {item!r} has no name")
-    return name, value
-
-
 def _secret(text: str) -> tuple[str, Any]:
     """``id=ID`` with ``src=FILE`` or ``env=NAME``; with neither, a variable or file of that name."""
     from builder.request import Secret
 
-    fields = dict(_pair(item, "--secret") for item in text.split(","))
+    fields = dict(pair(item, "--secret") for item in text.split(","))
     name, kind = fields.pop("id", ""), fields.pop("type", "")
     file = fields.pop("src", "") or fields.pop("source", "")
     variable = fields.pop("env", "")
@@ -381,109 +403,6 @@ def _ssh(text: str) -> tuple[str, Any]:
     return name, Ssh("", tuple(map(os.path.abspath, paths)))
 
 
-_ARCHIVES = ("oci", "docker")
-_KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
-
-
-def outputs(options: argparse.Namespace) -> tuple[Any, ...]:
-    """The values of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
-    found = [_output(text) for text in options.output if text != "type=cacheonly"]  # it is cached anyway
-    if options.push and not any(output.kind == "registry" for output in found):
-        found.append(_output("type=registry"))
-    if options.load and not any(output.kind == "docker" and not output.dest for output in found):
-        found.append(_output("type=docker"))
-    return tuple(_annotated(found, options.annotation))
-
-
-def _annotated(found: list[Any], items: list[str]) -> list[Any]:
-    """The outputs with what ``--annotation`` says, where they have a manifest to say it in."""
-    from grammar.structs import replace
-
-    own, of_index = _annotations("--annotation", dict(_annotation(item) for item in items))
-    kinds = (*_ARCHIVES, "registry")
-    if items and not any(output.kind in kinds for output in found):
-        raise UsageError(
-            "--annotation: nothing is written that has a manifest", "add --push or -o type=oci,..."
-        )
-    return [
-        replace(
-            output,
-            annotations=tuple(sorted({**dict(own), **dict(output.annotations)}.items())),
-            index_annotations=tuple(sorted({**dict(of_index), **dict(output.index_annotations)}.items())),
-        )
-        if output.kind in kinds
-        else output
-        for output in found
-    ]
-
-
-def _annotation(item: str) -> tuple[str, str]:
-    """``[PLACE:]KEY=VALUE`` as the field of an output."""
-    key, value = _pair(item, "--annotation")
-    place, colon, name = key.partition(":")
-    if colon and place.startswith(("manifest", "index")):
-        return f"annotation-{place}.{name}", value
-    return f"annotation.{key}", value
-
-
-def _output(text: str) -> Any:
-    """``type=...,dest=...`` and what else docker's buildx has; a bare name is a folder that is there,
-    or the file of an OCI archive.
-    """
-    from builder.image.local import reference
-    from builder.request import Output
-
-    if "=" not in text:
-        kind = "local" if text.endswith("/") or os.path.isdir(text) else "oci"
-        return Output(kind, text if text == "-" else os.path.abspath(text))
-    fields: dict[str, str] = {}
-    for item in next(csv.reader([text])):
-        name, value = _pair(item, "--output")
-        fields[name.lower() if not name.startswith("annotation") else name] = value
-    kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
-    if kind not in _KINDS:
-        raise UsageError(f"output type {kind!r} is not one of {', '.join(_KINDS)}")
-
-    def switch(name: str, default: bool = False) -> bool:
-        value = fields.pop(name, str(default)).lower()
-        if value not in ("true", "false", "1", "0"):
-            raise UsageError(f"--output {text!r}: {name} is true or false")
-        return value in ("true", "1")
-
-    push = switch("push", kind == "registry")
-    if kind == "image":
-        if not push:
-            raise UsageError(
-                f"--output {text!r}: images are in the store in any case", "add push=true, or leave it out"
-            )
-        kind = "registry"
-    names = tuple(str(reference(name)) for name in fields.pop("name", "").split(",") if name)
-    compression, level = _compression(text, fields)
-    own, of_index = _annotations(text, fields)
-    made = Output(
-        kind,
-        dest if dest == "-" else os.path.abspath(dest) if dest else "",
-        switch("rewrite-timestamp"),
-        names,
-        compression,
-        level,
-        switch("force-compression"),
-        not switch("oci-mediatypes", True),
-        own,
-        of_index,
-        not switch("tar", True),
-    )
-    if fields:
-        raise UsageError(f"output option {next(iter(fields))!r} is not supported")
-    if not dest and kind not in ("registry", "docker"):  # those have somewhere else to go
-        raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
-    if made.folder and (kind != "oci" or dest == "-"):
-        raise UsageError(f"--output {text!r}: tar=false makes a folder of type=oci")
-    if kind == "local" and dest == "-":
-        raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
-    return made
-
-
 def _platforms(items: list[str]) -> tuple[str, ...]:
     from builder.image.model import host, parse_platform
 
@@ -501,7 +420,7 @@ def _cache(text: str, option: str) -> Any:
 
     given = text if "=" in text else f"type=registry,ref={text}"
     fields = {
-        name.lower(): value for name, value in (_pair(item, option) for item in next(csv.reader([given])))
+        name.lower(): value for name, value in (pair(item, option) for item in next(csv.reader([given])))
     }
     kind, writes = fields.pop("type", ""), option == "--cache-to"
     for name in ("image-manifest", "oci-mediatypes"):  # ours are, always
@@ -538,37 +457,10 @@ def _cache(text: str, option: str) -> Any:
     return made
 
 
-def _compression(text: str, fields: dict[str, str]) -> tuple[str, int]:
-    from cache.compression import GZIP, LEVELS
-
-    kind, level = fields.pop("compression", GZIP), fields.pop("compression-level", "0")
-    if kind not in LEVELS:
-        raise UsageError(f"--output {text!r}: compression is one of {', '.join(LEVELS)}")
-    if not (level.isascii() and level.isdigit()) or int(level) not in LEVELS[kind]:
-        raise UsageError(f"--output {text!r}: {kind} has levels 1 to {LEVELS[kind].stop - 1}")
-    return kind, int(level)
-
-
-def _annotations(
-    text: str, fields: dict[str, str]
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """``annotation.KEY`` and ``annotation-manifest.KEY``; those of descriptors, which name the manifest."""
-    found: dict[str, list[tuple[str, str]]] = {"manifest": [], "descriptor": []}
-    for name in [name for name in fields if name.startswith("annotation")]:
-        head, _, key = name.partition(".")
-        place = {"annotation": "manifest", "annotation-manifest": "manifest"}.get(head, "")
-        if head == "annotation-manifest-descriptor":
-            place = "descriptor"
-        if not place or not key:
-            raise UsageError(f"{text!r}: {name!r} is no annotation of a manifest or its descriptor")
-        found[place].append((key, fields.pop(name)))
-    return tuple(sorted(found["manifest"])), tuple(sorted(found["descriptor"]))
-
-
 def call_method(text: str) -> tuple[str, bool]:
     """``--call``: the method, and whether its answer is JSON."""
     method, *rest = text.split(",")
-    fields = dict(_pair(item, "--call") for item in rest)
+    fields = dict(pair(item, "--call") for item in rest)
     shape = fields.pop("format", "text")
     if method not in _METHODS or fields or shape not in ("text", "json"):
         methods = ", ".join(_METHODS)

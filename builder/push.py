@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from builder.events import Meter, Sink
 from builder.export.image import Picture
 from builder.parallel import each
@@ -12,11 +15,21 @@ from cache.digest import Digest
 from cache.store import Store
 from grammar.reference import Reference
 
+if TYPE_CHECKING:
+    from builder.attest.statement import Artifact
+
 _AT_ONCE = 4
 
 
-def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecure: frozenset[str]) -> None:
-    """Push an image, or an index of several, as *reference*.
+def push(
+    store: Store,
+    shown: Picture,
+    reference: Reference,
+    sink: Sink,
+    insecure: frozenset[str],
+    attached: Sequence[Artifact] = (),
+) -> None:
+    """Push an image, or an index of several, as *reference*, and what is *attached* to it.
 
     Blobs that the repository has are not sent, those that another repository of the registry is
     known to have are mounted from there. The name means the image only when all of it is there, and
@@ -44,9 +57,9 @@ def push(store: Store, shown: Picture, reference: Reference, sink: Sink, insecur
         if len(shown.parts) > 1:
             for part, _platform in shown.parts:
                 registry.push_manifest(reference.repository, part.top.digest, part.top.media_type, part.body)
-        if shown.attached:
+        if attached:
             from builder.attest.publish import publish
 
-            publish(store, shown.attached, registry, reference.repository)
+            publish(store, attached, registry, reference.repository)
         name = reference.tag or reference.digest or shown.top.digest
         registry.push_manifest(reference.repository, name, shown.top.media_type, shown.body)

@@ -6,12 +6,30 @@ from grammar.structs import field, struct
 
 
 @struct
+class Annotation:
+    """An annotation: ``place`` is manifest, manifest-descriptor, index or index-descriptor.
+
+    The first two are for the image for ``platform`` alone, of all where that is "".
+    """
+
+    place: str
+    platform: str
+    key: str
+    value: str
+
+
+@struct
 class Output:
-    """One ``-o``. ``kind``: "oci" and "docker" are archives of the image, "registry" pushes it, "tar"
-    and "local" are its files; ``dest`` is a file, a folder, or "-" for standard output.
+    """One ``-o``. ``kind``: "oci" and "docker" are archives of the image, "registry" pushes it, "image"
+    names it in the store, "tar" and "local" are its files; ``dest`` is a file, a folder, or "-" for
+    standard output.
 
     With ``rewrite_timestamp`` new layers hold no time later than SOURCE_DATE_EPOCH. ``names`` are
-    canonical, instead of the build's own; the rest is as builder.export.image.Form has it.
+    canonical, instead of the build's own; with ``by_digest`` it is pushed without a tag, ``insecure``
+    says that the registry may be spoken to over HTTP. ``split`` is whether files are in folders by
+    platform (None: where there are several); with ``delete`` what else is in the folder is removed.
+    ``notes`` are to be said of options that change nothing. The rest is as builder.export.image.Form
+    has it.
     """
 
     kind: str
@@ -22,9 +40,21 @@ class Output:
     level: int = 0
     force: bool = False
     docker_types: bool = False
-    annotations: tuple[tuple[str, str], ...] = ()
-    index_annotations: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[Annotation, ...] = ()
     folder: bool = False
+    by_digest: bool = False
+    insecure: bool = False
+    split: bool | None = None
+    delete: bool = False
+    notes: tuple[str, ...] = ()
+
+    def marks(self, place: str, platform: str = "") -> dict[str, str]:
+        """The annotations of one *place*; those that name the *platform* count more."""
+        found = [item for item in self.annotations if item.place == place]
+        chosen = sorted(
+            (one for one in found if one.platform in ("", platform)), key=lambda one: one.platform
+        )
+        return {item.key: item.value for item in chosen}
 
 
 @struct
@@ -87,12 +117,15 @@ class Limits:
     parent: str = ""
 
 
+HOST_GATEWAY = "host-gateway"  # docker's word for the address at which containers find their machine
+
+
 @struct
 class Sandbox:
     """What the command line says of the containers that it starts.
 
-    ``hosts`` are names and addresses, ``ulimits`` names with soft and hard limits (-1: none),
-    ``devices`` paths here and there. ``any_syscall``: there is no seccomp filter;
+    ``hosts`` are names and addresses (HOST_GATEWAY: this machine's), ``ulimits`` names with soft and hard
+    limits (-1: none), ``devices`` paths here and there. ``any_syscall``: there is no seccomp filter;
     ``system_paths``: nothing of /proc and /sys is hidden. ``shm_size`` is in bytes, 0 for the usual.
     """
 
@@ -118,7 +151,8 @@ class BuildRequest:
     ``pull`` is when registries are asked for base images: always, missing, never or newer.
     ``platforms`` are what it is built for, this machine's without any.
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
-    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made. ``sbom`` is its form,
+    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made. With ``quiet`` the image's ID
+    is all that is printed. ``sbom`` is its form,
     ``provenance`` its mode, "" for none (builder.attest.ask).
     """
 
@@ -136,6 +170,7 @@ class BuildRequest:
     pull: str = "missing"
     no_cache_stages: frozenset[str] = frozenset()
     iidfile: str = ""
+    quiet: bool = False
     metadata_file: str = ""
     jobs: int = 8
     insecure_registries: frozenset[str] = frozenset()
@@ -151,18 +186,25 @@ class BuildRequest:
     provenance: str = ""
     builder_id: str = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that the image gets in the store: of ``tags``, and of outputs that are just that."""
+        more = (name for output in self.outputs if output.kind == "image" for name in output.names)
+        return tuple(dict.fromkeys((*self.tags, *more)))
+
 
 @struct
 class BuildResult:
-    """What came out: the image ID (the digest of its config), and what deserves attention.
+    """What came out, and what deserves attention.
 
-    Of several platforms it is the ID for this machine, else for the first; ``others`` are the rest.
-    ``descriptor`` is what a registry or an archive calls it, as JSON, if it went to one.
+    ``image`` is the image ID, the digest of its config; of several platforms it is the digest of the index
+    that was exported, "" where none had to be made, and ``images`` are platforms and the IDs of their images.
+    ``descriptor`` is what a registry or an archive calls the image, as JSON, if it went to one.
     """
 
     image: str
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     declared_args: tuple[str, ...] = ()
-    others: tuple[tuple[str, str], ...] = ()
+    images: tuple[tuple[str, str], ...] = ()
     descriptor: dict[str, object] | None = None

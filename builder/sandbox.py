@@ -9,7 +9,7 @@ import resource
 import stat
 
 from builder.errors import UsageError
-from builder.request import Limits, Sandbox
+from builder.request import HOST_GATEWAY, Limits, Sandbox
 from builder.runtime.spec import CAPABILITY_NAMES
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -76,7 +76,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         many=True,
     )
     add("--device", "HOST[:PATH]", "a device of this machine to show in them", many=True)
-    add("--add-host", "NAME:ADDRESS", "a line for their /etc/hosts", many=True)
+    add(
+        "--add-host",
+        "NAME:ADDRESS",
+        "a line for their /etc/hosts; the address host-gateway is this machine",
+        many=True,
+    )
     add("--dns", "ADDRESS", "a name server for them, instead of this machine's", many=True)
     add("--shm-size", "SIZE", "the size of /dev/shm (default: 64m)")
     add("--ulimit", "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048", many=True)
@@ -142,6 +147,8 @@ def _host(text: str) -> tuple[str, str]:
     name, mark, address = text.partition("=" if "=" in text else ":")
     if not mark or not _HOST.fullmatch(name):
         raise UsageError(f"--add-host {text!r} has no name and address", "for example: db:10.0.0.7")
+    if address == HOST_GATEWAY:
+        return name, address
     return name, _address(address.removeprefix("[").removesuffix("]"), "--add-host")
 
 

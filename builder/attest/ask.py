@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from builder.errors import UsageError
 from grammar.structs import struct
+from grammar.truth import truth
 
-_ON, _OFF = ("", "true", "1"), ("false", "0")
 _FORMS = ("spdx", "cyclonedx")
 _MODES = ("min", "max")
 
@@ -44,10 +44,9 @@ def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str])
 
 def _fields(kind: str, text: str) -> dict[str, str]:
     """``name=value`` with commas between, in quotes where a value holds some; of a *kind* also one word."""
-    if kind and text in _ON:
-        return {}
-    if kind and text in _OFF:
-        return {"disabled": "true"}
+    on = truth(text or "true")
+    if kind and on is not None:
+        return {} if on else {"disabled": "true"}
     if kind and text in (*_FORMS, *_MODES):
         return {"format" if text in _FORMS else "mode": text}
     import csv
@@ -63,9 +62,9 @@ def _form(option: str, fields: dict[str, str]) -> str:
     disabled, form = fields.pop("disabled", "false"), fields.pop("format", _FORMS[0])
     if "generator" in fields:
         raise UsageError(f"{option}: pybuild looks for packages itself, and runs no generator")
-    if fields or form not in _FORMS or disabled not in (*_ON, *_OFF):
+    if fields or form not in _FORMS or (off := truth(disabled or "true")) is None:
         raise UsageError(f"{option} is not one of {', '.join(_FORMS)}")
-    return form if disabled in _OFF else ""
+    return "" if off else form
 
 
 def _mode(option: str, fields: dict[str, str]) -> tuple[str, str]:
@@ -74,6 +73,6 @@ def _mode(option: str, fields: dict[str, str]) -> tuple[str, str]:
     mode, builder = fields.pop("mode", _MODES[0]), fields.pop("builder-id", "")
     if version != "v1":
         raise UsageError(f"{option}: only version v1 of provenance is written")
-    if fields or mode not in _MODES or disabled not in (*_ON, *_OFF):
+    if fields or mode not in _MODES or (off := truth(disabled or "true")) is None:
         raise UsageError(f"{option} is not mode=min or mode=max, with builder-id=URI or without")
-    return (mode, builder) if disabled in _OFF else ("", "")
+    return ("", "") if off else (mode, builder)

@@ -26,6 +26,7 @@ IN_TOTO = "application/vnd.in-toto+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 PREDICATE_MARK = "in-toto.io/predicate-type"
 OURS = "urn:pybuild:"  # what our own identifiers begin with
+_BUNDLE_TYPE = "application/vnd.docker.attestation.manifest.v1+json"
 _EMPTY = b"{}"
 _NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -127,6 +128,58 @@ def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
         }
     )
     return Artifact(_descriptor(MANIFEST_TYPE, body), body, about, predicate_type, said)
+
+
+@struct
+class Bundle:
+    """All statements about an image as an index has them: ``body`` is the manifest, ``top`` names it."""
+
+    top: Descriptor
+    body: bytes
+    statements: tuple[bytes, ...]
+
+    @property
+    def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
+        """What the manifest names."""
+        said = ((_descriptor(IN_TOTO, statement), statement) for statement in self.statements)
+        return (_descriptor(EMPTY_TYPE, _EMPTY), _EMPTY), *said
+
+    def keep(self, store: Store) -> None:
+        """Have the manifest and all it names in the store. Raises CacheError."""
+        for data in (self.body, *(data for _, data in self.blobs)):
+            store.put_blob(data)
+
+
+def bundles(items: Sequence[Artifact]) -> list[Bundle]:
+    """The manifests for an index, one for each image, in the order of the images (as BuildKit's are)."""
+    by_subject: dict[Digest, list[Artifact]] = {}
+    for item in items:
+        by_subject.setdefault(item.subject.digest, []).append(item)
+    return [_bundle(said[0].subject, said) for said in by_subject.values()]
+
+
+def _bundle(subject: Descriptor, items: Sequence[Artifact]) -> Bundle:
+    said = sorted(items, key=lambda item: item.predicate_type)
+    layers = [
+        _descriptor(IN_TOTO, item.statement)._replace(annotations={PREDICATE_MARK: item.predicate_type})
+        for item in said
+    ]
+    body = to_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": _BUNDLE_TYPE,
+            "config": _descriptor(EMPTY_TYPE, _EMPTY).to_json(),
+            "layers": [layer.to_json() for layer in layers],
+            "subject": subject.to_json(),
+        }
+    )
+    marks = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": subject.digest,
+    }
+    top = _descriptor(MANIFEST_TYPE, body)._replace(annotations=marks)
+    return Bundle(top, body, tuple(item.statement for item in said))
 
 
 def listed(item: Artifact) -> dict[str, object]:

@@ -15,7 +15,7 @@ from builder.execute.mounts import mounted
 from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
-from builder.request import Limits, Sandbox
+from builder.request import HOST_GATEWAY, Limits, Sandbox
 from builder.runtime import cgroups, nameservers
 from builder.runtime.host import Outcome
 from builder.runtime.isolation import CHROOT
@@ -201,7 +201,7 @@ def container_spec(
         hostname=encode(hostname),
         files={
             b"/etc/resolv.conf": resolv_conf(network in ("host", SHARED_NETWORK), sandbox.dns),
-            b"/etc/hosts": hosts(hostname, sandbox.hosts),
+            b"/etc/hosts": hosts(hostname, _addresses(network, sandbox.hosts)),
         },
         scripts={},
         mounts=[],
@@ -265,6 +265,13 @@ def _read(path: str) -> str:
             return file.read(1 << 16)
     except OSError:
         return ""
+
+
+def _addresses(network: str, given: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The lines of --add-host; this machine is found on its own network only, and not to be reached else."""
+    here = network in ("host", SHARED_NETWORK)
+    lines = [(name, "127.0.0.1" if at == HOST_GATEWAY and here else at) for name, at in given]
+    return tuple((name, at) for name, at in lines if at != HOST_GATEWAY)
 
 
 def hosts(hostname: str, more: tuple[tuple[str, str], ...] = ()) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
@@ -30,12 +30,11 @@ def write_archive(
     dest: str,
     sink: Sink,
     docker: bool = False,
-    annotations: Mapping[str, str] | None = None,
 ) -> None:
     """Write images to the file *dest* ("-": standard output), each under its names (canonical references).
 
-    With *docker* the archive also holds what ``docker load`` reads. *annotations* are those of
-    the descriptors that name it. Raises BuildError when *dest* cannot be written.
+    With *docker* the archive also holds what ``docker load`` reads. Raises BuildError when *dest* cannot
+    be written.
     """
     small = {
         "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
@@ -43,9 +42,7 @@ def write_archive(
             {
                 "schemaVersion": 2,
                 "mediaType": INDEX_TYPE,
-                "manifests": [
-                    entry for shown, names in images for entry in entries_of(shown, names, annotations or {})
-                ],
+                "manifests": [entry for shown, names in images for entry in entries_of(shown, names)],
             }
         ),
     }
@@ -68,28 +65,20 @@ def blobs_of(shown: Picture) -> dict[Digest, int]:
     return blobs
 
 
-def entries_of(
-    shown: Picture, names: tuple[str, ...], annotations: Mapping[str, str]
-) -> list[dict[str, object]]:
-    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image. Then what is
-    said of it.
-    """
+def entries_of(shown: Picture, names: tuple[str, ...]) -> list[dict[str, object]]:
+    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
     entries = []
     for name in names or ("",):
         item = shown.top.to_json()
-        marks = dict(annotations)
+        marks = dict(shown.top.annotations)
         if name:
             marks["io.containerd.image.name"] = name
             marks["org.opencontainers.image.ref.name"] = parse_reference(name).tag or "latest"
         if marks:
             item["annotations"] = marks
-        if len(shown.parts) == 1:
+        if shown.top == shown.parts[0][0].top:
             item["platform"] = shown.parts[0][1].to_json()
         entries.append(item)
-    if shown.attached:
-        from builder.attest.statement import listing
-
-        entries += listing(shown.attached)
     return entries
 
 

@@ -25,7 +25,9 @@ from cache.store import Store
 from grammar.structs import field, struct
 
 if TYPE_CHECKING:
-    from builder.attest.statement import Artifact
+    from builder.attest.statement import Bundle
+
+_NO_PLATFORM = {"architecture": "unknown", "os": "unknown"}  # of what is no image
 
 
 @struct
@@ -34,8 +36,8 @@ class Form:
 
     ``compression`` is of layers that this build made (``level`` 0: the usual one); those of the
     base stay as they are stored, unless ``force`` is on. With ``docker_types`` media types are those
-    from before the OCI's. ``annotations`` are the manifest's, ``index_annotations`` those of what
-    names it.
+    from before the OCI's. ``annotations`` are the manifest's, ``marks`` those of the descriptor
+    that names it.
     """
 
     compression: str = comp.GZIP
@@ -43,7 +45,7 @@ class Form:
     force: bool = False
     docker_types: bool = False
     annotations: Mapping[str, str] = field(factory=dict)
-    index_annotations: Mapping[str, str] = field(factory=dict)
+    marks: Mapping[str, str] = field(factory=dict)
 
 
 @struct
@@ -60,28 +62,41 @@ class Formed:
 class Picture:
     """What an output names: an image, or an index of images for several platforms. ``body`` is its bytes.
 
-    ``attached`` is what is said of the images beside them.
+    ``attached`` are the index's manifests of what is said of the images.
     """
 
     parts: tuple[tuple[Formed, Platform], ...]
     top: Descriptor
     body: bytes
-    attached: tuple[Artifact, ...] = ()
+    attached: tuple[Bundle, ...] = ()
 
     def blobs(self) -> dict[Digest, int]:
         """Every blob of the images but their manifests and the index, and how long it is."""
         return {item.digest: item.size for part, _ in self.parts for item in (part.config, *part.layers)}
 
 
-def picture(store: Store, parts: Sequence[tuple[Formed, Platform]], docker_types: bool = False) -> Picture:
-    """One image, or the index of several, whose bytes are then in the store."""
-    if len(parts) == 1:
+def picture(
+    store: Store,
+    parts: Sequence[tuple[Formed, Platform]],
+    docker_types: bool = False,
+    annotations: Mapping[str, str] | None = None,
+    marks: Mapping[str, str] | None = None,
+    attached: Sequence[Bundle] = (),
+) -> Picture:
+    """One image, or an index of several and of what is *attached* to them; its bytes are then in the store.
+
+    *annotations* are those of the index, *marks* those of the descriptor that names it.
+    """
+    if len(parts) == 1 and not attached:
         return Picture(tuple(parts), parts[0][0].top, parts[0][0].body)
     media = DOCKER_LIST_TYPE if docker_types else INDEX_TYPE
     items = [{**part.top.to_json(), "platform": platform.to_json()} for part, platform in parts]
-    body = to_json({"schemaVersion": 2, "mediaType": media, "manifests": items})
+    items += [{**item.top.to_json(), "platform": _NO_PLATFORM} for item in attached]
+    value = {"schemaVersion": 2, "mediaType": media, "manifests": items}
+    body = to_json({**value, "annotations": dict(sorted(annotations.items()))} if annotations else value)
     store.put_blob(body)
-    return Picture(tuple(parts), Descriptor(media, digest_of(body), len(body)), body)
+    top = Descriptor(media, digest_of(body), len(body), marks or {})
+    return Picture(tuple(parts), top, body, tuple(attached))
 
 
 def form(
@@ -109,4 +124,5 @@ def form(
     config_blob = Descriptor(config_type, image, os.path.getsize(store.blob_path(image)))
     media, body = manifest(config_blob, tuple(layers), wanted.docker_types, wanted.annotations)
     store.put_blob(body)
-    return Formed(config_blob, tuple(layers), body, Descriptor(media, digest_of(body), len(body)))
+    top = Descriptor(media, digest_of(body), len(body), wanted.marks)
+    return Formed(config_blob, tuple(layers), body, top)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
@@ -12,53 +12,97 @@ from builder.export.archive import destination
 from builder.image.local import snapshots
 from builder.image.model import ImageConfig
 from cache.confine import confined
+from cache.entries import DIRECTORY, Entry
 from cache.pack import pack, walk
 from cache.snapshots import draft, tree_of
 from cache.store import Store
+from cache.trees import remove_tree
 from cache.unpack import unpack_layer
 
 _CHUNK = 1 << 20
 
 
-def write_root(
-    store: Store, roots: Mapping[str, ImageConfig], dest: str, sink: Sink, epoch: int | None
-) -> None:
-    """Write a tar of images' roots to *dest*, each in a folder of that name ("" for none of its own).
+Roots = Sequence[tuple[str, ImageConfig]]
+
+
+def write_root(store: Store, roots: Roots, dest: str, sink: Sink, epoch: int | None, split: bool) -> None:
+    """Write a tar of images' roots to *dest*; with *split* each is in a folder of its name.
 
     No time in it is later than *epoch*, if that is given.
     """
     with destination(dest) as write:
-        _pack_roots(store, roots, write, sink, epoch)
+        _pack_roots(store, roots, write, sink, epoch, split)
 
 
-def write_folder(store: Store, config: ImageConfig, dest: str, sink: Sink, epoch: int | None) -> None:
-    """Write an image's files into the folder *dest*, over what is there; they belong to who builds.
+def write_folder(
+    store: Store,
+    roots: Roots,
+    dest: str,
+    sink: Sink,
+    epoch: int | None,
+    split: bool,
+    delete: bool,
+) -> None:
+    """Write images' files into the folder *dest*, over what is there; they belong to who builds.
 
-    No name or link leads out of it, whatever lies there already (security.md SRC-22).
+    With *split* each is in a folder of its name, with *delete* nothing else is left in *dest*.
+    No name or link leads out of it, whatever lies there already. Raises BuildError, also where *delete*
+    would remove the store, or without *split* two images have a file of one name.
     """
+    if delete and _holds(dest, store.root):
+        raise BuildError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
     try:
         os.makedirs(dest, exist_ok=True)
         root = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise BuildError(f"writing to the folder {dest}: {error.strerror}") from None
-    temporary = store.temporary()
+    packed = []
     try:
-        with open(temporary, "xb") as file:
-            _pack_roots(store, {"": config}, file.write, sink, epoch)
-        with open(temporary, "rb") as file:
-            confined([dest], lambda: unpack_layer(file.read, root, base=True, owners=False))
+        seen: dict[str, str] = {}
+        for some in [roots] if split else [[one] for one in roots]:
+            packed.append(store.temporary())
+            with open(packed[-1], "xb") as file:
+                _pack_roots(store, some, file.write, sink, epoch, split, seen)
+
+        def write() -> None:
+            if delete:
+                _clear(root, dest)
+            for path in packed:
+                with open(path, "rb") as reading:
+                    unpack_layer(reading.read, root, base=True, owners=False)
+
+        confined([dest, *packed], write)
     finally:
         os.close(root)
 
 
+def _holds(folder: str, path: str) -> bool:
+    folder, path = os.path.realpath(folder), os.path.realpath(path)
+    return os.path.commonpath([folder, path]) == folder
+
+
+def _clear(root: int, dest: str) -> None:
+    """Remove what is in the folder *dest*, open as *root*. Raises BuildError."""
+    try:
+        for name in os.listdir(root):
+            remove_tree(name, root)
+    except OSError as error:
+        raise BuildError(f"removing what is in {dest}: {error.strerror}") from None
+
+
 def _pack_roots(
     store: Store,
-    roots: Mapping[str, ImageConfig],
+    roots: Roots,
     write: Callable[[bytes], object],
     sink: Sink,
     epoch: int | None,
+    split: bool,
+    seen: dict[str, str] | None = None,
 ) -> None:
-    """The tar of merged trees: a copy of them that is walked."""
+    """The tar of merged trees: a copy of them that is walked.
+
+    *seen* are paths, but of directories, and whose they are: no other image may have them. Raises BuildError.
+    """
     meter = Meter("exporting files", 0, sink)
 
     def count(data: bytes) -> None:
@@ -66,16 +110,18 @@ def _pack_roots(
         meter.add(len(data))
 
     with draft(store, ()) as made:
-        for name, config in roots.items():
-            top = os.path.join(made.upper, name)
+        for name, config in roots:
+            top = os.path.join(made.upper, name) if split else made.upper
             os.makedirs(top, 0o755, exist_ok=True)
             if layers := snapshots(store, config):
                 copy_tree(tree_of(store, layers), top)
-            if name:
+            if split:
                 os.utime(top, (0, 0))  # as docker has them
         root = os.open(made.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             entries = walk(root)
+            if not split and seen is not None:
+                entries = _apart(entries, roots[0][0], seen)
             if epoch is not None:
                 limit = epoch * 10**9
                 entries = (entry._replace(mtime=min(entry.mtime, limit)) for entry in entries)
@@ -83,3 +129,14 @@ def _pack_roots(
         finally:
             os.close(root)
     meter.finish()
+
+
+def _apart(entries: Iterator[Entry], whose: str, seen: dict[str, str]) -> Iterator[Entry]:
+    """The entries, none of which but directories may be among those that were *seen*."""
+    for entry in entries:
+        if entry.kind != DIRECTORY and (other := seen.setdefault(entry.path, whose)) != whose:
+            raise BuildError(
+                f"platform-split=false: {other} and {whose} both have /{entry.path}",
+                "leave that out, and each platform gets a folder of its own",
+            )
+        yield entry

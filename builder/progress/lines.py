@@ -36,7 +36,8 @@ def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> 
     if warnings:
         count = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
         yield f"{count} found; docs/rules explains each"
-    yield f"image {image}"
+    if image:
+        yield f"image {image}"
     for tag in tags:
         yield f"tagged {tag}"
 

@@ -87,7 +87,7 @@ def test_push_and_pull(pybuild: Pybuild, fresh: Pybuild, server: str, tmp_path: 
 
 
 def test_push_without_a_name(pybuild: Pybuild) -> None:
-    said = pybuild(NONE, "--push", pybuild.context("FROM scratch\nLABEL a=1\n")).failed().err
+    said = pybuild(NONE, "--push", pybuild.context("FROM scratch\nLABEL a=1\n")).failed(2).err
     assert "no name to push the image under" in said
 
 
@@ -259,7 +259,7 @@ def test_annotations_of_all_outputs(pybuild: Pybuild, tmp_path: Path) -> None:
         assert image.manifest["annotations"] == {"org.a": "b=c", "d": d}
         assert image.index["manifests"][0]["annotations"] == {"f": "g"}
     assert "add --push" in pybuild("--annotation=a=b", context).failed(2).err
-    for odd in ("index:a=b", "=b", "manifest:=b"):
+    for odd in ("index:a=b", "=b", "manifest:=b", "other:a=b", "manifest[linux/arm64]:a=b", "a"):
         assert (
             "annotation"
             in pybuild(f"--annotation={odd}", "-o", f"type=oci,dest={one}", context).failed(2).err
@@ -269,9 +269,9 @@ def test_annotations_of_all_outputs(pybuild: Pybuild, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "output",
     """
-    type=oci type=x,dest=a type=oci,dest=a,compression=lzma type=oci,dest=a,compression-level=99
+    type=oci type=x,dest=a type=oci,dest=a,compression=lzma type=oci,dest=a,compression-level=10
     type=oci,dest=a,compression-level=x type=oci,dest=a,what=ever type=oci,dest=a,force-compression=perhaps
-    type=image type=local,dest=- type=oci,dest=a,annotation-index.a=b type=oci,dest=a,annotation.=b
+    type=image,mode=copy type=local,dest=- type=oci,dest=a,annotation-index.a=b type=oci,dest=a,annotation.=b
     type=registry,name=X type=tar
     """.split(),
 )

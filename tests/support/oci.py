@@ -103,6 +103,8 @@ def read_image(archive: Path | bytes) -> Image:
     assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
     index = json.loads(files["index.json"])
     manifest = json.loads(_blob(files, index["manifests"][0]))
+    if "manifests" in manifest:  # of several platforms, or with attestations: the first image
+        manifest = json.loads(_blob(files, manifest["manifests"][0]))
     config = json.loads(_blob(files, manifest["config"]))
     layers = []
     for descriptor, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):

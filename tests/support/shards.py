@@ -14,6 +14,7 @@ FREE = ("test_registry_attacks.py", "test_registry_faults.py", "test_registry_tr
 BUILDS = (
     "test_add.py",
     "test_attestations.py",
+    "test_command_line.py",
     "test_config.py",
     "test_contexts.py",
     "test_copy.py",
@@ -23,6 +24,7 @@ BUILDS = (
     "test_interop.py",
     "test_interop_in.py",
     "test_layers.py",
+    "test_output_options.py",
     "test_outputs.py",
     "test_platforms.py",
     "test_push.py",
