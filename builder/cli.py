@@ -18,15 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from builder.errors import BuildError, Cancelled, UsageError
-from builder.options import Parser, add_isolation, build_parser, build_request, call_method
+from builder.options import COMMANDS, Parser, add_isolation, build_parser, build_request, call_method
 from builder.outputs import outputs
+from builder.paths import why_missing
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
 _IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
-_COMMANDS = ("build", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
 _DOCKERFILE_PEEK = 16 << 20
 _PATIENCE = 1.5  # seconds that a cancelled command has to end in
 
@@ -65,7 +65,7 @@ def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
     while words and (words[0] == "--root" or words[0].startswith("--root=")):
         count = 2 if words[0] == "--root" else 1
         ahead, words = ahead + words[:count], words[count:]
-    if words and words[0] in _COMMANDS:
+    if words and words[0] in COMMANDS:
         return words[0], ahead + words[1:]
     return "build", list(argv)
 
@@ -453,12 +453,12 @@ def _import(args: Sequence[str]) -> int:
     parser.add_argument("file", metavar="TAR", help='the tar, "-" for standard input')
     parser.add_argument("name", metavar="NAME")
     options = parser.parse_args(args)
-    from builder.image.local import from_root, reference
+    from builder.image.local import from_root, new_name
     from cache.kernel import ONE_ID, keeps_owners
     from cache.layers import add_tar
 
     _enter(options)
-    name = str(reference(options.name))
+    name = new_name(options.name)
     if not keeps_owners():
         _say(f"warning: {ONE_ID}")
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "importing") as read:
@@ -473,7 +473,7 @@ def _input(path: str) -> Any:
     try:
         return open(0 if path == "-" else path, "rb")
     except OSError as error:
-        raise BuildError(f"reading {path}: {error.strerror}") from None
+        raise BuildError(f"reading {path}: {error.strerror}{why_missing(path)}") from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from builder.errors import BuildError, UsageError
-from builder.image.local import config_of, find, named, reference, remember_platform, size
+from builder.image.local import config_of, find, named, new_name, reference, remember_platform, size
 from builder.image.model import ImageConfig, host, parse_platform
 from builder.shape import show
 from cache.digest import Digest
@@ -153,12 +153,10 @@ def tag(args: Sequence[str], tools: Tools) -> int:
     parser.add_argument("name", metavar="NAME", help="a name, or the start of an image ID")
     parser.add_argument("new", metavar="NEW")
     options = parser.parse_args(args)
-    new = reference(options.new)
-    if new.digest:
-        raise UsageError(f"{options.new}: a name with a digest cannot be given")
+    new = new_name(options.new)
     with _store(options) as store:
         image, _config = find(store, options.name)
-        store.tag(str(new), image)
+        store.tag(new, image)
     return 0
 
 

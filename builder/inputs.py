@@ -9,6 +9,7 @@ import sys
 
 from builder.errors import BuildError, UsageError
 from builder.execute.workshop import Workshop
+from builder.paths import why_missing
 from builder.plan.ops import Files
 from builder.request import STDIN, BuildRequest
 from cache.kernel import read_regular
@@ -56,11 +57,16 @@ def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
     real = os.path.realpath(path) if request.dockerfile else path
     data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
     if data is None:
-        raise BuildError(
-            f"there is no Dockerfile at {path}",
-            "name it with -f, or give the folder that holds it as the context",
-        )
+        raise _no_dockerfile(request, path)
     return _with_ignore(request, (path, data))
+
+
+def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
+    other = os.path.join(request.context, "Containerfile")
+    hint = "name it with -f, or give the folder that holds it as the context"
+    if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
+        hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."
+    return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint)
 
 
 def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs:
@@ -145,4 +151,7 @@ def _dockerfile_in(files: Files, wanted: str, workshop: Workshop) -> tuple[str, 
             with open(node.real, "rb") as file:
                 data = file.read(_DOCKERFILE_LIMIT + 1)
             return path, _limited(data, _DOCKERFILE_LIMIT, f"the Dockerfile {path}")
-    raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", "name it with -f")
+    hint = "name it with -f"
+    if not wanted and tree.lookup("Containerfile") is not None:
+        hint = "there is a Containerfile: -f Containerfile"
+    raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", hint)

@@ -12,14 +12,21 @@ from typing import Any, NoReturn
 from builder import VERSION
 from builder.errors import BuildError, UsageError
 from builder.outputs import outputs, pair
+from builder.paths import why_missing
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
+from grammar.guess import suggestion
 from grammar.truth import truth
 
+COMMANDS = (
+    *("build", "run", "images", "inspect", "history", "tag", "rmi", "pull", "push", "login", "logout"),
+    *("save", "load", "import", "doctor"),
+)
 _METHODS = ("build", "check", "lint", "outline", "targets")
 _PRIVILEGES = ("network.host", "security.insecure")
 _DEFAULT_JOBS = 8
 # --pull=VALUE and its like, for argparse, which would take the context for a value of --pull
+_TOO_MANY = "unrecognized arguments: "
 _PULL, _SBOM, _PROVENANCE = "--pull-policy", "--sbom-form", "--provenance-mode"
 _WITH_VALUES = {"--pull": _PULL, "--sbom": _SBOM, "--provenance": _PROVENANCE}
 
@@ -47,9 +54,10 @@ class Parser(argparse.ArgumentParser):
         """The words as argparse takes them; those of a container's command stay as they are.
 
         An option that may have a value, or not, has it behind an equals sign. A switch may have one there
-        that says whether it is on: the last one counts.
+        that says whether it is on: the last one counts. Raises UsageError for options that there are not.
         """
         remainder = any(action.nargs == argparse.REMAINDER for action in self._actions)
+        shorts = {name for name in self._option_string_actions if len(name) == 2}
         out: list[tuple[str, argparse.Action | None]] = []
         rest = list(words)
         while rest:
@@ -58,6 +66,11 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(name)
             if word == "--" or (action is None and remainder and not word.startswith("-")):
                 return [*(kept for kept, _ in out), word, *rest]
+            if action is None and word.startswith("-") and word != "-" and word[:2] not in shorts:
+                raise UsageError(
+                    f"{self.prog} has no option {name}{suggestion(name, self._option_string_actions, 0.7)}",
+                    f"{self.prog} --help lists the options",
+                )
             if equals and name in _WITH_VALUES and action is not None:
                 out.append((f"{_WITH_VALUES[name]}={value}", None))
             elif equals and isinstance(action, argparse._StoreTrueAction):
@@ -75,6 +88,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         for name, inner in _WITH_VALUES.items():
             message = message.replace(inner, name)
+        message = message.removeprefix("argument ")
+        if message.startswith(_TOO_MANY):
+            message = f"more arguments than {self.prog} takes: {message.removeprefix(_TOO_MANY)}"
         raise UsageError(message, f"{self.prog} --help lists the options")
 
 
@@ -247,7 +263,7 @@ def _pull(text: str) -> str:
 
 def build_request(options: argparse.Namespace) -> Any:
     from builder.attest.ask import asked
-    from builder.image.local import reference
+    from builder.image.local import new_name
     from builder.request import STDIN, BuildRequest
 
     wanted = asked(options.sbom, options.provenance, options.attest)
@@ -262,7 +278,7 @@ def build_request(options: argparse.Namespace) -> Any:
         context=context,
         remote=remote,
         dockerfile=os.path.abspath(file) if file not in ("", STDIN) and not remote else file,
-        tags=tuple(dict.fromkeys(str(reference(tag)) for tag in options.tag)),
+        tags=tuple(dict.fromkeys(new_name(tag) for tag in options.tag)),
         target=options.target,
         build_args=arguments,
         labels=dict(pair(item, "--label") for item in options.label),
@@ -303,7 +319,28 @@ def _context(text: str) -> tuple[str, str]:
 
     if is_remote(text):
         return "", text
-    raise UsageError(f"the context {text} is not a folder", "it is a folder, a URL, or - for standard input")
+    raise _no_context(text)
+
+
+def _no_context(text: str) -> UsageError:
+    """Why *text* cannot be a context, and what may have been meant."""
+    hint = "it is a folder, a URL, or - for standard input"
+    if os.path.isfile(text):
+        return UsageError(
+            f"the context {text} is a file, not a folder", f"name a Dockerfile by -f {text}, and a folder"
+        )
+    if why := why_missing(text):
+        return UsageError(f"the context {text} is not there{why}", hint)
+    if text in COMMANDS:
+        return UsageError(
+            f"there is no folder {text}, and a command comes first", f"for example: pybuild {text} --help"
+        )
+    if "/" not in text:
+        return UsageError(
+            f"the context {text} is not a folder, nor is it a command{suggestion(text, COMMANDS)}",
+            f"commands are {', '.join(COMMANDS)}; a context {hint.removeprefix('it ')}",
+        )
+    return UsageError(f"the context {text} is not there", hint)
 
 
 def _named_context(item: str) -> tuple[str, Any]:
@@ -321,7 +358,7 @@ def _named_context(item: str) -> tuple[str, Any]:
         return name, NamedContext("local", os.path.abspath(value))
     if is_remote(value):
         return name, NamedContext("url", value)
-    raise UsageError(f"--build-context {item!r}: {value!r} is neither a folder nor a URL")
+    raise UsageError(f"--build-context {item!r}: {value!r} is neither a folder nor a URL{why_missing(value)}")
 
 
 def _build_args(items: list[str]) -> dict[str, str]:
@@ -369,7 +406,7 @@ def _secret(text: str) -> tuple[str, Any]:
     elif kind == "env" and file:
         file, variable = "", file
     if file and not os.path.isfile(file):
-        raise UsageError(f"--secret {text!r}: there is no file {file}")
+        raise UsageError(f"--secret {text!r}: there is no file {file}{why_missing(file)}")
     if variable and variable not in os.environ:
         raise UsageError(f"--secret {text!r}: the environment has no variable {variable}")
     return name, Secret(os.path.abspath(file) if file else "", variable)
@@ -394,7 +431,7 @@ def _ssh(text: str) -> tuple[str, Any]:
         raise UsageError(f"--ssh {text}: there is no agent", "start one, so that SSH_AUTH_SOCK is set")
     for path in paths:
         if not os.path.exists(path):
-            raise UsageError(f"--ssh {text!r}: there is no {path}")
+            raise UsageError(f"--ssh {text!r}: there is no {path}{why_missing(path)}")
     sockets = [path for path in paths if stat.S_ISSOCK(os.stat(path).st_mode)]
     if sockets and len(paths) > 1:
         raise UsageError(f"--ssh {text!r}: an agent's socket stands alone")

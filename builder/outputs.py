@@ -120,7 +120,7 @@ def _output(text: str, tags: Sequence[str]) -> Output:
     """``type=...,dest=...`` and what else docker's buildx has; a bare name is a folder that is there,
     or the file of an OCI archive.
     """
-    from builder.image.local import reference
+    from builder.image.local import new_name
 
     if "=" not in text:
         kind = "local" if text.endswith("/") or os.path.isdir(text) else "oci"
@@ -162,7 +162,7 @@ def _output(text: str, tags: Sequence[str]) -> Output:
         kind,
         dest if dest == "-" else os.path.abspath(dest) if dest else "",
         switch("rewrite-timestamp"),
-        tuple(str(reference(name)) for name in given),
+        tuple(new_name(name) for name in given),
         compression,
         level,
         switch("force-compression"),

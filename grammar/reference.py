@@ -55,6 +55,8 @@ def parse_reference(text: str) -> Reference:
     """
     if len(text) > 1024:
         raise ReferenceError_("it is longer than any image name")
+    if "://" in text:
+        raise ReferenceError_(f"a name has no {text.partition('://')[0]}:// before it")
     rest, at, digest = text.partition("@")
     if at:
         _check_digest(digest)

@@ -171,13 +171,24 @@ def _keeper(ignore: Ignore, selected: Selected) -> Keeper | None:
         raise BuildError(f"the pattern {error}", "patterns of --exclude are those of .dockerignore") from None
 
 
+def _broken_link(path: str, tree: Tree) -> str:
+    """What link the absolute *path* fails at, "" where it fails at none."""
+    names = path.split("/")
+    for count in range(2, len(names) + 1):
+        above = "/".join(names[:count])
+        node = tree.lookup(above, follow=False)
+        if node is not None and node.is_link and tree.lookup(above) is None:
+            return f"{above} is a link to {os.readlink(node.real)}, which is not there"
+    return ""
+
+
 def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     """The error for a source that is not there, with the name it may have been meant to be."""
     shown = "/" + os.path.normpath("/" + pattern).lstrip("/")
     above, _, name = shown.rpartition("/")
     parent = tree.lookup(above)
     near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
-    hint = f"did you mean {above}/{near}?" if near else ""
+    hint = _broken_link(shown, tree) or (f"did you mean {above}/{near}?" if near else "")
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
 
 

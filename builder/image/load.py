@@ -167,7 +167,7 @@ class _Archive:
             tags = item.get("RepoTags") or []
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 raise BuildError("manifest.json in the archive does not name its images as a list of texts")
-            names = [str(reference(tag)) for tag in tags]
+            names = [str(name) for name in map(reference, tags) if not name.digest]
             out.append((self._add(data, [(path, None) for path in paths]), names))
         return out
 
@@ -331,7 +331,7 @@ def _matches(platform: dict[str, Any], wanted: Platform) -> bool:
 
 
 def _name(item: dict[str, Any]) -> str:
-    """The canonical name an index gives an image; a bare tag is no name."""
+    """The canonical name an index gives an image; a bare tag is no name, nor one with another digest."""
     annotations = item.get("annotations")
     if not isinstance(annotations, dict):
         return ""
@@ -340,4 +340,5 @@ def _name(item: dict[str, Any]) -> str:
         name = annotations.get("org.opencontainers.image.ref.name")
         if not name or (":" not in str(name) and "/" not in str(name)):
             return ""
-    return str(reference(str(name)))
+    found = reference(str(name))
+    return "" if found.digest not in ("", item.get("digest")) else str(found)

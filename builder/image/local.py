@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import BuildError, UsageError
 from builder.image.model import History, ImageConfig, Platform, host, parse_config, scratch
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -21,6 +21,17 @@ def reference(name: str) -> Reference:
         return parse_reference(name)
     except ReferenceError_ as error:
         raise BuildError(f"{name!r} is not an image name: {error}") from None
+
+
+def new_name(name: str) -> str:
+    """The canonical form of a name that an image gets. Raises BuildError, UsageError for one with a digest.
+
+    What such a name means is decided by its digest, never by who builds.
+    """
+    found = reference(name)
+    if found.digest:
+        raise UsageError(f"{name}: a name with a digest cannot be given", "leave out what begins with @")
+    return str(found)
 
 
 def config_of(store: Store, image: Digest) -> ImageConfig:

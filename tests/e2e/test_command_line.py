@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from pathlib import Path
+
 import pytest
 from harness import Pybuild
 
@@ -67,3 +71,79 @@ def test_store_before_the_command(pybuild: Pybuild) -> None:
     (pybuild.work / "images/Dockerfile").write_text("FROM scratch\nLABEL a=folder\n")
     assert "image sha256:" in pybuild("./images").ok().err
     assert not (pybuild.work / "other").exists()
+
+
+# -- words ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--nope", "x", "c"), "pybuild has no option --nope"),
+        (("c", "--no-cach"), "did you mean --no-cache?"),
+        (("-z", "x", "c"), "pybuild has no option -z"),
+        (("images", "--nope", "x"), "pybuild images has no option --nope"),
+        (("run", "--nope", "x", "c"), "pybuild run has no option --nope"),
+        (("c", "d"), "more arguments than pybuild takes: d"),
+        (("prune",), "prune is not a folder, nor is it a command"),
+        (("imagse",), "did you mean images?"),
+        (("--progress", "plain", "images"), "a command comes first"),
+        (("c/f",), "is a file, not a folder"),
+        (("broken",), "broken is a link to gone, which is not there"),
+        (("broken/below",), "broken is a link to gone, which is not there"),
+        (("--secret", "id=a,src=broken", "c"), "broken is a link to gone"),
+        (("--build-context", "a=broken", "c"), "broken is a link to gone"),
+        (("-t", "app@sha256:" + "0" * 64, "c"), "a name with a digest cannot be given"),
+        (("-o", "type=image,name=app@sha256:" + "0" * 64, "c"), "a name with a digest cannot be given"),
+    ],
+)
+def test_words_blame_what_is_wrong(pybuild: Pybuild, words: tuple[str, ...], says: str) -> None:
+    pybuild.context(TEXT, FILES, "c")
+    (pybuild.work / "broken").symlink_to("gone")
+    assert says in pybuild(*words).failed(2).err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("-f", "broken", "c"), "broken is a link to gone, which is not there"),
+        (("linked",), "linked/Dockerfile is a link to gone, which is not there"),
+        (("other",), "there is a Containerfile: pybuild -f other/Containerfile"),
+        (("dangling",), "hint: /lnk is a link to gone, which is not there"),
+        (("load", "broken"), "broken is a link to gone, which is not there"),
+        (("-t", "http://h/x", "c"), "a name has no http:// before it"),
+        (("pull", "docker://h/x"), "a name has no docker:// before it"),
+    ],
+)
+def test_failures_blame_what_is_wrong(pybuild: Pybuild, words: tuple[str, ...], says: str) -> None:
+    pybuild.context(TEXT, FILES, "c")
+    pybuild.context(None, {"Dockerfile": "-> gone"}, "linked")
+    pybuild.context(None, {"Containerfile": "FROM scratch\n"}, "other")
+    pybuild.context("FROM scratch\nCOPY lnk/f /\n", {"lnk": "-> gone"}, "dangling")
+    (pybuild.work / "broken").symlink_to("gone")
+    assert says in pybuild(*words).failed().err
+
+
+def test_pins_mean_their_digest(fresh: Pybuild) -> None:
+    """No command gives a name with a digest to an image that has another."""
+    pin = "pinned@sha256:" + "0" * 64
+    context = fresh.context(TEXT, FILES)
+    fresh("-t", "pinned:1", context).ok()
+    fresh("-o", "x.tar", "-t", "pinned:1", context).ok()
+    fresh("tag", "pinned:1", pin).failed(2)
+    fresh("import", "x.tar", pin).failed(2)
+    index = rewritten(fresh.work / "x.tar", pin)
+    assert pin not in fresh("load", index).ok().out and pin not in fresh("images").ok().out
+    assert "pinned" in fresh("--pull=never", fresh.context(f"FROM {pin}\n")).failed().err
+
+
+def rewritten(archive: Path, name: str) -> Path:
+    """The archive with another name for its image."""
+    out = archive.with_name("renamed.tar")
+    with tarfile.open(archive) as old, tarfile.open(out, "w") as new:
+        for member in old:
+            data = old.extractfile(member).read() if member.isreg() else b""  # type: ignore[union-attr]
+            data = data.replace(b"docker.io/library/pinned:1", f"docker.io/library/{name}".encode())
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    return out
