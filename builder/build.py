@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from builder import VERSION
 from builder.assemble import assemble
 from builder.deliver import Built, check_outputs, deliver, first_of, known_steps
-from builder.errors import BuildError, LayerLost, PlanError, StepError
+from builder.errors import BuildError, ChecksFailed, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
 from builder.execute.run import check_shared_network
@@ -49,15 +49,19 @@ if TYPE_CHECKING:
 
 
 def build(
-    request: BuildRequest, inputs: Inputs, workshop: Workshop, session: Session, look: Look | None = None
+    request: BuildRequest,
+    inputs: Inputs,
+    workshop: Workshop,
+    session: Session,
+    look: Look | None,
+    findings: list[Finding],
 ) -> tuple[BuildResult, Plan, Solver]:
     """Build an image for each platform, and tag it. Raises BuildError (with an excerpt) or CacheError.
 
     On any failure nothing is tagged; finished steps stay cached. *look* is what replay has
-    seen of the context a moment ago.
+    seen of the context a moment ago. What the checks find is added to *findings*, also when the build fails.
     """
     check_outputs(request)
-    findings: list[Finding] = []
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]
     _prepare(request, plans, workshop, session)
@@ -85,7 +89,7 @@ def build(
     result = BuildResult(
         done.image,
         chosen.made.unused_args,
-        tuple(dict.fromkeys(shown_findings(findings, inputs))),
+        shown_findings(findings, inputs),
         tuple(argument.name for argument in chosen.made.arguments),
         tuple((str(one.platform), one.image) for one in done.built) if len(built) > 1 else (),
         done.top.to_json() if done.top is not None else None,
@@ -184,7 +188,7 @@ def plan_file(
         raise _with_excerpt(error, inputs) from None
     if linter.checks.error and findings:
         names = ", ".join(sorted({finding.rule.name for finding in findings}))
-        failure = BuildError(
+        failure = ChecksFailed(
             f"lint violation found for rules: {names}",
             "the check directive of the file says error=true",
             "\n".join(shown_findings(findings, inputs)),
@@ -228,10 +232,11 @@ def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
 def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
     """Findings as they are shown: what is wrong, and where."""
     name, lines = inputs.shown, file_lines(inputs.text)
-    return tuple(
+    shown = (
         f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, lines, finding.span, 0)}"
         for finding in findings
     )
+    return tuple(dict.fromkeys(shown))
 
 
 def _with_excerpt(error: PlanError | StepError, inputs: Inputs) -> BuildError:

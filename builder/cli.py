@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from builder.errors import BuildError, Cancelled, UsageError
+from builder.errors import BuildError, Cancelled, ChecksFailed, UsageError
 from builder.options import COMMANDS, Parser, add_isolation, build_parser, build_request, call_method
 from builder.outputs import outputs
 from builder.paths import why_missing
@@ -156,7 +156,7 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
     opened, isolation = _store_for_containers(options, isolation)
     with opened as store, Session(store, network, copies, isolation) as session:
         request = build_request(options)
-        from builder.build import build, warn_unused
+        from builder.build import build, shown_findings, warn_unused
         from builder.execute.workshop import Workshop
         from builder.inputs import read_inputs
         from builder.memo import remember
@@ -168,15 +168,20 @@ def _build(args: Sequence[str], argv: Sequence[str], look: Look | None) -> int:
             store, session.launcher, session.packer, request.secrets, request.ssh, recorder, isolation
         )
         workshop.shares_network = session.shares_network
+        findings: list[Any] = []
         try:
             inputs = read_inputs(request, workshop)
-            result, plan, solver = build(request, inputs, workshop, session, look)
+            try:
+                result, plan, solver = build(request, inputs, workshop, session, look, findings)
+            except (BuildError, CacheError) as error:
+                if not isinstance(error, ChecksFailed):
+                    _tell(shown_findings(findings, inputs), sink, options)
+                raise
             warn_unused(result, sink)
             if request.metadata_file:
                 recorder.write(request.metadata_file, result, request.names)
             if options.progress == "rawjson":
-                for warning in result.warnings:
-                    sink.warn(warning)
+                _tell(result.warnings, sink, options)
         finally:
             sink.close()
         if options.progress != "rawjson":  # which is asked for to be told
@@ -264,6 +269,19 @@ def _conclude(options: argparse.Namespace, result: Any, tags: tuple[str, ...]) -
     elif not _silent(options) and options.progress != "rawjson":
         shown = list(conclusion(result.image, tags, result.warnings))
         _say("\n".join([*shown, *(f"image {image} for {platform}" for platform, image in result.images)]))
+
+
+def _tell(warnings: Sequence[str], sink: Any, options: argparse.Namespace) -> None:
+    """Say what the checks have found, also of a build that failed."""
+    if options.progress == "rawjson" and not options.quiet:
+        for warning in warnings:
+            sink.warn(warning)
+    elif not _silent(options):
+        from builder.progress.lines import found
+
+        sink.close()
+        for text in found(warnings):
+            _say(text)
 
 
 def _enter(options: argparse.Namespace) -> str:

@@ -5,6 +5,8 @@ BuildError              root: what was attempted on what, and a hint     exit 1
     PlanError           the Dockerfile cannot be built; carries a Span   exit 1
     StepError           a step failed; carries the step's name and Span  exit 1
         CommandFailed   a RUN ended with a status or a signal            exit 1
+    ChecksFailed        the checks found something, and error=true       exit 1
+    LayerLost           a shared cache lacks a layer that it promised    exit 1
     Cancelled           the user stopped the build                       exit 130
 """
 
@@ -55,6 +57,10 @@ class StepError(BuildError):
 
 class CommandFailed(StepError):
     """A RUN whose process failed."""
+
+
+class ChecksFailed(BuildError):
+    """The file takes what its checks find for errors; the excerpt tells what they found."""
 
 
 class LayerLost(BuildError):

@@ -25,21 +25,28 @@ def failed(number: int, seconds: float) -> str:
     return f"#{number} FAILED {seconds:.1f}s"
 
 
-def output(number: int, seconds: float, line: str) -> str:
-    return f"#{number} {seconds:.2f} {line}"
+def output(number: int, seconds: float, text: str) -> str:
+    """The lines of *text*, which have come at one time."""
+    start = f"#{number} {seconds:.2f} "
+    return start + text.replace("\n", f"\n{start}")
 
 
 def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":
     """The closing lines: what the checks found, the image's ID, and each name it now has."""
+    yield from found(warnings)
+    if image:
+        yield f"image {image}"
+    for tag in tags:
+        yield f"tagged {tag}"
+
+
+def found(warnings: "Sequence[str]") -> "Iterator[str]":
+    """What the checks found, and how much that is."""
     for warning in warnings:
         yield "\n".join(map(printable, warning.split("\n")))
     if warnings:
         count = "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
         yield f"{count} found; docs/rules explains each"
-    if image:
-        yield f"image {image}"
-    for tag in tags:
-        yield f"tagged {tag}"
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import TextIO
@@ -20,10 +21,19 @@ from builder.events import (
 from builder.progress import lines
 
 _LONGEST = 1 << 16  # bytes of one line held back before they are shown in parts
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts upon
+_COLOUR = re.compile(r"(\x1b\[[0-9;:]*m)")
+_ERASE = re.compile(r"\x1b\[[0-2]?K")  # of a line that is new anyway
+_RESET = "\x1b[0m"
 
 
 class Plain:
-    """A sink that writes lines to *stream*. Safe to call from several threads."""
+    """A sink that writes lines to *stream*. Safe to call from several threads.
+
+    ``colours`` is whether those of a step's output are shown.
+    """
+
+    colours = False
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -55,23 +65,25 @@ class Plain:
                     self.line(("warning: " if event.warning else "") + lines.printable(event.text))
 
     def _output(self, event: StepOutput) -> None:
+        """Show the lines that have ended, all of one piece at once; the start of another is held back."""
         data = self._rest.get(event.number, b"") + event.data
-        *whole, rest = data.replace(b"\r\n", b"\n").split(b"\n")
-        for line in whole:
-            self._show(event.number, line)
-        if len(rest) > _LONGEST:
-            self._show(event.number, rest)
-            rest = b""
-        self._rest[event.number] = rest
+        known = data.rstrip(b"\r")  # what may be half of an end
+        end = 1 + max(known.rfind(b"\n"), known.rfind(b"\r"))
+        if len(data) - end > _LONGEST:
+            end = len(data)
+        self._rest[event.number] = data[end:]
+        if end:
+            self._show(event.number, data[:end])
 
     def _flush(self, number: int) -> None:
         if rest := self._rest.pop(number, b""):
             self._show(number, rest)
 
-    def _show(self, number: int, line: bytes) -> None:
+    def _show(self, number: int, data: bytes) -> None:
         seconds = time.monotonic() - self._started.get(number, time.monotonic())
-        text = line.decode("utf-8", "replace")
-        self.line(lines.output(number, seconds, lines.printable(text)))
+        text = _shown(data.decode("utf-8", "replace"), self.colours)
+        if text is not None:
+            self.line(lines.output(number, seconds, text))
 
     def transfer(self, event: Transfer) -> None:
         """A transfer shows once, when it is complete."""
@@ -89,3 +101,28 @@ class Plain:
 
     def close(self) -> None:
         pass
+
+
+def _shown(text: str, colours: bool) -> str | None:
+    """What a step has written, as lines that are safe to print anywhere; None where there is nothing to see.
+
+    A carriage return ends a line, as what comes after it would hide what came before. Colours are
+    dropped, or with *colours* kept to the end of their line.
+    """
+    ended = text.endswith("\n")
+    text = text.removesuffix("\n")
+    if not _ACTING.search(text):
+        return text if text or ended else None
+    out = []
+    for line in _ERASE.sub("", text).split("\n"):
+        parts = [part for part in line.split("\r") if part]
+        out += [_line(part, colours) for part in parts] or [""]
+    return "\n".join(out) if ended or any(out) else None
+
+
+def _line(text: str, colours: bool) -> str:
+    if not colours:
+        return lines.printable(_COLOUR.sub("", text))
+    parts = _COLOUR.split(text)
+    parts[::2] = map(lines.printable, parts[::2])
+    return "".join(parts) + (_RESET if len(parts) > 1 else "")

@@ -17,6 +17,8 @@ _STEPS_FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar:20}| {elapsed}{postfix}"
 class Tty(Plain):
     """A sink that keeps one bar for the steps and one for each running transfer."""
 
+    colours = True
+
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._file = stream

@@ -27,6 +27,7 @@ BUILDS = (
     "test_output_options.py",
     "test_outputs.py",
     "test_platforms.py",
+    "test_progress_plain.py",
     "test_push.py",
     "test_registry.py",
     "test_shared_cache.py",
