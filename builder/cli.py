@@ -1,6 +1,6 @@
 """The command line: arguments to requests, exceptions to messages and exit codes.
 
-The only module that prints errors and decides how the process ends.
+The only module, but for ``main`` at start and end, that prints errors and decides how the process ends.
 """
 
 from __future__ import annotations

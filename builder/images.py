@@ -201,7 +201,7 @@ def _names(store: Store, name: str) -> list[str]:
 def inspect(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild inspect", description="Show what images are, as docker inspect does.")
     parser.add_argument("name", nargs="+", metavar="NAME")
-    _add_shape(parser, json_too=False)
+    _add_shape(parser, "Id", json_too=False)
     options = parser.parse_args(args)
     with _store(options) as store:
         out = [_inspected(store, *find(store, name)) for name in options.name]
@@ -231,7 +231,7 @@ def _inspected(store: Store, image: Digest, config: ImageConfig) -> dict[str, An
 def history(args: Sequence[str], tools: Tools) -> int:
     parser = tools.parser(prog="pybuild history", description="Show how an image was made, newest first.")
     parser.add_argument("name", metavar="NAME")
-    _add_shape(parser)
+    _add_shape(parser, "CreatedBy")
     options = parser.parse_args(args)
     with _store(options) as store:
         image, _config = find(store, options.name)
@@ -265,7 +265,7 @@ def images(args: Sequence[str], tools: Tools) -> int:
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="the IDs alone")
     parser.add_argument("--no-trunc", action="store_true", help="whole IDs")
-    _add_shape(parser)
+    _add_shape(parser, "Name")
     options = parser.parse_args(args)
     from builder.progress.lines import printable
 
@@ -330,8 +330,8 @@ def _transfer_parser(tools: Tools, name: str, about: str) -> argparse.ArgumentPa
     return parser
 
 
-def _add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
-    """``--json`` and ``--format``."""
+def _add_shape(parser: argparse.ArgumentParser, example: str, json_too: bool = True) -> None:
+    """``--json`` and ``--format``; *example* is a field that templates may name."""
     if json_too:
         parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.add_argument(
@@ -339,13 +339,17 @@ def _add_shape(parser: argparse.ArgumentParser, json_too: bool = True) -> None:
         "--format",
         default="",
         metavar="TEMPLATE",
-        help="as docker has it: {{.Name}}, or json",
+        help=f"a template as docker has them, such as {{{{.{example}}}}}, or json",
     )
 
 
 def _add_insecure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--insecure-registry", action="append", default=[], metavar="HOST", help="speak HTTP with HOST"
+        "--insecure-registry",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="speak HTTP with HOST, or HTTPS with any certificate (repeatable)",
     )
 
 

@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="type=TYPE,...",
-        help="leave them in local,dest=FOLDER or registry,ref=NAME, or inline (repeatable)",
+        help="write the build cache to local,dest=FOLDER or registry,ref=NAME, or inline (repeatable)",
     )
     add("--no-cache", action="store_true", help="execute every step, and cache the results anew")
     add(
@@ -244,7 +244,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="how to show progress",
     )
     add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
-    add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
+    add(
+        "--insecure-registry",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="speak HTTP with HOST, or HTTPS with any certificate, for pulls, pushes and caches (repeatable)",
+    )
     add_options(parser)
     for name in ("--rm", "--force-rm"):  # of docker's scripts: nothing is ever left
         add(name, action="store_true", help=argparse.SUPPRESS)

@@ -6,6 +6,7 @@ CacheError              root of all of these
     BusyError           another process holds what we need
     ArchiveError        a tar stream is malformed, hostile or beyond a limit
         UnsupportedMember   it is a tar, with a member of a kind that is not unpacked
+    LayerError          a file system holds what no layer can say
     SpaceError          the file system of the store is full
 """
 

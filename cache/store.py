@@ -6,6 +6,7 @@
       index.db           SQLite (cache.index); losing it loses cached steps, nothing else
       blobs/sha256/HEX   configs, manifests and layer blobs, each named by its digest
       snapshots/ID/      layer directories, immutable once here
+      layers/HEX         a link to the snapshot that a layer, by its diff ID, is unpacked as
       files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
       refs/NAME          image names, each a file holding an image ID (the config's digest)
       contexts/HEX       stat indexes of build contexts

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import BuildError, UsageError
 from builder.image.local import config_of, reference, remember_platform
 from builder.image.model import INDEX_TYPE, Platform, host, parse_config, parse_descriptor
 from builder.strict_json import loads
@@ -27,6 +27,7 @@ from cache.errors import ArchiveError, CorruptError
 from cache.kernel import read_regular, write_all
 from cache.layers import add_blob
 from cache.store import Store, write_error
+from grammar.reference import Reference
 
 _SMALL = 16 << 20
 _MAX_MEMBERS = 10_000
@@ -167,7 +168,7 @@ class _Archive:
             tags = item.get("RepoTags") or []
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 raise BuildError("manifest.json in the archive does not name its images as a list of texts")
-            names = [str(name) for name in map(reference, tags) if not name.digest]
+            names = [str(name) for name in map(_reference, tags) if not name.digest]
             out.append((self._add(data, [(path, None) for path in paths]), names))
         return out
 
@@ -326,6 +327,13 @@ def _images(index: dict[str, Any]) -> list[dict[str, Any]]:
     return [item for item in _list(index, "manifests") if "artifactType" not in item]
 
 
+def _reference(name: str) -> Reference:
+    try:
+        return reference(name)
+    except UsageError as error:  # nobody typed it
+        raise BuildError(f"the archive names an image so: {error.message}") from None
+
+
 def _matches(platform: dict[str, Any], wanted: Platform) -> bool:
     return (platform.get("os"), platform.get("architecture")) == (wanted.os, wanted.architecture)
 
@@ -340,5 +348,5 @@ def _name(item: dict[str, Any]) -> str:
         name = annotations.get("org.opencontainers.image.ref.name")
         if not name or (":" not in str(name) and "/" not in str(name)):
             return ""
-    found = reference(str(name))
+    found = _reference(str(name))
     return "" if found.digest not in ("", item.get("digest")) else str(found)

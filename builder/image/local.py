@@ -16,15 +16,15 @@ from grammar.reference import Reference, parse_reference
 
 
 def reference(name: str) -> Reference:
-    """Parse an image name given by the user. Raises BuildError."""
+    """Parse an image name given by the user. Raises UsageError."""
     try:
         return parse_reference(name)
     except ReferenceError_ as error:
-        raise BuildError(f"{name!r} is not an image name: {error}") from None
+        raise UsageError(f"{name!r} is not an image name: {error}") from None
 
 
 def new_name(name: str) -> str:
-    """The canonical form of a name that an image gets. Raises BuildError, UsageError for one with a digest.
+    """The canonical form of a name that an image gets. Raises UsageError, also for one with a digest.
 
     What such a name means is decided by its digest, never by who builds.
     """

@@ -385,5 +385,5 @@ class _Counter:
 
     def name(self, text: str) -> str:
         self.number += 1
-        label = f"{self.label} " if self.label else ""
+        label = f"{self.label.strip()} " if self.label.strip() else ""
         return f"[{label}{self.number:>{len(str(self.total))}}/{self.total}] {text}"

@@ -93,6 +93,10 @@ def test_store_before_the_command(pybuild: Pybuild) -> None:
         (("broken/below",), "broken is a link to gone, which is not there"),
         (("--secret", "id=a,src=broken", "c"), "broken is a link to gone"),
         (("--build-context", "a=broken", "c"), "broken is a link to gone"),
+        (("-t", "http://h/x", "c"), "a name has no http:// before it"),
+        (("pull", "docker://h/x"), "a name has no docker:// before it"),
+        (("-t", "UPPER", "c"), "'UPPER' is not an image name"),
+        (("tag", "x", "a:b:c"), "'a:b:c' is not an image name"),
         (("-t", "app@sha256:" + "0" * 64, "c"), "a name with a digest cannot be given"),
         (("-o", "type=image,name=app@sha256:" + "0" * 64, "c"), "a name with a digest cannot be given"),
     ],
@@ -111,8 +115,6 @@ def test_words_blame_what_is_wrong(pybuild: Pybuild, words: tuple[str, ...], say
         (("other",), "there is a Containerfile: pybuild -f other/Containerfile"),
         (("dangling",), "hint: /lnk is a link to gone, which is not there"),
         (("load", "broken"), "broken is a link to gone, which is not there"),
-        (("-t", "http://h/x", "c"), "a name has no http:// before it"),
-        (("pull", "docker://h/x"), "a name has no docker:// before it"),
     ],
 )
 def test_failures_blame_what_is_wrong(pybuild: Pybuild, words: tuple[str, ...], says: str) -> None:
