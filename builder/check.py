@@ -1,4 +1,4 @@
-"""What can be said of a Dockerfile without building it: ``--check`` and ``--call`` (dockerfile.md 1.9).
+"""What can be said of a Dockerfile without building it: ``--check`` and ``--call``.
 
 The JSON is what BuildKit's subrequests answer, so that tools which read one read the other.
 """

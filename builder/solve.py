@@ -1,7 +1,7 @@
 """Walk the DAG: ask the cache for each step, execute on a miss. As many at once as allowed.
 
 A step's key comes from its op and its inputs' keys, except that a COPY's sources enter by
-their content: a stage that was rebuilt to equal files is a hit (dockerfile.md T99). The
+their content: a stage that was rebuilt to equal files is a hit (T99). The
 content a stage had under a key is remembered, so that a stage that is itself cached need
 not be read.
 """

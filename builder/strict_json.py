@@ -1,7 +1,7 @@
 """JSON from strangers: I-JSON as the image specification requires, nothing lenient.
 
 Python's own loader keeps the last of duplicate keys, reads NaN, and fails with other
-exceptions on deep nesting and long numbers (security.md D10).
+exceptions on deep nesting and long numbers.
 """
 
 from __future__ import annotations

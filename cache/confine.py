@@ -1,6 +1,6 @@
 """Landlock around what writes files that strangers named: a bug in it becomes a refused write.
 
-The kernel's own check, on top of resolving every path inside its root (security.md D7). It holds for
+The kernel's own check, on top of resolving every path inside its root. It holds for
 a thread, so such work gets one. Kernels without Landlock, or with its first version (5.13 to 5.18), which
 refuses every rename and link from one directory to another, do without.
 """

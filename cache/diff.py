@@ -1,7 +1,7 @@
 """Turn an upper directory that a step wrote into a layer that stands on its own.
 
 What overlayfs leaves is reduced to what really changed, as BuildKit's differ does
-(dockerfile.md T77, T79, T80): whiteouts of nothing go, copied-up files and directories that
+(T77, T79, T80): whiteouts of nothing go, copied-up files and directories that
 are as they were go, and opaque directories become explicit whiteouts. What remains is
 immutable and can be packed without looking at any other layer.
 """

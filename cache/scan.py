@@ -2,7 +2,7 @@
 
 ``scan`` stats a subtree in one pass; ``StatIndex`` remembers the digest of every file by
 ``(device, inode, ctime, mtime, size)``. All five must match: builders that trust size and
-mtime alone serve wrong files (dockerfile.md T100). A file whose ctime is too close to the
+mtime alone serve wrong files (T100). A file whose ctime is too close to the
 moment it was read is never remembered, since it may change again within the clock's tick.
 """
 
@@ -254,7 +254,7 @@ def content_digest(
 ) -> str:
     """The digest that decides a COPY's cache key: names, modes, sizes, links and contents.
 
-    Not owners (a context's are always 0:0) and not times (dockerfile.md T94). Names count
+    Not owners (a context's are always 0:0) and not times (T94). Names count
     from *base*, the selected path, so that equal trees elsewhere are equal. *progress* is
     told of every batch of entries.
     """

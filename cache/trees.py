@@ -17,7 +17,7 @@ OPAQUE = "user.overlay.opaque"
 
 
 def is_image_xattr(name: str) -> bool:
-    """Whether an extended attribute belongs into a layer (dockerfile.md T82)."""
+    """Whether an extended attribute belongs into a layer (T82)."""
     return name == CAPABILITY or (name.startswith("user.") and not name.startswith(_OVERLAY_PREFIX))
 
 

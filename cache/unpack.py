@@ -1,6 +1,6 @@
 """Layer tar to layer directory, for archives nobody vouches for.
 
-Never through tarfile (security.md D1). Every path resolves inside the target as it would
+Never through tarfile. Every path resolves inside the target as it would
 after chroot (openat2 RESOLVE_IN_ROOT), the last component is never followed, and what exists
 is unlinked before it is replaced, so no member writes through another. Whiteouts are applied
 after everything else, because they speak of lower layers only and their order must not

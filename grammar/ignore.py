@@ -1,8 +1,8 @@
 """.dockerignore files and the glob they are made of, in linear time.
 
-Python's ``re`` backtracks, so a pattern of a few ``**/`` could stop a build for hours
-(security.md D9). Patterns are matched component by component with sets of positions
-instead. The rules are those of moby's patternmatcher (dockerfile.md 1.8).
+Python's ``re`` backtracks, so a pattern of a few ``**/`` could stop a build for hours.
+Patterns are matched component by component with sets of positions
+instead. The rules are those of moby's patternmatcher.
 """
 
 from __future__ import annotations

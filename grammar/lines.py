@@ -1,6 +1,6 @@
 """Physical lines to logical ones: directives, comments, continuations, here-document bodies.
 
-The rules are BuildKit's line scanner's (dockerfile.md L1 to L9 and "Parser directives"). One
+The rules are BuildKit's line scanner's (L1 to L9 and "Parser directives"). One
 pass, linear in the text. What a logical line means is the grammar's business.
 """
 

@@ -1,6 +1,6 @@
 """Build checks: the table of rules, which of them a file wants, and those that its syntax decides.
 
-The rules, their names and texts are BuildKit's (dockerfile.md 1.9) and a few of our own for
+The rules, their names and texts are BuildKit's and a few of our own for
 what surprises people. Rules that need the values of variables or the base image are found
 while the file is planned; this module knows them all. docs/rules has a page for each.
 """

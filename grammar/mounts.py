@@ -1,4 +1,4 @@
-"""RUN --mount: comma-separated options to a value, in BuildKit's order and words (dockerfile.md 1.5)."""
+"""RUN --mount: comma-separated options to a value, in BuildKit's order and words."""
 
 from __future__ import annotations
 

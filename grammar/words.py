@@ -1,6 +1,6 @@
 """Quoting and ``$variable`` expansion of one argument, as BuildKit's shell lexer does it.
 
-All twelve operators of dockerfile.md 1.2. Everything is bounded: nesting by _DEPTH, what a
+All twelve operators. Everything is bounded: nesting by _DEPTH, what a
 word may grow to by _SIZE, and patterns are matched by a set of states, never by
 backtracking, so no text costs more than its length times its pattern's.
 """

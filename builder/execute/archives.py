@@ -1,4 +1,4 @@
-"""ADD of an archive: unpacked over what is below, as docker's untar does (dockerfile.md T30 to T39).
+"""ADD of an archive: unpacked over what is below, as docker's untar does (T30 to T39).
 
 What a file is, its bytes say: a tar, compressed or not. Anything else, also a compressed file
 that holds no tar, is copied as it is.

@@ -1,7 +1,7 @@
 """Build contexts that are no folder: git repositories, archives behind a URL or on standard input.
 
 Each becomes a snapshot, whose key is what it holds; the plan takes files from it as from a stage
-(dockerfile.md 1.8: ignore files do not apply, owners stay).
+(ignore files do not apply, owners stay).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ADD of a URL: fetched, or found unchanged since it was fetched (dockerfile.md T33, T40, T102, T108)."""
+"""ADD of a URL: fetched, or found unchanged since it was fetched (T33, T40, T102, T108)."""
 
 from __future__ import annotations
 

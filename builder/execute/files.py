@@ -1,6 +1,6 @@
 """CopyFiles and MakeDir: write files into a layer without mounting it.
 
-The rules of where things land are BuildKit's (dockerfile.md T1 to T28); the layer itself is
+The rules of where things land are BuildKit's (T1 to T28); the layer itself is
 filled by builder.execute.writer.
 """
 

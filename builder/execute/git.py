@@ -1,6 +1,6 @@
 """ADD of a git repository, by the machine's git with everything turned off that it need not do.
 
-A repository is an attacker (security.md SRC-12 to SRC-15): git gets no configuration but ours,
+A repository is an attacker (SRC-12 to SRC-15): git gets no configuration but ours,
 runs no hook, asks nobody, and speaks http, https, ssh and git only.
 """
 

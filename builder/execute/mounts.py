@@ -2,7 +2,7 @@
 
 Where an image has no directory or file at a mount's target, an empty one lies in a layer of its
 own on top of the image, as a mount point; so nothing of it can be left in the step's diff
-(dockerfile.md T85). Caches are directories of the store, held by flock.
+(T85). Caches are directories of the store, held by flock.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, li
 def _drop_points(draft: Draft, only_there: list[str]) -> None:
     """Take out of the step's diff the mount points that it gave another look and left empty.
 
-    The step may have put links in their place: none is followed (security.md SRC-05).
+    The step may have put links in their place: none is followed (SRC-05).
     """
     for part in sorted(only_there, reverse=True):
         above, _, name = part.rpartition("/")

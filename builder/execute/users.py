@@ -15,7 +15,7 @@ _MAX_ID = (1 << 31) - 2
 
 
 def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
-    """``user[:group]`` as ids (dockerfile.md T16): a lone name brings its primary group, a lone
+    """``user[:group]`` as ids (T16): a lone name brings its primary group, a lone
     number is its own group. *what* names the option for the error.
 
     Raises BuildError for a name the image does not know.

@@ -66,7 +66,7 @@ def blobs_of(shown: Picture) -> dict[Digest, int]:
 
 
 def entries_of(shown: Picture, names: tuple[str, ...]) -> list[dict[str, object]]:
-    """One descriptor per name (dockerfile.md T91); one without a name for an unnamed image."""
+    """One descriptor per name (T91); one without a name for an unnamed image."""
     entries = []
     for name in names or ("",):
         item = shown.top.to_json()

@@ -275,5 +275,5 @@ def manifest(
 
 
 def scratch(where: Platform) -> ImageConfig:
-    """The config that FROM scratch starts with (dockerfile.md T61)."""
+    """The config that FROM scratch starts with (T61)."""
     return ImageConfig(where, {"Env": [f"PATH={DEFAULT_PATH}"], "WorkingDir": "/"})

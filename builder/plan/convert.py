@@ -1,6 +1,6 @@
 """One instruction and the state of its stage give the next state of the stage.
 
-The rules are BuildKit's (dockerfile.md; traps are cited where they bite). ``convert`` is one
+The rules are BuildKit's (traps, T1 to T110, are cited where they bite). ``convert`` is one
 match over the union of instructions: adding one makes the type checker point here.
 """
 

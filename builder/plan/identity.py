@@ -1,4 +1,4 @@
-"""The fields of each op that decide its cache key, spelled out (dockerfile.md T94 to T98).
+"""The fields of each op that decide its cache key, spelled out (T94 to T98).
 
 Not here, on purpose: RunCommand.proxies (T98), names of images and stages, and everything
 that only shows in output. A test holds that every field of every op is either in its

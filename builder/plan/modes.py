@@ -1,4 +1,4 @@
-"""``--chmod``: octal, or symbolic as chmod(1) and BSD's setmode(3) read it (dockerfile.md T18, T19)."""
+"""``--chmod``: octal, or symbolic as chmod(1) and BSD's setmode(3) read it (T18, T19)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EXPOSE's port words: ``[[ip:]host:]port[-port][/proto]`` (dockerfile.md T51)."""
+"""EXPOSE's port words: ``[[ip:]host:]port[-port][/proto]`` (T51)."""
 
 from __future__ import annotations
 

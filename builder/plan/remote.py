@@ -1,4 +1,4 @@
-"""Sources of ADD and contexts that are elsewhere: http URLs and git repositories (dockerfile.md 1.7)."""
+"""Sources of ADD and contexts that are elsewhere: http URLs and git repositories."""
 
 from __future__ import annotations
 

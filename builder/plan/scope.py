@@ -14,7 +14,7 @@ _QUIET = ("BUILDKIT_", "SOURCE_DATE_EPOCH")
 
 
 def platform_args(target: Platform, build: Platform, stage: str) -> dict[str, str]:
-    """The arguments every FROM sees without declaring them (dockerfile.md 1.4)."""
+    """The arguments every FROM sees without declaring them."""
     args = {"TARGETSTAGE": stage or "default"}
     for prefix, where in (("TARGET", target), ("BUILD", build)):
         args[f"{prefix}PLATFORM"] = str(where)

@@ -2,7 +2,7 @@
 
 Redirects are followed here, not by the library: credentials stay with the origin they were
 made for, https never becomes http, and an address on a private or loopback network is only
-followed if the registry itself is there (security.md REG-06 to REG-10). Bodies are never
+followed if the registry itself is there (REG-06 to REG-10). Bodies are never
 decompressed in transit (D11).
 """
 

@@ -3,7 +3,7 @@
 It runs in its own user, mount, pid, uts, ipc, cgroup and (unless the host's is asked for)
 net namespace. All mounts are made in the step's own mount namespace, so the kernel removes
 them when the last process of the step ends. Nothing is imported, looked up by name service
-or executed between entering the image's root and execve (security.md D2): every module used
+or executed between entering the image's root and execve: every module used
 here was loaded by the launcher, paths and texts are bytes, and passwd is parsed by hand.
 """
 
@@ -297,7 +297,7 @@ def _give(path: int | bytes, uid: int, gid: int) -> None:
 
 
 def _clone(top: int, source: bytes, read_only: bool) -> int:
-    """A mount of *source*, which resolves inside *top* (security.md SRC-01, SRC-04)."""
+    """A mount of *source*, which resolves inside *top* (SRC-01, SRC-04)."""
     try:
         place = open_in_root(top, source, os.O_PATH)
     except OSError as error:
@@ -359,7 +359,7 @@ def _mount_point(root: int, target: bytes, is_dir: bool) -> int:
 def _move(staging: int, root: int, name: bytes) -> None:
     """Move what was mounted for /proc, /sys or /dev into the image, which must really have such a directory.
 
-    An image whose /proc or /dev is a link or a file is refused (security.md RT-05, RT-06).
+    An image whose /proc or /dev is a link or a file is refused (RT-05, RT-06).
     """
     try:
         place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
@@ -374,7 +374,7 @@ def _move(staging: int, root: int, name: bytes) -> None:
 
 
 def _write_scripts(root: int, scripts: dict[bytes, bytes]) -> None:
-    """Here-documents that name their interpreters (dockerfile.md 1.1)."""
+    """Here-documents that name their interpreters."""
     if scripts:
         os.mkdir(b"dev/pipes", 0o755, dir_fd=root)
     for name, content in scripts.items():

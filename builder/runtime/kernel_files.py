@@ -135,7 +135,7 @@ def _given_devices(given: dict[bytes, bytes], spot: bytes, nodes: list[int]) -> 
 
 
 def _thermal_throttles(staging: int) -> list[bytes]:
-    """Counters that tell what other work the machine does (security.md RT-11), for each processor."""
+    """Counters that tell what other work the machine does (RT-11), for each processor."""
     top = b"sys/devices/system/cpu"
     try:
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging)

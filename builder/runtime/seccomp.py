@@ -2,7 +2,7 @@
 
 ``syscalls.tbl`` says what is allowed. Refused calls answer EPERM; what this table does not know,
 clone3 and the x32 ABI answer ENOSYS, for which libraries have something to fall back to. Both the
-machine's own ABI and its 32-bit one are filtered (security.md 2.2); any other kills the process.
+machine's own ABI and its 32-bit one are filtered; any other kills the process.
 
 The kernel skips the filter for calls whose number alone decides that they are allowed, so the
 program looks at numbers first, by a binary search over ranges, and at arguments in its leaves.
