@@ -537,6 +537,7 @@ def _run(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     wanted = changes(options)
     isolation = _enter(options)
+    from builder.request import HOST_GATEWAY
     from builder.session import Session
 
     opened, isolation = _store_for_containers(options, isolation)
@@ -547,6 +548,10 @@ def _run(args: Sequence[str]) -> int:
         if options.network == "default" and session.shares_network:
             check_shared_network()
             options.network = SHARED_NETWORK
+        if options.network in ("default", "none") and any(
+            at == HOST_GATEWAY for _, at in sandbox(options).hosts
+        ):
+            _warn("--add-host: the container cannot reach this machine; --network=host lets it")
         return run_image(
             store,
             session.launcher,
