@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
+from builder.registry import limits
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
 
@@ -38,7 +39,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does; an option that may have a value, or not, has it behind an equals sign."""
-        return super().parse_args(list(map(_with_value, args)), namespace)
+        found = super().parse_args(list(map(_with_value, args)), namespace)
+        if seconds := getattr(found, "timeout", None):
+            limits.set_timeout(seconds)
+        return found
 
     def error(self, message: str) -> NoReturn:
         for name, inner in _WITH_VALUES.items():
@@ -64,6 +68,23 @@ def add_isolation(parser: argparse.ArgumentParser) -> None:
         help="how steps are isolated: namespaces, or chroot where a container forbids them (default: "
         "PYBUILD_ISOLATION, else auto: the best that can be had)",
     )
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """The option that says how long servers are waited for."""
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="TIME",
+        help="give a server up that keeps us waiting for so long, all tries together (default: 2m)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return limits.seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -202,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--jobs", type=int, default=_DEFAULT_JOBS, metavar="N", help="steps at once (default: %(default)s)")
     add("--insecure-registry", action="append", default=[], metavar="HOST", help="pull from HOST over HTTP")
+    add_timeout(parser)
     add_options(parser)
     for name in ("--rm", "--force-rm"):  # of docker's scripts: nothing is ever left
         add(name, action="store_true", help=argparse.SUPPRESS)

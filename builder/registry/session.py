@@ -8,7 +8,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from builder.registry import proxies
+from builder.registry import limits, proxies
 from builder.registry.auth import TOKEN_LIMIT, authorization
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
@@ -44,13 +44,22 @@ class Session:
         credentials: Credentials | None = None,
         tries: int = TRIES,
     ) -> None:
-        """*credentials* are those of docker's configuration, if None."""
+        """*credentials* are those of docker's configuration, if None. Of the usual number of tries *tries*
+        have their share of the time.
+        """
         self.name = registry
         host = _HUB.get(registry, registry)
         self._plain = (insecure or is_loopback(registry)) and _speaks_http(host)
         scheme = "http" if self._plain else "https"
         self.base = f"{scheme}://{host}/v2"
-        self.transport = transport or Transport(host, scheme, verified=not insecure, tries=tries)
+        self.transport = transport or Transport(
+            host,
+            scheme,
+            verified=not insecure,
+            tries=tries,
+            patience=limits.silence() * tries / TRIES,
+            timeout=limits.timeout() * tries / TRIES,
+        )
         self._credentials = credentials
         self._warnings: list[str] = []  # why there may be no credentials
         self._tokens: dict[tuple[str, ...], _Token] = {}  # by scopes

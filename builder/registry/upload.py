@@ -9,6 +9,7 @@ without bytes ends it.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from typing import BinaryIO, cast
 from urllib.parse import quote
@@ -46,14 +47,16 @@ class Upload:
     _smallest: int = _SMALLEST_CHUNK
     _whole_refused: bool = False
     _counted: int = 0
+    _moved: float = 0.0  # when bytes were sent last, in monotonic seconds
 
     def run(self, mount_from: str) -> bool:
         """Have the blob mounted from the repository *mount_from* ("": none), or send it.
 
         Returns whether bytes were sent. Raises RegistryError.
         """
-        failures, best = 0, 0
+        failures, best, wasted = 0, 0, 0.0
         while True:
+            self._moved = time.monotonic()
             if not self._location:
                 if failures and has_blob(self.session, self.repository, self.descriptor):
                     self._show(self.descriptor.size)  # only the answer was lost
@@ -73,9 +76,10 @@ class Upload:
                 why = str(error)
                 self._look()
             failures += 1
+            wasted += time.monotonic() - self._moved
             if self._arrived - best >= _PROGRESS:
-                failures, best = 1, self._arrived
-            if failures >= self.session.transport.tries:
+                failures, best, wasted = 1, self._arrived, 0.0
+            if failures >= self.session.transport.tries or wasted >= self.session.transport.timeout:
                 raise self.session.transport.give_up(f"{self._what} broke off: {why}")
             self.session.transport.pause(failures, response)
 
@@ -247,6 +251,7 @@ class Upload:
         return opened
 
     def _show(self, position: int) -> None:
+        self._moved = time.monotonic()
         self.progress(position - self._counted)
         self._counted = position
 
