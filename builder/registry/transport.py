@@ -281,7 +281,7 @@ class Transport:
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=urllib3.Timeout(min(_CONNECT_TIMEOUT, left), min(self.patience, left)),
+                timeout=urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, left), read=min(self.patience, left)),
             )
         except urllib3.exceptions.SSLError as error:
             raise self._tls_failure(url, str(error)) from None

@@ -17,7 +17,7 @@ from faults import Answer, Exchange, Listener, Proxy, Uploads, certificate
 
 from builder.registry.client import Registry
 from builder.registry.credentials import Credentials
-from builder.registry.errors import Blocked, NotFound, RegistryError, Unavailable, Untrusted
+from builder.registry.errors import Blocked, NotFound, RegistryError, Unauthorized, Unavailable, Untrusted
 from builder.registry.mirrors import open_for_push, open_registry
 from builder.registry.transport import Transport
 from cache.descriptor import Descriptor
@@ -320,6 +320,37 @@ def test_two_challenges(server: Listener) -> None:
     server.answer = both
     with client(server.host) as registry:
         assert registry.manifest("x", "1").data == b"{}"
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [('Negotiate', 'Basic realm="x"'), ('Negotiate, Basic realm="x"',), ('Basic realm="x", Negotiate',),
+     ('Negotiate YII=', 'NTLM', 'Digest realm="d", nonce="n", qop="auth,auth-int"', 'basic realm="x"'),
+     ('Bearer', 'Basic realm="x"'), ('Basic',), ('Negotiate, Bearer realm="http://HOST/token"',)],
+)  # fmt: skip
+def test_challenges_of_other_kinds(server: Listener, offered: tuple[str, ...]) -> None:
+    """The scheme that is known is taken, wherever it stands."""
+    Tokens(server, 100)
+    usual = server.answer
+    basic = Credentials("me", "pw").basic()
+
+    def answer(exchange: Exchange) -> None:
+        given = exchange.asked.headers.get("authorization", "")
+        if exchange.asked.route == "/token" or given.startswith("Bearer"):
+            return usual(exchange)
+        if given == basic:
+            return exchange.send(Answer(200, {"Content-Type": "application/json"}, b"{}"))
+        lines = "\r\nWWW-Authenticate: ".join(offered).replace("HOST", server.host)
+        exchange.send(Answer(401, {"WWW-Authenticate": lines}))
+
+    server.answer = answer
+    transport = Transport(server.host, "http", sleep=lambda _: None)
+    with Registry(server.host, transport=transport, credentials=Credentials("me", "pw")) as registry:
+        assert registry.manifest("x", "1").data == b"{}"
+    with Registry(server.host, transport=transport, credentials=Credentials()) as registry:
+        if "token" not in str(offered):
+            with pytest.raises(Unauthorized, match="needs credentials"):
+                registry.manifest("x", "1")
 
 
 # -- connections and downloads -------------------------------------------------------------
