@@ -13,12 +13,13 @@ import ipaddress
 import math
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 
@@ -39,6 +40,11 @@ _LONGEST_DELAY = 30.0
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_TIMEOUT = 15.0
 _CHUNK = 1 << 18
+_KEEPING_METHOD = frozenset({307, 308})
+_AS_IT_IS = "pybuild-url"
+_AUTHORITY = re.compile(r"[a-zA-Z]+://[^/?#]*")
+_ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_NEVER_SENT = re.compile(r"[^\x21-\x7e]")
 _IDLE_CONNECTIONS = 8
 _CLOUD = ipaddress.ip_address("fd00:ec2::254")  # as 169.254.169.254, but not link-local
 _DETAIL = 300  # characters of an error's own words that are shown
@@ -57,9 +63,22 @@ class _NotConnected(BrokenOff):
 
 
 class _Answering:
-    """A connection whose answers are bounded; the one that is read now is ``answer``."""
+    """A connection whose answers are bounded; the one that is read now is ``answer``.
+
+    It asks for what the header ``_AS_IT_IS`` says, a URL that the library has not spelled anew: signatures
+    are made of its bytes. That header is not sent.
+    """
 
     answer: Answer
+
+    def request(
+        self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        given = dict(headers or {})
+        if exact := given.pop(_AS_IT_IS, ""):
+            url = _AUTHORITY.sub("", exact) if url.startswith("/") else exact
+            url = f"/{url}" if url[:1] in ("", "?") else url
+        super().request(method, url, body, given, **more)  # type: ignore[misc]
 
     def response_class(self, *given: Any, **named: Any) -> Answer:
         self.answer = Answer(*given, **named)
@@ -258,9 +277,10 @@ class Transport:
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
             response.discard()
-            if method not in ("GET", "HEAD"):
+            keeps_method = method in ("GET", "HEAD") or response.status in _KEEPING_METHOD
+            source, url = url, self._redirect(url, response.headers["location"])
+            if not keeps_method or (method not in ("GET", "HEAD") and not same_origin(source, url)):
                 raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
-            url = self._redirect(url, response.headers["location"])
             if _origin(url) != origin:
                 kept = {k: v for k, v in kept.items() if k.lower() not in ("authorization", "cookie")}
         raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
@@ -277,7 +297,12 @@ class Transport:
                 method,
                 url,
                 body=sent,
-                headers={"Accept-Encoding": "identity", "User-Agent": "pybuild", **headers},
+                headers={
+                    "Accept-Encoding": "identity",
+                    "User-Agent": "pybuild",
+                    **headers,
+                    _AS_IT_IS: _sendable(url),
+                },
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
@@ -342,28 +367,34 @@ class Transport:
         hint = f"if it speaks plain HTTP: --insecure-registry {host}" if "WRONG_VERSION" in text else ""
         return Untrusted(f"{host} speaks no TLS that this machine does: {text[:_DETAIL]}", hint)
 
-    def resolve(self, source: str, location: str) -> tuple[str, bool]:
-        """Where a Location that came from *source* leads, and whether that is the same origin.
-
-        Raises Untrusted where nothing is to be sent.
-        """
-        target = self._redirect(source, location)
-        return target, _origin(target) == _origin(source)
+    def resolve(self, source: str, location: str) -> str:
+        """Where a Location that came from *source* leads. Raises Untrusted where nothing is to be sent."""
+        return self._redirect(source, location)
 
     def _redirect(self, source: str, location: str) -> str:
         """Where *source* redirects to. Raises Untrusted where that is not to be followed."""
         try:
-            target = urljoin(source, location)
+            location = _NEVER_SENT.sub(_escaped_byte, location.strip())  # a header's characters are bytes
+            target = location if _ABSOLUTE.match(location) else urljoin(source, location)
             parts, _origin_of_it = urlsplit(target), _origin(target)
         except ValueError:
             raise Untrusted(f"{self.registry} redirects to what is no URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise Untrusted(f"{self.registry} redirects to {parts.scheme}:, which is not followed")
-        if source.startswith("https:") and parts.scheme == "http":
+        if urlsplit(source).scheme == "https" and parts.scheme == "http":
             raise Untrusted(f"{self.registry} redirects from https to http")
         if _origin(target) != _origin(source) and leads_inside(self.registry, parts.hostname):
             raise Untrusted(f"{self.registry} sends to {parts.hostname}, which is not on the internet")
         return target
+
+
+def _sendable(url: str) -> str:
+    """A URL as it is asked for: as it is, but for its fragment and what no request may hold."""
+    return _NEVER_SENT.sub(lambda match: quote(match[0]), url.partition("#")[0])
+
+
+def _escaped_byte(match: re.Match[str]) -> str:
+    return quote(match[0].encode("latin-1", "replace"))
 
 
 def _bounded(manager: urllib3.PoolManager) -> urllib3.PoolManager:

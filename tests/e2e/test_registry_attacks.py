@@ -453,8 +453,20 @@ def test_REG_07_downgrade() -> None:
     transport = Transport("registry.test")
     with pytest.raises(Untrusted, match="https to http"):
         transport.resolve("https://registry.test/v2/x", "http://registry.test/up")
-    assert transport.resolve("https://registry.test/v2/x", "/up") == ("https://registry.test/up", True)
-    assert not transport.resolve("https://registry.test/v2/x", "https://registry.test:444/up")[1]
+    with pytest.raises(Untrusted, match="https to http"):
+        transport.resolve("HTTPS://registry.test/v2/x", "http://registry.test/up")
+    assert transport.resolve("https://registry.test/v2/x", "/up") == "https://registry.test/up"
+
+
+def test_REG_07_upload_that_comes_back_from_elsewhere(server: Stage, other: Stage, tmp_path: Path) -> None:
+    """A place that is relative to where a redirect led is not the registry's: it gets no credentials."""
+    server.guarded = True
+    server.answers["POST /v2/x/blobs/uploads/"] = Answer(202, {"Location": "/up"})
+    server.answers["PUT /up"] = Answer(503)
+    server.answers["GET /up"] = Answer(307, {"Location": f"http://{other.host}/there"})
+    other.answers["GET /there"] = Answer(204, {"Location": "/on", "Range": "0-9"})
+    with pytest.raises(RegistryError):
+        push(server, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["manifests/latest", "blobs"])

@@ -119,6 +119,90 @@ def test_upload_of_chunks_as_large_as_wanted(uploads: Uploads, send: Callable[[]
     assert len(sizes) > 2 and min(sizes[:-1]) >= 7 * MIB
 
 
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("chunks", [True, False])
+def test_upload_in_chunks_only(
+    uploads: Uploads, data: bytes, send: Callable[[], None], status: int, chunks: bool
+) -> None:
+    """Who refuses the whole gets chunks, once; who refuses those too is told of soon."""
+    usual, uploads.chunks = uploads.answer, chunks
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.asked.method == "PUT" and exchange.asked.headers["content-length"] != "0":
+            return exchange.send(Answer(status))
+        usual(exchange)
+
+    uploads.answer = answer
+    if chunks:
+        send()
+        assert methods(uploads) == "POST PUT HEAD POST PATCH PATCH PUT"
+    else:
+        with pytest.raises(RegistryError, match=f"answered 405|does not exist|answered {status}"):
+            send()
+        assert len(uploads.asked) < 12
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_upload_redirected(uploads: Uploads, send: Callable[[], None], status: int) -> None:
+    """On the same origin, with method and bytes; what is said there is relative to that place."""
+    usual = uploads.answer
+
+    def answer(exchange: Exchange) -> None:
+        asked = exchange.asked
+        if asked.route.startswith("/v2/") and asked.method in ("POST", "PUT"):
+            return exchange.send(Answer(status, {"Location": asked.path.replace("/v2/", "/moved/v2/")}))
+        asked.path = asked.path.replace("/moved/", "/")
+        usual(exchange)
+
+    uploads.answer = answer
+    send()
+    assert methods(uploads) == "POST POST PUT PUT"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_upload_redirected_where_it_must_not(uploads: Uploads, send: Callable[[], None], status: int) -> None:
+    """Neither to another origin, nor by what makes a GET of it."""
+    host = f"http://127.0.0.2:{uploads.port}" if status == 307 else ""
+    uploads.answer = lambda exchange: exchange.send(Answer(status, {"Location": f"{host}/v2/elsewhere"}))
+    with pytest.raises(Untrusted, match="redirects an upload"):
+        send()
+    assert len(uploads.asked) == 1
+
+
+SIGNED = "/b%2fc/%7Ed/[x]|~!$&'()*+,;=:@/a//./b?sig=%2f%2F%c3%A9+[|]{}^`\\\"<>&X-Amz=a%20b&empty=&?"
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_signed_urls(uploads: Uploads, absolute: bool) -> None:
+    """They are asked for byte by byte as they came, in redirects and uploads, but for what no request may hold."""
+    data, usual = b"x" * 1000, uploads.answer
+    place = f"http://{uploads.host}{SIGNED}" if absolute else SIGNED
+    if not absolute:
+        place = place.replace("/./", "/-/")
+    told = place.partition(uploads.host)[2] or place
+
+    def answer(exchange: Exchange) -> None:
+        asked = exchange.asked
+        if asked.path == told:
+            return exchange.send(Answer(200, {}, data))
+        if asked.path.startswith(told + "&digest="):
+            exchange.read()
+            return exchange.send(Answer(201))
+        if asked.method == "POST":
+            return exchange.send(Answer(202, {"Location": place}))
+        if "/blobs/" in asked.path and asked.method == "GET":
+            return exchange.send(Answer(307, {"Location": f"{place}#part"}))
+        usual(exchange)
+
+    uploads.answer = answer
+    sink = io.BytesIO()
+    with client(uploads.host) as registry:
+        registry.blob("x", Descriptor("", digest_of(data), len(data)), sink, lambda count: None)
+        registry.push_blob("x", Descriptor("", digest_of(data), 5), __file__, "", lambda count: None)
+    assert sink.getvalue() == data and methods(uploads) == "GET GET POST PUT"
+    assert not any("pybuild-url" in asked.headers for asked in uploads.asked)
+
+
 @pytest.mark.parametrize("status", [200, 202, 302])
 def test_upload_that_is_not_confirmed(uploads: Uploads, send: Callable[[], None], status: int) -> None:
     """Only 201 and 204 say that a blob is there."""
