@@ -232,6 +232,8 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
             out["PYBUILD_USER"] = unquote(parts.username)
             out["PYBUILD_PASSWORD"] = unquote(parts.password or "")
             remote = without_credentials(remote)
+    elif parts.password is not None:  # which neither ssh nor git's own protocol takes from there
+        remote = without_credentials(remote).replace("://", f"://{parts.username}@", 1)
     for number, (key, value) in enumerate(config.items()):
         out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
     return remote, out | {
