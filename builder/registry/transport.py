@@ -46,7 +46,22 @@ _AUTHORITY = re.compile(r"[a-zA-Z]+://[^/?#]*")
 _ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _NEVER_SENT = re.compile(r"[^\x21-\x7e]")
 _IDLE_CONNECTIONS = 8
-_CLOUD = ipaddress.ip_address("fd00:ec2::254")  # as 169.254.169.254, but not link-local
+# As 169.254.169.254, but not link-local: where Amazon, Alibaba, Oracle and Azure tell machines their secrets
+_CLOUDS = frozenset(
+    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"))
+)
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind carriers' NAT, and in overlay networks
+# IPv6 addresses that hold one of IPv4, and the bits behind it
+_HOLDERS = tuple(
+    (ipaddress.ip_network(network), behind)
+    for network, behind in (
+        ("::ffff:0:0/96", 0),  # mapped
+        ("::/96", 0),  # compatible
+        ("64:ff9b::/96", 0),  # NAT64
+        ("64:ff9b:1::/48", 0),  # NAT64 of a site, with a prefix of 96 bits
+        ("2002::/16", 80),  # 6to4
+    )
+)
 _DETAIL = 300  # characters of an error's own words that are shown
 
 
@@ -459,10 +474,19 @@ def _kinds(host: str) -> set[str]:
 
 
 def _kind(address: proxies.Address) -> str:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return _kind(address.ipv4_mapped)
-    if address == _CLOUD or address.is_unspecified:
+    """One of internet, loopback, private, shared, other; what holds an IPv4 address is as that is."""
+    if isinstance(address, ipaddress.IPv6Address) and not (address.is_loopback or address.is_unspecified):
+        for network, behind in _HOLDERS:
+            if address in network:
+                return _kind(ipaddress.IPv4Address(int(address) >> behind & 0xFFFFFFFF))
+        if address.teredo:
+            return _kind(address.teredo[1])
+        if address.is_site_local:
+            return "private"
+    if address in _CLOUDS or address.is_unspecified:
         return "other"
+    if address in _SHARED:
+        return "shared"
     if address.is_global:
         return "internet"
     if address.is_loopback:
