@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
-from builder.registry import limits
+from builder.registry import limits, proxies
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
 
@@ -318,7 +318,9 @@ def _named_context(item: str) -> tuple[str, Any]:
 
 
 def _build_args(items: list[str]) -> dict[str, str]:
-    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given)."""
+    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given); and the proxies of
+    docker's configuration.
+    """
     out = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -328,6 +330,10 @@ def _build_args(items: list[str]) -> dict[str, str]:
             out[name] = value
         elif name in os.environ:
             out[name] = os.environ[name]
+    given = {name.lower() for name in out}
+    for name, value in proxies.for_containers(os.environ).items():
+        if name.lower() not in given:  # as docker does
+            out |= {name: value, name.lower(): value}
     return out
 
 

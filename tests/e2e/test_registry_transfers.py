@@ -628,12 +628,13 @@ def test_no_proxy(server: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy.asked and all("other.test" not in asked.path for asked in proxy.asked)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://", "http://h:x", "ftp://x"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks5h://h", "http://", "http://h:x", "ftp://x"])
 def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     from builder.errors import BuildError
 
     monkeypatch.setenv("HTTPS_PROXY", proxy)
-    with Registry("registry.test") as registry, pytest.raises(BuildError, match="HTTPS_PROXY"):
+    says = "HTTPS_PROXY is a SOCKS proxy" if proxy.startswith("socks") else "HTTPS_PROXY is not"
+    with Registry("registry.test") as registry, pytest.raises(BuildError, match=says):
         registry.manifest("x", "1")
 
 
