@@ -42,7 +42,7 @@ _CONFIG = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "gc.auto": "0",
-    "http.lowSpeedLimit": "1",
+    "http.lowSpeedLimit": "20",  # bytes a second: less than the progress of a server that is at work
     "fetch.fsckObjects": "true",
 }
 _OUTPUT_LIMIT = 16 << 20  # bytes of each of git's outputs
@@ -207,7 +207,7 @@ class _Git:
                     if len(heard[key.fd]) > _OUTPUT_LIMIT:
                         raise BuildError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
                 if time.monotonic() - last > limits.timeout():
-                    why = f"nothing came for {limits.timeout():.0f} seconds"
+                    why = f"the server gave nothing of use for {limits.timeout():.0f} seconds"
                     raise BuildError(f"{what}: {why}", "build again, perhaps with a longer --timeout")
         out, said = heard.values()
         return bytes(out), bytes(said)

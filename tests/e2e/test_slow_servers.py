@@ -182,6 +182,25 @@ def test_doors(pybuild: Pybuild, server: Listener, tmp_path: Path) -> None:
             assert server.host in done.failed().err, done.err
 
 
+@pytest.mark.parametrize("ref, again", [("", b"0"), ("#" + "a" * 40, b"00800" + b"x" * 123)])
+def test_git_server(pybuild: Pybuild, server: Listener, ref: str, again: bytes) -> None:
+    """One that lists refs for ever, slowly or fast, whether they are asked for first or not."""
+
+    def answer(exchange: Exchange) -> None:
+        kind = b"Content-Type: application/x-git-upload-pack-advertisement\r\n\r\n"
+        connection = exchange.take("")
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + kind + b"001e# service=git-upload-pack\n0000")
+        while True:
+            connection.sendall(again)
+            time.sleep(0.02)
+
+    server.answer = answer
+    begun = time.monotonic()
+    said = pybuild(f"http://{server.host}/x.git{ref}", "--timeout", "500ms").failed().err
+    assert "nothing of use" in said or "too slow" in said
+    assert time.monotonic() - begun < 10
+
+
 @pytest.mark.parametrize(
     "text, seconds", [("90", 90), ("90s", 90), ("1.5m", 90), ("24h", 86400), ("250ms", 0.25)]
 )
