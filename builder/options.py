@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from builder import VERSION
 from builder.errors import BuildError, UsageError
-from builder.registry import limits, proxies
+from builder.registry import limits
+from builder.registry.step_proxies import for_containers
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
 
@@ -331,7 +332,7 @@ def _build_args(items: list[str]) -> dict[str, str]:
         elif name in os.environ:
             out[name] = os.environ[name]
     given = {name.lower() for name in out}
-    for name, value in proxies.for_containers(os.environ).items():
+    for name, value in for_containers(os.environ).items():
         if name.lower() not in given:  # as docker does
             out |= {name: value, name.lower(): value}
     return out

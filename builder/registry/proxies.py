@@ -1,25 +1,13 @@
-"""Which proxy a URL is asked through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as curl and Go read them; and
-which ones docker's configuration has for containers.
-"""
+"""Which proxy a URL is asked through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as curl and Go read them."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from builder.errors import BuildError
 
-_LIMIT = 1 << 20
-# What docker calls them in its file, and the variables that it sets.
-_OF_CONTAINERS = {
-    "httpProxy": "HTTP_PROXY",
-    "httpsProxy": "HTTPS_PROXY",
-    "ftpProxy": "FTP_PROXY",
-    "noProxy": "NO_PROXY",
-    "allProxy": "ALL_PROXY",
-}
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -45,26 +33,6 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str:
     if not usable:
         raise BuildError(f"{name.upper()} is not the URL of an HTTP proxy", "for example: http://proxy:3128")
     return proxy
-
-
-def for_containers(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ``proxies.default`` of docker's config.json gives containers; none if it cannot
-    be read.
-    """
-    from builder.strict_json import loads
-
-    folder = environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    try:
-        with open(os.path.join(folder, "config.json"), "rb") as file:
-            value = loads(file.read(_LIMIT + 1), "config.json", _LIMIT)
-        given = value["proxies"]["default"].items()  # type: ignore[index]
-        return {_OF_CONTAINERS[key]: text for key, text in given if key in _OF_CONTAINERS and _is_plain(text)}
-    except (OSError, BuildError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def _is_plain(text: object) -> bool:
-    return isinstance(text, str) and bool(text) and text.isprintable()
 
 
 def is_loopback(host: str) -> bool:
