@@ -42,6 +42,7 @@ from grammar.errors import DockerfileError, IgnoreError, excerpt, file_lines
 from grammar.guess import suggestion
 from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
+from grammar.redact import redacted
 from grammar.structs import replace
 
 if TYPE_CHECKING:
@@ -225,7 +226,8 @@ def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
         tree = parse(text)
     except DockerfileError as error:
         raise _with_excerpt(PlanError(error.message, error.span, error.hint), inputs) from None
-    store.index.set_memo(key, pickle.dumps(tree))
+    if redacted(text) == text:  # the index holds no passwords
+        store.index.set_memo(key, pickle.dumps(tree))
     return tree
 
 
@@ -233,7 +235,7 @@ def shown_findings(findings: list[Finding], inputs: Inputs) -> tuple[str, ...]:
     """Findings as they are shown: what is wrong, and where."""
     name, lines = inputs.shown, file_lines(inputs.text)
     shown = (
-        f"WARNING: {finding.rule.name}: {finding.message}\n{excerpt(name, lines, finding.span, 0)}"
+        f"WARNING: {finding.rule.name}: {redacted(finding.message)}\n{excerpt(name, lines, finding.span, 0)}"
         for finding in findings
     )
     return tuple(dict.fromkeys(shown))

@@ -20,6 +20,7 @@ from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import excerpt, file_lines
 from grammar.lint import Finding, describing
+from grammar.redact import redacted
 from grammar.span import Span
 
 
@@ -67,7 +68,8 @@ def _check(request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: b
 
 def _long(finding: Finding, name: str, lines: list[str]) -> str:
     page = finding.rule.url or f"docs/rules/{finding.rule.page}.md"
-    return f"WARNING: {finding.rule.name} - {page}\n{finding.message}\n{excerpt(name, lines, finding.span)}"
+    where = excerpt(name, lines, finding.span)
+    return f"WARNING: {finding.rule.name} - {page}\n{redacted(finding.message)}\n{where}"
 
 
 def _warning(finding: Finding) -> dict[str, Any]:

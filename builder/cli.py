@@ -104,8 +104,9 @@ def _say(text: str) -> None:
 
 def _warn(text: str) -> None:
     from builder.progress.lines import printable
+    from grammar.redact import redacted
 
-    _say(f"warning: {printable(text)}")
+    _say(f"warning: {printable(redacted(text))}")
 
 
 def _print(text: str) -> None:
@@ -119,12 +120,13 @@ def _print(text: str) -> None:
 
 def _explain(error: BuildError | CacheError, code: int, excerpt: str) -> int:
     from builder.progress.lines import printable
+    from grammar.redact import redacted
 
     if excerpt:
         _say("\n".join(printable(line) for line in excerpt.split("\n")))
-    _say(f"error: {printable(error.message)}")
+    _say(f"error: {printable(redacted(error.message))}")
     if error.hint:
-        _say(f"hint: {printable(error.hint)}")
+        _say(f"hint: {printable(redacted(error.hint))}")
     return code
 
 

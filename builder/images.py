@@ -13,6 +13,7 @@ from typing import Any
 from builder.errors import BuildError, UsageError
 from builder.image.local import config_of, find, named, new_name, reference, remember_platform, size
 from builder.image.model import ImageConfig, host, parse_platform
+from builder.options import add_timeout
 from builder.shape import show
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -110,7 +111,7 @@ def login(args: Sequence[str], tools: Tools) -> int:
     parser.add_argument("registry", nargs="?", default="docker.io", metavar="REGISTRY")
     parser.add_argument("-u", "--username", default="", metavar="NAME")
     parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
-    _add_insecure(parser)
+    _add_server_options(parser)
     options = parser.parse_args(args)
     from builder.registry.client import Registry
     from builder.registry.credentials import Credentials, CredentialStore
@@ -326,7 +327,7 @@ def _transfer_parser(tools: Tools, name: str, about: str) -> argparse.ArgumentPa
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="what was done as JSON, for programs")
     parser.add_argument("--progress", default="auto", choices=("auto", "tty", "plain", "quiet", "rawjson"))
-    _add_insecure(parser)
+    _add_server_options(parser)
     return parser
 
 
@@ -343,7 +344,7 @@ def _add_shape(parser: argparse.ArgumentParser, example: str, json_too: bool = T
     )
 
 
-def _add_insecure(parser: argparse.ArgumentParser) -> None:
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-registry",
         action="append",
@@ -351,6 +352,7 @@ def _add_insecure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="speak HTTP with HOST, or HTTPS with any certificate (repeatable)",
     )
+    add_timeout(parser)
 
 
 def _store(options: argparse.Namespace) -> Store:

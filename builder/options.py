@@ -13,6 +13,8 @@ from builder import VERSION
 from builder.errors import BuildError, UsageError
 from builder.outputs import outputs, pair
 from builder.paths import why_missing
+from builder.registry import limits
+from builder.registry.step_proxies import for_containers
 from builder.runtime.isolation import WAYS
 from builder.sandbox import add_options, sandbox
 from grammar.guess import suggestion
@@ -48,7 +50,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, of words that are spelled as docker takes them, too."""
-        return super().parse_args(self._spelled(args), namespace)
+        found = super().parse_args(self._spelled(args), namespace)
+        if seconds := getattr(found, "timeout", None):
+            limits.set_timeout(seconds)
+        return found
 
     def _spelled(self, words: Sequence[str]) -> list[str]:
         """The words as argparse takes them; those of a container's command stay as they are.
@@ -107,6 +112,23 @@ def add_isolation(parser: argparse.ArgumentParser) -> None:
         help="how steps are isolated: namespaces, or chroot where a container forbids them (default: "
         "PYBUILD_ISOLATION, else auto: the best that can be had)",
     )
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """The option that says how long servers are waited for."""
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="TIME",
+        help="give a server up that keeps us waiting for so long, all tries together (default: 2m)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return limits.seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -251,6 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="HOST",
         help="speak HTTP with HOST, or HTTPS with any certificate, for pulls, pushes and caches (repeatable)",
     )
+    add_timeout(parser)
     add_options(parser)
     for name in ("--rm", "--force-rm"):  # of docker's scripts: nothing is ever left
         add(name, action="store_true", help=argparse.SUPPRESS)
@@ -368,7 +391,9 @@ def _named_context(item: str) -> tuple[str, Any]:
 
 
 def _build_args(items: list[str]) -> dict[str, str]:
-    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given)."""
+    """``NAME=VALUE``, or ``NAME`` with its value from the environment (absent: not given); and the proxies of
+    docker's configuration.
+    """
     out = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -378,6 +403,10 @@ def _build_args(items: list[str]) -> dict[str, str]:
             out[name] = value
         elif name in os.environ:
             out[name] = os.environ[name]
+    given = {name.lower() for name in out}
+    for name, value in for_containers(os.environ).items():
+        if name.lower() not in given:  # as docker does
+            out |= {name: value, name.lower(): value}
     return out
 
 

@@ -60,6 +60,7 @@ from grammar.structs import field, struct
 if TYPE_CHECKING:
     from builder.caching.imports import Imports
 
+_LOOK_AHEAD = 2000  # steps that are looked at to choose one of several results
 _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 
 
@@ -77,6 +78,9 @@ class Solved:
     created: int
     run: tuple[str, ...] = ()
     layer: str = ""
+
+
+_NOTHING = Solved("scratch", (), 0)
 
 
 @struct(frozen=False)
@@ -178,7 +182,7 @@ class Solver:
     # -- one step --------------------------------------------------------------------------
 
     def _solve(self, step: Step) -> Solved:
-        parent = self.results[id(step.parent)] if step.parent is not None else Solved("scratch", (), 0)
+        parent = self.results[id(step.parent)] if step.parent is not None else _NOTHING
         sources = [self.results[id(source)] for source in step.sources]
         if isinstance(step.op, FromImage):
             return self._base(step, step.op)
@@ -191,7 +195,7 @@ class Solver:
             kind, fields = identity(step.op)
             selection = None
             linked = isinstance(step.op, CopyFiles) and step.op.link
-            below = Solved("scratch", (), 0) if linked else parent
+            below = _NOTHING if linked else parent
             inputs = [below.key]
             if isinstance(step.op, CopyFiles):
                 alias = None
@@ -209,7 +213,7 @@ class Solver:
             with self._store.making(key):
                 fresh = self._no_cache or id(step) in self._plan.fresh
                 described = json.dumps([kind, fields, inputs, chained(below.run)])
-                found = None if fresh else self._found(key, described, below.run)
+                found = None if fresh else self._found(step, parent, key, described, below.run)
                 if found is not None:
                     self._sink(StepCached(self._numbers[id(step)], step.name))
                     layer, created = found
@@ -221,23 +225,119 @@ class Solver:
                     layer = self._execute(step, below, sources, selection)
                     created = time.time_ns()
                     self._store.index.record(key, layer, created, described)
-            run = (*parent.run, layer) if isinstance(step.op, RunCommand) else parent.run
-            top = self._named(digest(layer)) if is_packed(layer) else layer
-            return Solved(key, (*parent.stack, top), created, run, layer)
+            return self._solved(step, parent, key, layer, created)
         except (StepError, Cancelled, LayerLost):
             raise
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error
 
-    def _found(self, key: str, described: str, run: tuple[str, ...]) -> tuple[str, int] | None:
-        """The layer, and the time, of a result that the store or a shared cache has."""
-        found = self._store.index.find(key)
-        if found is not None and found[2] == described:
-            return found[0], found[1]
-        shared = self._imports.find(key, run) if self._imports is not None else None
-        if shared is not None:
-            self._store.index.record(key, *shared, described)  # it counts once the layer is here
-        return shared
+    def _solved(self, step: Step, parent: Solved, key: str, layer: str, created: int) -> Solved:
+        """The result of a step that gave *layer*. Raises LayerLost."""
+        run = (*parent.run, layer) if isinstance(step.op, RunCommand) else parent.run
+        top = self._named(digest(layer)) if is_packed(layer) else layer
+        return Solved(key, (*parent.stack, top), created, run, layer)
+
+    def _found(
+        self, step: Step, parent: Solved, key: str, described: str, run: tuple[str, ...]
+    ) -> tuple[str, int] | None:
+        """The layer, and the time, of a result that the store or a shared cache has.
+
+        Of several, the one that most of the other steps were made on: a result fits only what it was
+        made on, and each machine has made its own.
+        """
+        known = self._known_results(key, described, run)
+        if not known:
+            return None
+        best = known[0]
+        if len(known) > 1:
+            budget = [_LOOK_AHEAD]
+            best = max(known, key=lambda item: self._covered(step, parent, key, item, {}, budget))
+        if self._store.index.find(key) != (*best, described):
+            self._store.index.record(key, *best, described)  # it counts once the layer is here
+        return best
+
+    def _known_results(self, key: str, described: str, run: tuple[str, ...]) -> list[tuple[str, int]]:
+        """Layers and times of the results of a step, the store's own first."""
+        here = self._store.index.find(key)
+        found = dict([here[:2]] if here is not None and here[2] == described else [])
+        if self._imports is not None:
+            for layer, created in self._imports.find(key, run, pack=not found):
+                found.setdefault(layer, created)
+        return list(found.items())
+
+    def _covered(
+        self,
+        step: Step,
+        parent: Solved,
+        key: str,
+        result: tuple[str, int],
+        assumed: dict[int, Solved],
+        budget: list[int],
+    ) -> int:
+        """How many more steps have results if *step* had this one, and those before it what is *assumed*.
+
+        Only what needs no files of layers is looked at; *budget* bounds how many steps are.
+        """
+        assumed = {**assumed, id(step): self._solved(step, parent, key, *result)}
+        count, passed = 0, False
+        for user in self._plan.steps:
+            passed = passed or user is step
+            needed = [assumed.get(id(one)) or self.results.get(id(one)) for one in user.inputs]
+            solved = [one for one in needed if one is not None]
+            if not passed or id(user) in assumed or id(user) in self.results or len(solved) < len(needed):
+                continue
+            budget[0] -= 1
+            if budget[0] < 0:
+                break
+            above = solved.pop(0) if user.parent is not None else _NOTHING
+            described = self._described_ahead(user, above, solved)
+            if described is None:
+                continue
+            run = () if isinstance(user.op, CopyFiles) and user.op.link else above.run
+            known = self._known_results(*described, run)
+            if len(known) > 1:
+                more = (self._covered(user, above, described[0], one, assumed, budget) for one in known)
+                return count + 1 + max(more)
+            if known:
+                count += 1
+                assumed[id(user)] = self._solved(user, above, described[0], *known[0])
+        return count
+
+    def _described_ahead(self, step: Step, parent: Solved, sources: list[Solved]) -> tuple[str, str] | None:
+        """The key of a step and what it is made of, as ``_solve`` has them; None where files of layers
+        would have to be read.
+        """
+        op = step.op
+        if not isinstance(op, RunCommand | CopyFiles | MakeDir) or id(step) in self._plan.fresh:
+            return None
+        kind, fields = identity(op)
+        below = _NOTHING if isinstance(op, CopyFiles) and op.link else parent
+        inputs = [below.key]
+        if isinstance(op, CopyFiles) and not sources:
+            try:
+                inputs.append(_content(self._select(op, [])))
+            except (BuildError, CacheError):
+                return None  # which is said when its turn comes
+        elif isinstance(op, CopyFiles):
+            if op.reads_context:
+                return None
+            inputs.append(self._content_ahead(_alias(kind, fields, [below.key], sources)))
+        elif isinstance(op, RunCommand):
+            for mount in op.mounts:
+                if not isinstance(mount, BindMount | CacheMount) or mount.origin < 0:
+                    inputs.append("")
+                elif isinstance(step.sources[mount.origin].op, FromImage):
+                    inputs.append(f"{sources[mount.origin].key} {mount.path}")
+                else:
+                    alias = _alias("bound", {"path": mount.path}, [], [sources[mount.origin]])
+                    inputs.append(self._content_ahead(alias) or "unknown")
+        if not all(inputs[1:]) and isinstance(op, CopyFiles):
+            return None
+        return derive(kind, fields, inputs), json.dumps([kind, fields, inputs, chained(below.run)])
+
+    def _content_ahead(self, alias: Alias) -> str:
+        content = (self._store.index.memo(alias.local()) or b"").decode()
+        return content or (self._imports.content(alias) if self._imports is not None else "")
 
     def _bound(self, mount: Mount, step: Step, sources: list[Solved]) -> str:
         """What a mount adds to the key of a RUN: the content of bound files, and of what a cache

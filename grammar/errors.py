@@ -8,6 +8,7 @@ IgnoreError             a .dockerignore pattern is malformed
 
 from __future__ import annotations
 
+from grammar.redact import redacted
 from grammar.span import Span
 
 
@@ -48,7 +49,8 @@ def excerpt(source: str, text: str | list[str], span: Span, context: int = 2) ->
     """The lines around *span* with line numbers, ``>>>`` marks and a line of carets.
 
     *source* is the name to print ("Dockerfile"), *text* the whole file, or its lines. Carets are
-    under the columns of the span, or under its whole first line when it has none.
+    under the columns of the span, or under its whole first line when it has none. Credentials of URLs
+    are not shown.
     """
     lines = file_lines(text) if isinstance(text, str) else text
     first = max(1, span.first - context)
@@ -56,11 +58,12 @@ def excerpt(source: str, text: str | list[str], span: Span, context: int = 2) ->
     width = len(str(last))
     out = [f"{source}:{span.first}"]
     for number in range(first, last + 1):
-        line = lines[number - 1].rstrip("\r")
+        whole = lines[number - 1].rstrip("\r")
+        line = redacted(whole)
         mark = ">>>" if span.first <= number <= span.last else "   "
         shown = line if len(line) <= _WIDEST else line[: _WIDEST - 1] + "…"
         out.append(f" {number:>{width}} | {mark} {shown}".rstrip())
-        start, length = span.column - 1, span.width
+        start, length = span.column - 1, span.width - len(whole) + len(line)
         if number == span.first and not span.column:
             start, length = len(line) - len(line.lstrip()), len(line.strip())
         if number == span.first and start < _WIDEST:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from builder.caching.alias import Alias, portable_chain
+from builder.caching.alias import Alias, portable, portable_chain
 from builder.caching.places import Folder, Place, Repository
 from builder.caching.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
 from builder.errors import BuildError
@@ -104,14 +104,19 @@ class Imports:
 
     # -- steps -----------------------------------------------------------------------------
 
-    def find(self, key: str, runs: tuple[str, ...]) -> tuple[str, int] | None:
-        """The layer, as a stack holds it, and the time of a step with *key* above the layers of *runs*."""
-        if records := self._records.get(key):
+    def find(self, key: str, runs: tuple[str, ...], pack: bool = True) -> list[tuple[str, int]]:
+        """What steps with *key* gave above the layers of *runs*: layers, as a stack holds them, and times.
+
+        Without *pack* nothing is read to know what is below: where that is not known, nothing is found.
+        """
+        found: dict[str, int] = {}
+        records = self._records.get(key, [])
+        if records and (pack or all(portable(self.store, layer, pack=False) for layer in runs)):
             below = portable_chain(self.store, runs, self._known)
             for record in records:
                 if record.run == below and (layer := self.layers.named(record.layer)):
-                    return layer, record.created
-        return None
+                    found.setdefault(layer, record.created)
+        return list(found.items())
 
     def content(self, alias: Alias) -> str:
         """The digest of what a stage holds, "" where nobody says."""

@@ -63,8 +63,9 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
     parts = urlsplit(op.url)
     try:
         _port = parts.port
-    except ValueError as error:
-        raise BuildError(f"{redacted(op.url)}: {error}") from None
+    except ValueError:  # its words would show a part of a password
+        hint = "in a password, write / as %2F, # as %23, ? as %3F, @ as %40"
+        raise BuildError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
     headers = {**_known(last), **_credentials(parts, workshop.secrets)}
     transport = Transport(parts.netloc.rpartition("@")[2], parts.scheme, encoded=True)
     try:

@@ -24,6 +24,7 @@ from builder.execute.secrets import find_secret, one_line
 from builder.execute.workshop import Workshop
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
+from builder.registry import limits
 from builder.request import Secret, Ssh
 from builder.tether import Tethered
 from cache.confine import confined
@@ -41,13 +42,11 @@ _CONFIG = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "gc.auto": "0",
-    "http.lowSpeedLimit": "1",
-    "http.lowSpeedTime": "60",
+    "http.lowSpeedLimit": "20",  # bytes a second: less than the progress of a server that is at work
     "fetch.fsckObjects": "true",
 }
 _OUTPUT_LIMIT = 16 << 20  # bytes of each of git's outputs
 _MEMORY_LIMIT = 4 << 30  # bytes that git may allocate: what it is told to unpack may be a bomb
-_SILENCE = 120.0  # seconds in which a server has to say something
 _TICK = 0.2
 # Prints the credentials of a URL to git, which asks for them once a server wants them.
 _HELPER = (
@@ -137,11 +136,13 @@ class _Git:
 
     def _fetch(self, where: str, wanted: str, here: str) -> None:
         """Only the commit; everything where the server cannot give that."""
+        begun = time.monotonic()
         try:
             self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, wanted], here)
             return
         except BuildError:
-            pass
+            if time.monotonic() - begun >= limits.silence():
+                raise  # that is not what it cannot give
         try:
             everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
             if where.startswith("refs/") and not where.startswith(("refs/heads/", "refs/tags/")):
@@ -205,8 +206,9 @@ class _Git:
                     heard[key.fd] += data
                     if len(heard[key.fd]) > _OUTPUT_LIMIT:
                         raise BuildError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
-                if time.monotonic() - last > _SILENCE:
-                    raise BuildError(f"{what}: nothing came for {_SILENCE:.0f} seconds", "build again")
+                if time.monotonic() - last > limits.timeout():
+                    why = f"the server gave nothing of use for {limits.timeout():.0f} seconds"
+                    raise BuildError(f"{what}: {why}", "build again, perhaps with a longer --timeout")
         out, said = heard.values()
         return bytes(out), bytes(said)
 
@@ -218,7 +220,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
     given = workshop.ssh.get("default")
-    config = dict(_CONFIG)
+    config = {**_CONFIG, "http.lowSpeedTime": f"{max(1, round(limits.silence()))}"}
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
     if parts.scheme in ("http", "https"):
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
@@ -230,6 +232,8 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
             out["PYBUILD_USER"] = unquote(parts.username)
             out["PYBUILD_PASSWORD"] = unquote(parts.password or "")
             remote = without_credentials(remote)
+    elif parts.password is not None:  # which neither ssh nor git's own protocol takes from there
+        remote = without_credentials(remote).replace("://", f"://{parts.username}@", 1)
     for number, (key, value) in enumerate(config.items()):
         out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
     return remote, out | {

@@ -7,12 +7,13 @@ import re
 
 from builder.errors import BuildError
 from builder.plan.ops import FetchGit
+from grammar.redact import redacted as redacted
+from grammar.redact import without_credentials as without_credentials
 from grammar.structs import struct
 
 _SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
 # user@host:path, as scp and git write it.
 _SCP = re.compile(r"[a-zA-Z0-9_-]+@([a-zA-Z0-9][a-zA-Z0-9.-]*):([^?#]*)(?:\?([^#]*))?(?:#(.*))?", re.DOTALL)
-_USERINFO = re.compile(r"(?<=://)[^/?#\s]+@")
 _TRUTHS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -39,16 +40,6 @@ class GitRef:
         return FetchGit(
             self.remote, self.ref, self.subdir, checksum, keep_git_dir, self.submodules, self.commit_time
         )
-
-
-def redacted(text: str) -> str:
-    """*text* without the names and passwords of its URLs."""
-    return _USERINFO.sub("xxxxx@", text)
-
-
-def without_credentials(text: str) -> str:
-    """*text* with its URLs as if they held none."""
-    return _USERINFO.sub("", text)
 
 
 def is_url(source: str) -> bool:

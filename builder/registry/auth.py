@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Generator
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -13,31 +14,22 @@ from builder.strict_json import loads
 from grammar.structs import struct
 
 TOKEN_LIMIT = 1 << 16
+# A word and, where it is a parameter, its value.
+_PART = re.compile(r"""([^\s,="]+)(?:\s*(=)\s*(?:("(?:[^"\\]|\\.)*"?)|([^\s,"]*)))?""")
+_ESCAPED = re.compile(r"\\(.)")
 _LIFETIME = 60.0  # of a token that does not say (distribution's token specification)
 _LONGEST_LIFETIME = 86400.0
 
 
-def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
-    """``Bearer realm="...",service="..."`` as its scheme and parameters; one pass, lenient."""
-    scheme, _, rest = header.strip().partition(" ")
-    parameters: dict[str, str] = {}
-    place = 0
-    while place < len(rest):
-        equals = rest.find("=", place)
-        if equals < 0:
-            break
-        key = rest[place:equals].strip(" ,\t").lower()
-        place = equals + 1
-        if rest[place : place + 1] == '"':
-            end = rest.find('"', place + 1)
-            end = len(rest) if end < 0 else end
-            value, place = rest[place + 1 : end], end + 1
-        else:
-            end = rest.find(",", place)
-            end = len(rest) if end < 0 else end
-            value, place = rest[place:end].strip(), end
-        parameters[key] = value
-    return scheme.lower(), parameters
+def parse_challenges(header: str) -> list[tuple[str, dict[str, str]]]:
+    """``Negotiate, Bearer realm="...",service="..."`` as schemes with their parameters; lenient."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for word, equals, quoted, plain in _PART.findall(header):
+        if not equals:
+            found.append((word.lower(), {}))
+        elif found and (quoted or plain):  # without a value it is the end of what Negotiate says
+            found[-1][1].setdefault(word.lower(), _ESCAPED.sub(r"\1", quoted[1:].removesuffix('"')) or plain)
+    return found
 
 
 @struct
@@ -65,20 +57,22 @@ def authorization(
     credentials: Credentials,
 ) -> Generator[TokenRequest, bytes, Grant]:
     """Yield the request for a token, if one has to be made, receive its body, return what answers
-    one of the *challenges* (WWW-Authenticate headers): Bearer's, if there is one.
+    one of the *challenges* (WWW-Authenticate headers): Bearer's if there is one, else Basic. Others are
+    passed over.
 
     The realm must be https (or http on the host of a registry that is itself *plain*) and not a
     private address other than the registry's (REG-06). Raises Unauthorized and Untrusted.
     """
-    parsed = [parse_challenge(header) for header in challenges]
-    scheme, parameters = min(parsed, key=lambda item: item[0] != "bearer")
-    if scheme == "basic" and credentials.user:
+    parsed = [challenge for header in challenges for challenge in parse_challenges(header)]
+    bearer = (parameters for scheme, parameters in parsed if scheme == "bearer" and parameters.get("realm"))
+    parameters = next(bearer, {})
+    if not parameters and credentials.user and any(scheme == "basic" for scheme, _ in parsed):
         return Grant(credentials.basic())
     if credentials.registry_token:
         return Grant(f"Bearer {credentials.registry_token}")
-    realm = parameters.get("realm", "")
-    if scheme != "bearer" or not realm:
+    if not parameters:
         raise Unauthorized(f"{registry} needs credentials", f"pybuild login {registry}")
+    realm = parameters["realm"]
     host = _realm_host(realm, registry, plain)
     body = yield _token_request(realm, parameters.get("service", ""), scopes, credentials)
     answer = loads(body, f"the token from {host}", TOKEN_LIMIT)

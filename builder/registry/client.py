@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 from urllib.parse import quote
 
 from builder.image.model import INDEX_TYPE, MANIFEST_TYPE
+from builder.registry import limits
 from builder.registry.credentials import Credentials
 from builder.registry.errors import RegistryError, Untrusted
 from builder.registry.session import Session
@@ -134,8 +136,8 @@ class Registry:
         session = self._open()
         what = f"{self.name}/{repository}@{descriptor.digest}"
         url = f"{session.base}/{quote(repository)}/blobs/{descriptor.digest}"
-        done, failures = 0, 0
-        while failures < session.transport.tries:
+        done, failures, wasted = 0, 0, 0.0
+        while failures < session.transport.tries and wasted < session.transport.timeout:
             begun = done
             headers = {"Range": f"bytes={done}-"} if done else {}
             response = session.ask("GET", url, _pull(repository), headers, limit=0)
@@ -143,6 +145,7 @@ class Registry:
                 return False  # there is no more
             if response.status not in (200, 206):
                 raise session.failure(response, what)
+            since = time.monotonic()
             # A server that ignores Range sends again what we have.
             skip = done if response.status != 206 else 0
             try:
@@ -159,6 +162,8 @@ class Registry:
             if done == descriptor.size:
                 return True
             failures = 0 if done - begun >= _PROGRESS else failures + 1
+            elapsed = time.monotonic() - since
+            wasted += elapsed if done - begun < limits.SLOWEST * elapsed else 0.0
             session.transport.pause(max(failures, 1), None)
         why = f"{what} broke off after {done} of {descriptor.size} bytes, again and again"
         raise session.transport.give_up(why)

@@ -1,4 +1,5 @@
-"""Credentials for registries, where docker keeps them: config.json, and helpers that it names.
+"""Credentials for registries, where docker and podman keep them: config.json, auth.json, and helpers that
+they name.
 
 What cannot be read is a warning and no credentials, as for docker; secrets are never in an
 argument, an error or a log.
@@ -16,6 +17,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from builder.errors import BuildError
@@ -29,6 +31,8 @@ _HELPER_LIMIT = 1 << 16
 _HELPER_SECONDS = 30.0
 _HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"  # what docker calls its own registry there
+_HUB_HOSTS = ("index.docker.io", "registry-1.docker.io")
+_ENVIRONMENT = "DOCKER_AUTH_CONFIG"  # holds what else a file does
 
 
 @struct
@@ -46,76 +50,119 @@ class Credentials:
 
     def basic(self) -> str:
         """The value of an Authorization header."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        pair = f"{self.user}:{self.password}".encode("utf-8", "surrogateescape")
+        return "Basic " + base64.b64encode(pair).decode()
 
 
 class CredentialStore:
-    """One config.json. ``warnings`` are what could not be read of it; *patience* is seconds for a helper."""
+    """Where credentials are looked for, one place after the other:
+
+    1. the text in DOCKER_AUTH_CONFIG;
+    2. the file REGISTRY_AUTH_FILE, and no other; or the ``config.json`` in DOCKER_CONFIG, and no other;
+    3. podman's ``auth.json``, in $XDG_RUNTIME_DIR/containers (or /run/containers/UID), then in
+       $XDG_CONFIG_HOME/containers (or ~/.config/containers);
+    4. ``~/.docker/config.json``.
+
+    ``path`` is the file that new ones are put into, ``warnings`` are what could not be read; *path* is for
+    one file instead of all places, *patience* is seconds for a helper.
+    """
 
     def __init__(self, path: str = "", patience: float = _HELPER_SECONDS) -> None:
-        folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-        self.path = path or os.path.join(folder, "config.json")
         self.warnings: list[str] = []
         self._patience = patience
+        self._text = "" if path else os.environ.get(_ENVIRONMENT, "")
+        self._files = [path] if path else _files(os.environ)
+        self.path = self._files[-1]
 
-    def find(self, registry: str) -> Credentials:
-        """The credentials for a registry's ``host[:port]``; anonymous ones if there are none."""
-        config = self._read()
-        try:
-            if helper := self._helper(config, registry):
-                return _ask(helper, _key(registry), self._patience)
-            return _stored(config.get("auths"), registry)
-        except BuildError as error:
-            self.warnings.append(error.message)
-            return Credentials()
+    def find(self, registry: str, repository: str = "") -> Credentials:
+        """The credentials for a registry's ``host[:port]`` and, where some are for a part of it, for a
+        repository there; anonymous ones if there are none.
+        """
+        for place, config in self._configs():
+            try:
+                found = self._found(place, config, registry, repository)
+            except BuildError as error:
+                self.warnings.append(error.message)
+                continue
+            if not found.anonymous:
+                return found
+        return Credentials()
+
+    def _configs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each place with what it holds; what cannot be read is a warning."""
+        if self._text.strip():
+            try:
+                value = loads(self._text.encode("utf-8", "surrogateescape"), _ENVIRONMENT, _LIMIT)
+                if not isinstance(value, dict):
+                    raise BuildError(f"{_ENVIRONMENT} is not a JSON object")
+                yield _ENVIRONMENT, value
+            except BuildError as error:
+                self.warnings.append(f"{error.message}: no credentials are used")
+        for path in self._files:
+            yield path, self._read(path)
+
+    def _found(self, place: str, config: dict[str, Any], registry: str, repository: str) -> Credentials:
+        if helper := _helper(config, registry, repository):
+            return _ask(helper, _key(registry), self._patience)
+        auths = config.get("auths")
+        name = _best(auths, registry, repository, whole=not place.endswith("auth.json"))
+        return (
+            _decoded(auths[name], registry) if isinstance(auths, dict) and name is not None else Credentials()
+        )
 
     def store(self, registry: str, user: str, password: str) -> str:
-        """Keep credentials; where they are now. Raises BuildError."""
-        config = self._read(strict=True)
-        if helper := self._helper(config, registry):
+        """Keep credentials; where they are now: in the place that is asked first among those that have
+        some of this registry. Raises BuildError.
+        """
+        path = next((path for path in self._files if self._has(path, registry)), self.path)
+        config = self._read(path, strict=True)
+        if helper := _helper(config, registry, ""):
             secret = {"ServerURL": _key(registry), "Username": user, "Secret": password}
             _run_helper(helper, "store", json.dumps(secret), self._patience)
             return f"docker-credential-{helper}"
         auths = config.setdefault("auths", {})
         if not isinstance(auths, dict):
-            raise BuildError(f"{self.path}: auths is not an object")
-        auths[_key(registry)] = {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
-        self._write(config)
-        return self.path
+            raise BuildError(f"{path}: auths is not an object")
+        for name in _names(auths, registry):
+            del auths[name]
+        name = registry if path.endswith("auth.json") else _key(registry)
+        auths[name] = {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+        self._write(path, config)
+        return path
+
+    def _has(self, path: str, registry: str) -> bool:
+        config = self._read(path)
+        return bool(_names(config.get("auths"), registry) or _names(config.get("credHelpers"), registry))
 
     def erase(self, registry: str) -> bool:
-        """Forget credentials; whether there were any. Raises BuildError."""
-        config = self._read(strict=True)
-        if helper := self._helper(config, registry):
-            found = not _ask(helper, _key(registry), self._patience).anonymous
-            _run_helper(helper, "erase", _key(registry), self._patience)
-            return found
-        auths = config.get("auths")
-        names = [name for name in _keys(registry) if isinstance(auths, dict) and name in auths]
-        for name in names:
-            del config["auths"][name]
-        if names:
-            self._write(config)
-        return bool(names)
+        """Forget credentials, wherever they are; whether there were any. Raises BuildError."""
+        found = False
+        for path in self._files:
+            config = self._read(path, strict=True)
+            if helper := _helper(config, registry, ""):
+                found |= not _ask(helper, _key(registry), self._patience).anonymous
+                _run_helper(helper, "erase", _key(registry), self._patience)
+                continue
+            names = _names(config.get("auths"), registry)
+            for name in names:
+                del config["auths"][name]
+            if names:
+                self._write(path, config)
+            found |= bool(names)
+        return found
 
-    def _helper(self, config: dict[str, Any], registry: str) -> str:
-        """The helper that keeps what is of a registry, "" where the file does."""
-        helpers = config.get("credHelpers")
-        name = helpers.get(registry) if isinstance(helpers, dict) else None
-        return str(name or config.get("credsStore") or "")
-
-    def _read(self, strict: bool = False) -> dict[str, Any]:
+    def _read(self, path: str, strict: bool = False) -> dict[str, Any]:
         try:
-            with open(self.path, "rb") as file:
+            with open(path, "rb") as file:
                 data = file.read(_LIMIT + 1)
-            value = loads(data, self.path, _LIMIT)
+            value = loads(data, path, _LIMIT)
             if not isinstance(value, dict):
-                raise BuildError(f"{self.path} is not a JSON object")
+                raise BuildError(f"{path} is not a JSON object")
             return value
         except FileNotFoundError:
             return {}
         except OSError as error:
-            failure = BuildError(f"reading {self.path}: {error.strerror}")
+            failure = BuildError(f"reading {path}: {error.strerror}")
         except BuildError as error:
             failure = error
         if strict:
@@ -123,9 +170,9 @@ class CredentialStore:
         self.warnings.append(f"{failure.message}: no credentials are used")
         return {}
 
-    def _write(self, config: dict[str, Any]) -> None:
+    def _write(self, path: str, config: dict[str, Any]) -> None:
         """Replace the file whole, for its owner's eyes only."""
-        target = os.path.realpath(self.path)
+        target = os.path.realpath(path)
         temporary = f"{target}.pybuild-{os.getpid()}"
         try:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
@@ -136,10 +183,25 @@ class CredentialStore:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError as error:
-            raise BuildError(f"writing {self.path}: {error.strerror}") from None
+            raise BuildError(f"writing {path}: {error.strerror}") from None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _files(environ: Mapping[str, str]) -> list[str]:
+    """The files that may hold credentials, in the order they are asked in."""
+    if path := environ.get("REGISTRY_AUTH_FILE"):
+        return [path]
+    home = os.path.expanduser("~")
+    folder = environ.get("DOCKER_CONFIG")
+    docker = os.path.join(folder or os.path.join(home, ".docker"), "config.json")
+    if folder and os.path.exists(docker):
+        return [docker]
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    places = [f"{runtime}/containers" if runtime else f"/run/containers/{os.geteuid()}"]
+    places.append(f"{environ.get('XDG_CONFIG_HOME') or os.path.join(home, '.config')}/containers")
+    return [*(f"{place}/auth.json" for place in places if os.access(f"{place}/auth.json", os.R_OK)), docker]
 
 
 def _key(registry: str) -> str:
@@ -147,23 +209,48 @@ def _key(registry: str) -> str:
     return _HUB_KEY if registry == _HUB else registry
 
 
-def _keys(registry: str) -> list[str]:
-    """All that it may be called there, the usual first."""
-    names = [_key(registry), registry]
-    for host in (registry, "index.docker.io") if registry == _HUB else (registry,):
-        names += [
-            f"{scheme}{host}{path}"
-            for scheme in ("https://", "http://")
-            for path in ("", "/", "/v1/", "/v2/")
-        ]
-    return list(dict.fromkeys(names))
+def _split(name: str) -> tuple[str, str]:
+    """Host and path of a key: docker wrote URLs for years, and takes all that has the host."""
+    host, _, path = name.removeprefix("https://").removeprefix("http://").partition("/")
+    path = path.strip("/")
+    return _HUB if host in _HUB_HOSTS else host, "" if path in ("v1", "v2") else path
 
 
-def _stored(auths: object, registry: str) -> Credentials:
-    """The entry of a registry, in the forms that docker and podman write."""
-    if not isinstance(auths, dict):
-        return Credentials()
-    entry = next((auths[name] for name in _keys(registry) if name in auths), None)
+def _names(entries: object, registry: str) -> list[str]:
+    """The keys of *entries* for a whole registry."""
+    found = entries if isinstance(entries, dict) else {}
+    return [name for name in found if _split(name) == (registry, "")]
+
+
+def _best(entries: object, registry: str, repository: str, whole: bool) -> str | None:
+    """The key of *entries* that is for a registry and most of the path of the repository there.
+
+    Without one, if *whole*, any key of the registry, as docker looks at nothing but hosts.
+    """
+    ranks: dict[str, int] = {}
+    for name in entries if isinstance(entries, dict) else {}:
+        host, path = _split(name)
+        if host != registry:
+            continue
+        if not path:
+            ranks[name] = 2 if name in (registry, _key(registry)) else 1
+        elif f"{repository}/".startswith(f"{path}/"):
+            ranks[name] = 2 + len(path)
+        elif whole or "://" in name:
+            ranks[name] = 0
+    return max(ranks, key=lambda name: ranks[name], default=None)
+
+
+def _helper(config: dict[str, Any], registry: str, repository: str) -> str:
+    """The helper that keeps what is of a registry, "" where the file does: also where it is named ""."""
+    helpers = config.get("credHelpers")
+    name = _best(helpers, registry, repository, whole=True)
+    named = helpers[name] if isinstance(helpers, dict) and name is not None else None
+    return str(config.get("credsStore") or "") if named is None else str(named)
+
+
+def _decoded(entry: object, registry: str) -> Credentials:
+    """An entry, in the forms that docker and podman write. Raises BuildError."""
     if not isinstance(entry, dict):
         return Credentials()
 
@@ -174,10 +261,12 @@ def _stored(auths: object, registry: str) -> Credentials:
     user, password = text("username"), text("password")
     if auth := text("auth"):
         try:
-            decoded = base64.b64decode(auth, validate=True).decode("utf-8").rstrip("\0")
-        except (binascii.Error, UnicodeDecodeError):
+            # Line ends between the digits count for nothing, as in Go.
+            packed = auth.replace("\r", "").replace("\n", "")
+            decoded = base64.b64decode(packed, validate=True).decode("utf-8", "surrogateescape")
+        except (binascii.Error, ValueError):
             raise BuildError(f"the credentials for {registry} are not base64: none are used") from None
-        user, _, password = decoded.partition(":")
+        user, _, password = decoded.rstrip("\0").partition(":")
     return Credentials(user, password, text("identitytoken"), text("registrytoken"))
 
 

@@ -25,6 +25,11 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str:
         usable = found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
     except ValueError:
         usable = False
+    if not usable and proxy.lower().startswith("socks"):
+        raise BuildError(
+            f"{name.upper()} is a SOCKS proxy, which pybuild cannot ask through",
+            "name an HTTP proxy, or the hosts that need none in NO_PROXY",
+        )
     if not usable:
         raise BuildError(f"{name.upper()} is not the URL of an HTTP proxy", "for example: http://proxy:3128")
     return proxy

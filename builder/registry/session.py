@@ -8,7 +8,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from builder.registry import proxies
+from builder.registry import limits, proxies
 from builder.registry.auth import TOKEN_LIMIT, authorization
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
@@ -44,14 +44,24 @@ class Session:
         credentials: Credentials | None = None,
         tries: int = TRIES,
     ) -> None:
-        """*credentials* are those of docker's configuration, if None."""
+        """*credentials* are those of docker's configuration, if None. Of the usual number of tries *tries*
+        have their share of the time.
+        """
         self.name = registry
         host = _HUB.get(registry, registry)
         self._plain = (insecure or is_loopback(registry)) and _speaks_http(host)
         scheme = "http" if self._plain else "https"
         self.base = f"{scheme}://{host}/v2"
-        self.transport = transport or Transport(host, scheme, verified=not insecure, tries=tries)
-        self._credentials = credentials
+        self.transport = transport or Transport(
+            host,
+            scheme,
+            verified=not insecure,
+            tries=tries,
+            patience=limits.silence() * tries / TRIES,
+            timeout=limits.timeout() * tries / TRIES,
+        )
+        self._given = credentials
+        self._credentials: dict[str, Credentials] = {}  # by repository
         self._warnings: list[str] = []  # why there may be no credentials
         self._tokens: dict[tuple[str, ...], _Token] = {}  # by scopes
         self._authorizing = threading.Lock()
@@ -108,18 +118,15 @@ class Session:
             return token.value
 
     def _authorization(self, challenges: tuple[str, ...], scopes: tuple[str, ...]) -> _Token:
-        if self._credentials is None:
-            store = CredentialStore()
-            self._credentials = store.find(self.name)
-            self._warnings = store.warnings
-        flow = authorization(challenges, self.name, self._plain, scopes, self._credentials)
+        credentials = self._given or self._found(scopes[0].split(":")[1] if scopes else "")
+        flow = authorization(challenges, self.name, self._plain, scopes, credentials)
         asked_at = time.monotonic()
         try:
             asked = next(flow)
             method = "GET" if asked.body is None else "POST"
             response = self.transport.request(method, asked.url, asked.headers, asked.body, TOKEN_LIMIT)
             if response.status != 200:
-                whose = "for nobody" if self._credentials.anonymous else "for these credentials"
+                whose = "for nobody" if credentials.anonymous else "for these credentials"
                 raise Unauthorized(f"{self.name} gave no token {whose} ({response.status})")
             flow.send(response.data)
         except StopIteration as done:
@@ -129,6 +136,14 @@ class Session:
         except Unauthorized as error:
             raise Unauthorized(error.message, self._login_hint()) from None
         raise AssertionError("a token takes one request")
+
+    def _found(self, repository: str) -> Credentials:
+        """The credentials that are kept for a repository ("": for the registry)."""
+        if repository not in self._credentials:
+            store = CredentialStore()
+            self._credentials[repository] = store.find(self.name, repository)
+            self._warnings = store.warnings
+        return self._credentials[repository]
 
     def _login_hint(self) -> str:
         return "; ".join([*self._warnings, f"pybuild login {self.name}"])

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 
 from builder.errors import BuildError
-from builder.registry import proxies
+from builder.registry import limits, proxies
 from builder.registry.errors import Unavailable, Untrusted
+from builder.registry.wire import Answer, TooSlow
 from builder.strict_json import loads
 from grammar.structs import field, struct
 
@@ -36,11 +39,29 @@ _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
 _LONGEST_RETRY_AFTER = 60.0
 _CONNECT_TIMEOUT = 15.0
-_READ_TIMEOUT = 60.0
-_SLOWEST = 1024  # bytes a second
 _CHUNK = 1 << 18
+_KEEPING_METHOD = frozenset({307, 308})
+_AS_IT_IS = "pybuild-url"
+_AUTHORITY = re.compile(r"[a-zA-Z]+://[^/?#]*")
+_ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_NEVER_SENT = re.compile(r"[^\x21-\x7e]")
 _IDLE_CONNECTIONS = 8
-_CLOUD = ipaddress.ip_address("fd00:ec2::254")  # as 169.254.169.254, but not link-local
+# As 169.254.169.254, but not link-local: where Amazon, Alibaba, Oracle and Azure tell machines their secrets
+_CLOUDS = frozenset(
+    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"))
+)
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind carriers' NAT, and in overlay networks
+# IPv6 addresses that hold one of IPv4, and the bits behind it
+_HOLDERS = tuple(
+    (ipaddress.ip_network(network), behind)
+    for network, behind in (
+        ("::ffff:0:0/96", 0),  # mapped
+        ("::/96", 0),  # compatible
+        ("64:ff9b::/96", 0),  # NAT64
+        ("64:ff9b:1::/48", 0),  # NAT64 of a site, with a prefix of 96 bits
+        ("2002::/16", 80),  # 6to4
+    )
+)
 _DETAIL = 300  # characters of an error's own words that are shown
 
 
@@ -56,11 +77,51 @@ class _NotConnected(BrokenOff):
     """No connection could be made."""
 
 
+class _Answering:
+    """A connection whose answers are bounded; the one that is read now is ``answer``.
+
+    It asks for what the header ``_AS_IT_IS`` says, a URL that the library has not spelled anew: signatures
+    are made of its bytes. That header is not sent.
+    """
+
+    answer: Answer
+
+    def request(
+        self, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        given = dict(headers or {})
+        if exact := given.pop(_AS_IT_IS, ""):
+            url = _AUTHORITY.sub("", exact) if url.startswith("/") else exact
+            url = f"/{url}" if url[:1] in ("", "?") else url
+        super().request(method, url, body, given, **more)  # type: ignore[misc]
+
+    def response_class(self, *given: Any, **named: Any) -> Answer:
+        self.answer = Answer(*given, **named)
+        return self.answer
+
+
+class _Clear(_Answering, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _Secured(_Answering, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+class _ClearPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Clear
+
+
+class _SecuredPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secured
+
+
 @struct(frozen=False)
 class Response:
     """Status, headers (the first of each name) and the stream of a body.
 
-    ``data`` is the body where it was asked for whole, ``challenges`` are the headers of a 401.
+    ``data`` is the body where it was asked for whole, ``challenges`` are the headers of a 401. What is read
+    whole has to be here at ``end`` (monotonic seconds); ``patience`` is seconds that nothing may come.
     """
 
     status: int
@@ -68,15 +129,18 @@ class Response:
     challenges: tuple[str, ...]
     url: str
     patience: float
+    end: float
     _raw: Any
     data: bytes = b""
 
     def read(self, limit: int, what: str) -> bytes:
         """The whole body. Raises Untrusted when it is longer than *limit* bytes, BrokenOff."""
-        data = b"".join(self.chunks(limit + 1))
+        data = bytearray()
+        for piece in self._pieces(limit + 1, self.end):
+            data += piece
         if len(data) > limit:
             raise Untrusted(f"{what} is longer than {limit} bytes")
-        return data
+        return bytes(data)
 
     def detail(self) -> str:
         """What an error says of itself, in one printable line of bounded length."""
@@ -86,35 +150,37 @@ class Response:
             return "with a web page"
         data = self.data
         with contextlib.suppress(OSError):
-            data = data or b"".join(self.chunks(_CHUNK))
+            data = data or b"".join(self._pieces(_CHUNK, self.end))
         text = _stated(data) or data[: 4 * _DETAIL].decode("utf-8", "replace")
         return "".join(char if char.isprintable() else " " for char in text).strip()[:_DETAIL]
 
     def discard(self) -> None:
         """Let go of the answer, whatever more there is of it."""
         with contextlib.suppress(OSError):
-            for _ in self.chunks(_CHUNK):
+            for _ in self._pieces(_CHUNK, self.end):
                 pass
+
+    def first(self, limit: int) -> bytes:
+        """What comes first of the body, at most *limit* bytes. Raises BrokenOff."""
+        return next(self._pieces(limit, self.end), b"")
 
     def chunks(self, limit: int) -> Iterator[bytes]:
         """The body in pieces, at most *limit* bytes.
 
         Raises BrokenOff where it ends too soon, or is slower than a server that works ever is.
         """
-        left, waited, brought = limit, 0.0, 0
+        return self._pieces(limit, math.inf)
+
+    def _pieces(self, limit: int, end: float) -> Iterator[bytes]:
+        left = limit
         try:
+            if self._raw.connection is not None:  # else nothing more is to come
+                self._raw.connection.answer.finish_within(self.patience, end)
             while left > 0:
-                start = time.monotonic()
                 data = self._raw.read1(min(_CHUNK, left), decode_content=False)
                 if not data:
                     break
                 left -= len(data)
-                waited += time.monotonic() - start
-                brought += len(data)
-                if waited > self.patience:
-                    if brought < _SLOWEST * waited:
-                        raise BrokenOff(f"it sends less than {_SLOWEST} bytes a second")
-                    waited, brought = 0.0, 0
                 yield data
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise BrokenOff(_reason(error)) from None
@@ -127,7 +193,8 @@ class Transport:
     """Connections to one registry, or other server, and to where it redirects.
 
     Who gave up once (``lost`` says why) asks no more: of a hundred layers each would wait as long.
-    ``sleep``, ``jitter`` and ``patience`` (seconds without an answer) are seams for tests.
+    ``patience`` is seconds without an answer, ``timeout`` what all tries may take of them.
+    ``sleep`` and ``jitter`` are seams for tests.
     """
 
     registry: str
@@ -137,7 +204,8 @@ class Transport:
     tries: int = TRIES
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
-    patience: float = _READ_TIMEOUT
+    patience: float = field(factory=limits.silence)
+    timeout: float = field(factory=limits.timeout)
     lost: str = ""
     _pools: dict[tuple[str, bool], Any] = field(factory=dict)
 
@@ -161,10 +229,11 @@ class Transport:
         if self.lost:
             raise self._unavailable()
         failures, tries = 0, self.tries
+        end = time.monotonic() + self.timeout
         while True:
             response = None
             try:
-                response = self.attempt(method, url, headers, body)
+                response = self.attempt(method, url, headers, body, end)
                 if limit:
                     self._load(response, limit)
                 if response.status not in TRANSIENT:
@@ -175,14 +244,16 @@ class Transport:
             except BrokenOff as error:
                 failure = str(error)
             failures += 1
-            if failures >= tries:
+            wait = self._wait(failures, response)
+            if failures >= tries or time.monotonic() + wait >= end:
                 raise self.give_up(f"{self.registry} could not be reached: {failure[:_DETAIL]}")
-            self.pause(failures, response)
+            self.sleep(wait)
 
     def _load(self, response: Response, limit: int) -> None:
         """Read the body whole. That of an error is only shown, and may as well be cut."""
         if response.status >= 400:
-            response.data = next(response.chunks(min(limit, _CHUNK)), b"")
+            with contextlib.suppress(BrokenOff):
+                response.data = response.first(min(limit, _CHUNK))
             response.discard()
         else:
             response.data = response.read(limit, f"what {self.registry} answered")
@@ -200,37 +271,57 @@ class Transport:
 
     def pause(self, failures: int, response: Response | None) -> None:
         """Wait before the next try: longer after each failure, and as long as the answer asks for."""
-        wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (failures - 1)) * self.jitter()
-        self.sleep(max(wait, _retry_after(response.headers) if response else 0.0))
+        self.sleep(self._wait(failures, response))
+
+    def _wait(self, failures: int, response: Response | None) -> float:
+        wait = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 1)) * self.jitter()
+        return max(wait, _retry_after(response.headers) if response else 0.0)
 
     def attempt(
-        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, end: float = 0.0
     ) -> Response:
-        """A request that is made once, with safe redirects. Raises BrokenOff and Untrusted."""
+        """A request that is made once, with safe redirects. Raises BrokenOff and Untrusted.
+
+        The answer has to begin until *end* (monotonic seconds; 0: as if it was the first try). Files
+        may take as long as they are, and the answer to them has its own time.
+        """
         kept, origin = dict(headers), _origin(url)
+        end = math.inf if callable(body) else end or time.monotonic() + self.timeout
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._once(method, url, kept, body)
+            response = self._once(method, url, kept, body, end)
             if response.status not in _REDIRECTS or "location" not in response.headers:
                 return response
             response.discard()
-            if method not in ("GET", "HEAD"):
+            keeps_method = method in ("GET", "HEAD") or response.status in _KEEPING_METHOD
+            source, url = url, self._redirect(url, response.headers["location"])
+            if not keeps_method or (method not in ("GET", "HEAD") and not same_origin(source, url)):
                 raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
-            url = self._redirect(url, response.headers["location"])
             if _origin(url) != origin:
                 kept = {k: v for k, v in kept.items() if k.lower() not in ("authorization", "cookie")}
         raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
 
-    def _once(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
+    def _once(
+        self, method: str, url: str, headers: dict[str, str], body: Body | None, end: float
+    ) -> Response:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise BrokenOff("it did not come to an end in time")
         sent = body() if callable(body) else body
         try:
             raw = self._pool(url).request(
                 method,
                 url,
                 body=sent,
-                headers={"Accept-Encoding": "identity", "User-Agent": "pybuild", **headers},
+                headers={
+                    "Accept-Encoding": "identity",
+                    "User-Agent": "pybuild",
+                    **headers,
+                    _AS_IT_IS: _sendable(url),
+                },
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
+                timeout=urllib3.Timeout(connect=min(_CONNECT_TIMEOUT, left), read=min(self.patience, left)),
             )
         except urllib3.exceptions.SSLError as error:
             raise self._tls_failure(url, str(error)) from None
@@ -249,7 +340,8 @@ class Transport:
             raw.close()
             raise Untrusted(f"{self.registry} compressed an answer although it was told not to")
         challenges = tuple(raw.headers.getlist("www-authenticate"))
-        return Response(raw.status, found, challenges, url, self.patience, raw)
+        end = min(end, time.monotonic() + self.timeout)
+        return Response(raw.status, found, challenges, url, self.patience, end, raw)
 
     def _pool(self, url: str) -> Any:
         """The connections for a URL: through its proxy or not, with certificates checked or not."""
@@ -261,7 +353,6 @@ class Transport:
 
     def _made(self, proxy: str, verified: bool) -> Any:
         options: dict[str, Any] = {
-            "timeout": urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=self.patience),
             "retries": False,
             "blocksize": _CHUNK,
             "maxsize": _IDLE_CONNECTIONS,
@@ -270,13 +361,13 @@ class Transport:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
         if not proxy:
-            return urllib3.PoolManager(**options)
+            return _bounded(urllib3.PoolManager(**options))
         parts = urlsplit(proxy)
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=pair)
             proxy = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        return urllib3.ProxyManager(proxy, **options)
+        return _bounded(urllib3.ProxyManager(proxy, **options))
 
     def _tls_failure(self, url: str, text: str) -> BrokenOff | Untrusted:
         """A connection that broke off while it was made may be tried again, the rest stays as it is."""
@@ -291,28 +382,39 @@ class Transport:
         hint = f"if it speaks plain HTTP: --insecure-registry {host}" if "WRONG_VERSION" in text else ""
         return Untrusted(f"{host} speaks no TLS that this machine does: {text[:_DETAIL]}", hint)
 
-    def resolve(self, source: str, location: str) -> tuple[str, bool]:
-        """Where a Location that came from *source* leads, and whether that is the same origin.
-
-        Raises Untrusted where nothing is to be sent.
-        """
-        target = self._redirect(source, location)
-        return target, _origin(target) == _origin(source)
+    def resolve(self, source: str, location: str) -> str:
+        """Where a Location that came from *source* leads. Raises Untrusted where nothing is to be sent."""
+        return self._redirect(source, location)
 
     def _redirect(self, source: str, location: str) -> str:
         """Where *source* redirects to. Raises Untrusted where that is not to be followed."""
         try:
-            target = urljoin(source, location)
+            location = _NEVER_SENT.sub(_escaped_byte, location.strip())  # a header's characters are bytes
+            target = location if _ABSOLUTE.match(location) else urljoin(source, location)
             parts, _origin_of_it = urlsplit(target), _origin(target)
         except ValueError:
             raise Untrusted(f"{self.registry} redirects to what is no URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise Untrusted(f"{self.registry} redirects to {parts.scheme}:, which is not followed")
-        if source.startswith("https:") and parts.scheme == "http":
+        if urlsplit(source).scheme == "https" and parts.scheme == "http":
             raise Untrusted(f"{self.registry} redirects from https to http")
         if _origin(target) != _origin(source) and leads_inside(self.registry, parts.hostname):
             raise Untrusted(f"{self.registry} sends to {parts.hostname}, which is not on the internet")
         return target
+
+
+def _sendable(url: str) -> str:
+    """A URL as it is asked for: as it is, but for its fragment and what no request may hold."""
+    return _NEVER_SENT.sub(lambda match: quote(match[0]), url.partition("#")[0])
+
+
+def _escaped_byte(match: re.Match[str]) -> str:
+    return quote(match[0].encode("latin-1", "replace"))
+
+
+def _bounded(manager: urllib3.PoolManager) -> urllib3.PoolManager:
+    manager.pool_classes_by_scheme = {"http": _ClearPool, "https": _SecuredPool}
+    return manager
 
 
 def _stated(data: bytes) -> str:
@@ -328,7 +430,9 @@ def _stated(data: bytes) -> str:
 def _reason(error: Exception) -> str:
     """What is wrong with a connection, in words for users."""
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
-        return "it said nothing for too long"
+        return (
+            str(error.__cause__) if isinstance(error.__cause__, TooSlow) else "it said nothing for too long"
+        )
     timed_out = urllib3.exceptions.ConnectTimeoutError
     if isinstance(error, timed_out) and not isinstance(error, urllib3.exceptions.NewConnectionError):
         return f"no connection in {_CONNECT_TIMEOUT:.0f} seconds"
@@ -370,10 +474,19 @@ def _kinds(host: str) -> set[str]:
 
 
 def _kind(address: proxies.Address) -> str:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return _kind(address.ipv4_mapped)
-    if address == _CLOUD or address.is_unspecified:
+    """One of internet, loopback, private, shared, other; what holds an IPv4 address is as that is."""
+    if isinstance(address, ipaddress.IPv6Address) and not (address.is_loopback or address.is_unspecified):
+        for network, behind in _HOLDERS:
+            if address in network:
+                return _kind(ipaddress.IPv4Address(int(address) >> behind & 0xFFFFFFFF))
+        if address.teredo:
+            return _kind(address.teredo[1])
+        if address.is_site_local:
+            return "private"
+    if address in _CLOUDS or address.is_unspecified:
         return "other"
+    if address in _SHARED:
+        return "shared"
     if address.is_global:
         return "internet"
     if address.is_loopback:

@@ -9,13 +9,14 @@ without bytes ends it.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
 from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.session import Session
-from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response
+from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response, same_origin
 from cache.descriptor import Descriptor
 from grammar.structs import struct
 
@@ -26,6 +27,7 @@ _STREAM = "application/octet-stream"
 _TOO_LARGE = 413
 _TAKEN = (201, 202, 204)
 _ENDED = (201, 204)
+_MAYBE_CHUNKS = (400, 404, 405, 411, 415, 501)  # what registries say that take uploads in chunks only
 
 
 @struct(frozen=False)
@@ -45,15 +47,19 @@ class Upload:
     _chunk: int = 0
     _smallest: int = _SMALLEST_CHUNK
     _whole_refused: bool = False
+    _refusals: int = 0  # of the whole, which may be because only chunks are taken
+    _gone: int = 0  # uploads that the registry did not know when the first chunk came
     _counted: int = 0
+    _moved: float = 0.0  # when bytes were sent last, in monotonic seconds
 
     def run(self, mount_from: str) -> bool:
         """Have the blob mounted from the repository *mount_from* ("": none), or send it.
 
         Returns whether bytes were sent. Raises RegistryError.
         """
-        failures, best = 0, 0
+        failures, best, wasted = 0, 0, 0.0
         while True:
+            self._moved = time.monotonic()
             if not self._location:
                 if failures and has_blob(self.session, self.repository, self.descriptor):
                     self._show(self.descriptor.size)  # only the answer was lost
@@ -73,9 +79,10 @@ class Upload:
                 why = str(error)
                 self._look()
             failures += 1
+            wasted += time.monotonic() - self._moved
             if self._arrived - best >= _PROGRESS:
-                failures, best = 1, self._arrived
-            if failures >= self.session.transport.tries:
+                failures, best, wasted = 1, self._arrived, 0.0
+            if failures >= self.session.transport.tries or wasted >= self.session.transport.timeout:
                 raise self.session.transport.give_up(f"{self._what} broke off: {why}")
             self.session.transport.pause(failures, response)
 
@@ -99,7 +106,7 @@ class Upload:
         least = response.headers.get("oci-chunk-min-length", "")
         if least.isascii() and least.isdigit() and len(least) < 12:
             self._smallest = max(_SMALLEST_CHUNK, int(least))
-        self._move(start, response)
+        self._move(response)
         return False
 
     def _mount(self, start: str, mount_from: str) -> Response | None:
@@ -123,7 +130,13 @@ class Upload:
             self._chunk = max(_CHUNK, self._smallest)
         elif response.status in TRANSIENT:
             self._chunk = max(_CHUNK, self._smallest)
-        elif response.status not in (404, 416):  # the upload is gone, or somewhere else
+        elif response.status in _MAYBE_CHUNKS and not self._refusals:
+            self._refusals += 1
+            self._whole_refused = (
+                response.status != 404
+            )  # else the upload may just be gone, or somewhere else
+            self._chunk = max(_CHUNK, self._smallest)
+        elif response.status != 416:
             raise self.session.failure(response, self._what)
         self._location = ""
         return response
@@ -143,9 +156,9 @@ class Upload:
                 pass  # not all of it: counted as a failure
             elif response.status == 416 or response.status in TRANSIENT:
                 self._look()
-            elif response.status == 404:
-                self._location = ""
-            elif self._whole_refused:
+            elif response.status == 404 and (self._arrived or not self._refusals or not self._gone):
+                self._location, self._gone = "", self._gone + (not self._arrived)
+            elif self._whole_refused or response.status == 404:
                 raise self.session.failure(response, self._what)
             else:  # it does not take chunks
                 self._chunk, self._location = 0, ""
@@ -181,7 +194,7 @@ class Upload:
             self._location = ""
             return
         if response.status == 204:
-            self._take(response, self._arrived, self._location)
+            self._take(response, self._arrived)
         else:
             response.discard()
             self._location = ""
@@ -198,13 +211,12 @@ class Upload:
             "Content-Length": str(count),
             "Content-Range": f"{start}-{start + count - 1}",
         }
-        source = self._location
-        response = self._ask("PATCH", source, headers, self._slice(start, count))
+        response = self._ask("PATCH", self._location, headers, self._slice(start, count))
         if response.status in _TAKEN:
-            self._take(response, start + count, source)
+            self._take(response, start + count)
         return response
 
-    def _take(self, response: Response, assumed: int, source: str) -> None:
+    def _take(self, response: Response, assumed: int) -> None:
         """Note what an answer says has arrived, *assumed* where it does not say, and where to go on."""
         text = response.headers.get("range", "").removeprefix("bytes=")
         first, _, last = text.partition("-")
@@ -215,19 +227,19 @@ class Upload:
             raise Untrusted(f"{self.session.name} says that more has arrived of {self._what} than there is")
         self._show(self._arrived)
         if "location" in response.headers:
-            self._move(source, response)
+            self._move(response)
         else:
             response.discard()
 
-    def _move(self, source: str, response: Response) -> None:
+    def _move(self, response: Response) -> None:
         """Go on where the answer says, which may not be the registry itself (REG-07)."""
         location = response.headers.get("location", "")
         response.discard()
         if not location:
             raise Untrusted(f"{self.session.name} does not say where to go on with {self._what}")
         was_own = self._own if self._location else True
-        self._location, same = self.session.transport.resolve(source, location)
-        self._own = was_own and same
+        self._location = self.session.transport.resolve(response.url, location)
+        self._own = was_own and same_origin(self._location, self.session.base)
 
     def _ask(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
         """One try, with credentials where it is the registry that is asked. Raises BrokenOff."""
@@ -247,6 +259,7 @@ class Upload:
         return opened
 
     def _show(self, position: int) -> None:
+        self._moved = time.monotonic()
         self.progress(position - self._counted)
         self._counted = position
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -316,3 +317,24 @@ def test_epoch_of_a_global_argument(pybuild: Pybuild) -> None:
     image = pybuild.build("ARG SOURCE_DATE_EPOCH=context\nFROM scratch\nCOPY f /\n", {"f": "1"})
     assert image.config["created"] > "2020"
     assert "not a number" in pybuild.refuse("ARG SOURCE_DATE_EPOCH=x\nFROM scratch\n")
+
+
+def test_proxies_of_dockers_configuration(pybuild: Pybuild) -> None:
+    """Steps get them in both spellings, as from docker; what the command line says goes before."""
+    default = {"httpProxy": "http://me:pw@p:1", "noProxy": "a.test", "allProxy": "", "ftpProxy": 5, "x": "y"}
+    config = pybuild.work / "docker/config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"proxies": {"default": default, "tcp://h": {"httpsProxy": "http://no"}}}))
+    env = {"DOCKER_CONFIG": str(config.parent), "HTTPS_PROXY": "http://outside"}
+    context = pybuild.context("FROM busybox\nRUN env | grep -i _proxy | sort > /p\n")
+    given = "--build-arg=no_proxy=b.test"
+    shown = {}
+    for number, more in enumerate(((), (given,))):
+        name = f"proxies{number}"
+        pybuild("--network=none", "-t", name, "--no-cache", *more, context, env=env).ok()
+        shown[number] = pybuild("run", name, "cat", "/p").ok().out
+    http = "HTTP_PROXY=http://me:pw@p:1\nNO_PROXY=a.test\nhttp_proxy=http://me:pw@p:1\nno_proxy=a.test\n"
+    assert shown == {0: http, 1: http.replace("a.test", "b.test")}
+    config.write_text("{")
+    pybuild("--network=none", "-t", "p", "--no-cache", context, env=env).ok()
+    assert pybuild("run", "p", "cat", "/p").ok().out == ""

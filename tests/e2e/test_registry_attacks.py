@@ -453,8 +453,20 @@ def test_REG_07_downgrade() -> None:
     transport = Transport("registry.test")
     with pytest.raises(Untrusted, match="https to http"):
         transport.resolve("https://registry.test/v2/x", "http://registry.test/up")
-    assert transport.resolve("https://registry.test/v2/x", "/up") == ("https://registry.test/up", True)
-    assert not transport.resolve("https://registry.test/v2/x", "https://registry.test:444/up")[1]
+    with pytest.raises(Untrusted, match="https to http"):
+        transport.resolve("HTTPS://registry.test/v2/x", "http://registry.test/up")
+    assert transport.resolve("https://registry.test/v2/x", "/up") == "https://registry.test/up"
+
+
+def test_REG_07_upload_that_comes_back_from_elsewhere(server: Stage, other: Stage, tmp_path: Path) -> None:
+    """A place that is relative to where a redirect led is not the registry's: it gets no credentials."""
+    server.guarded = True
+    server.answers["POST /v2/x/blobs/uploads/"] = Answer(202, {"Location": "/up"})
+    server.answers["PUT /up"] = Answer(503)
+    server.answers["GET /up"] = Answer(307, {"Location": f"http://{other.host}/there"})
+    other.answers["GET /there"] = Answer(204, {"Location": "/on", "Range": "0-9"})
+    with pytest.raises(RegistryError):
+        push(server, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["manifests/latest", "blobs"])
@@ -793,7 +805,10 @@ def test_REG_15_http_where_tls_is_wanted(server: Stage) -> None:
 @pytest.mark.parametrize(
     "addresses, inside",
     [(["93.184.216.34"], False), (["169.254.169.254"], True), (["93.184.216.34", "127.0.0.1"], True), (["::1"], True),
-     (["fd00::1"], True), (["::ffff:10.0.0.1"], True), (["100.100.100.200"], True), (["0.0.0.0"], True)],
+     (["fd00::1"], True), (["::ffff:10.0.0.1"], True), (["100.100.100.200"], True), (["0.0.0.0"], True),
+     (["64:ff9b::a00:1"], True), (["64:ff9b::a9fe:a9fe"], True), (["64:ff9b::7f00:1"], True), (["64:ff9b:1::a00:1"], True),
+     (["::10.0.0.1"], True), (["2002:a00:1::1"], True), (["2001:0:1:2:3:4:f5ff:fffe"], True), (["fec0::1"], True),
+     (["168.63.129.16"], True), (["64:ff9b::808:808"], False), (["2002:808:808::1"], False), (["100.64.0.1"], True)],
 )  # fmt: skip
 def test_REG_17_names_that_lead_inside(
     monkeypatch: pytest.MonkeyPatch, addresses: list[str], inside: bool
@@ -811,6 +826,19 @@ def test_REG_17_names_that_lead_inside(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     assert leads_inside("registry.test", "rebind.test") is inside
     assert not leads_inside("rebind.test", "rebind.test")
+
+
+@pytest.mark.parametrize(
+    "own, target, inside",
+    [("100.64.1.1", "100.64.1.2", False), ("10.0.0.1", "10.9.9.9", False), ("10.0.0.1", "192.168.0.1", False),
+     ("[64:ff9b::a00:1]", "10.0.0.2", False), ("[64:ff9b::6440:101]", "100.64.1.2", False), ("[fd00::1]", "10.0.0.1", False),
+     ("100.64.1.1", "10.0.0.1", True), ("10.0.0.1", "100.64.1.1", True), ("100.64.1.1", "100.100.100.200", True),
+     ("10.0.0.1", "127.0.0.1", True), ("8.8.8.8", "100.64.1.1", True), ("10.0.0.1", "64:ff9b::a9fe:a9fe", True),
+     ("169.254.0.1", "169.254.0.2", True), ("100.64.1.1", "8.8.8.8", False)],
+)  # fmt: skip
+def test_REG_17_kinds_of_networks(own: str, target: str, inside: bool) -> None:
+    """From one network to the same kind; where clouds tell secrets is of no kind."""
+    assert leads_inside(f"{own}:5000", target) is inside
 
 
 def test_REG_18_names_of_strangers(server: Stage, tmp_path: Path) -> None:

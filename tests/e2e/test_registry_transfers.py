@@ -17,7 +17,7 @@ from faults import Answer, Exchange, Listener, Proxy, Uploads, certificate
 
 from builder.registry.client import Registry
 from builder.registry.credentials import Credentials
-from builder.registry.errors import Blocked, NotFound, RegistryError, Unavailable, Untrusted
+from builder.registry.errors import Blocked, NotFound, RegistryError, Unauthorized, Unavailable, Untrusted
 from builder.registry.mirrors import open_for_push, open_registry
 from builder.registry.transport import Transport
 from cache.descriptor import Descriptor
@@ -117,6 +117,90 @@ def test_upload_of_chunks_as_large_as_wanted(uploads: Uploads, send: Callable[[]
     send()
     sizes = [int(asked.headers["content-length"]) for asked in uploads.asked if asked.method == "PATCH"]
     assert len(sizes) > 2 and min(sizes[:-1]) >= 7 * MIB
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("chunks", [True, False])
+def test_upload_in_chunks_only(
+    uploads: Uploads, data: bytes, send: Callable[[], None], status: int, chunks: bool
+) -> None:
+    """Who refuses the whole gets chunks, once; who refuses those too is told of soon."""
+    usual, uploads.chunks = uploads.answer, chunks
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.asked.method == "PUT" and exchange.asked.headers["content-length"] != "0":
+            return exchange.send(Answer(status))
+        usual(exchange)
+
+    uploads.answer = answer
+    if chunks:
+        send()
+        assert methods(uploads) == "POST PUT HEAD POST PATCH PATCH PUT"
+    else:
+        with pytest.raises(RegistryError, match=f"answered 405|does not exist|answered {status}"):
+            send()
+        assert len(uploads.asked) < 12
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_upload_redirected(uploads: Uploads, send: Callable[[], None], status: int) -> None:
+    """On the same origin, with method and bytes; what is said there is relative to that place."""
+    usual = uploads.answer
+
+    def answer(exchange: Exchange) -> None:
+        asked = exchange.asked
+        if asked.route.startswith("/v2/") and asked.method in ("POST", "PUT"):
+            return exchange.send(Answer(status, {"Location": asked.path.replace("/v2/", "/moved/v2/")}))
+        asked.path = asked.path.replace("/moved/", "/")
+        usual(exchange)
+
+    uploads.answer = answer
+    send()
+    assert methods(uploads) == "POST POST PUT PUT"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_upload_redirected_where_it_must_not(uploads: Uploads, send: Callable[[], None], status: int) -> None:
+    """Neither to another origin, nor by what makes a GET of it."""
+    host = f"http://127.0.0.2:{uploads.port}" if status == 307 else ""
+    uploads.answer = lambda exchange: exchange.send(Answer(status, {"Location": f"{host}/v2/elsewhere"}))
+    with pytest.raises(Untrusted, match="redirects an upload"):
+        send()
+    assert len(uploads.asked) == 1
+
+
+SIGNED = "/b%2fc/%7Ed/[x]|~!$&'()*+,;=:@/a//./b?sig=%2f%2F%c3%A9+[|]{}^`\\\"<>&X-Amz=a%20b&empty=&?"
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_signed_urls(uploads: Uploads, absolute: bool) -> None:
+    """They are asked for byte by byte as they came, in redirects and uploads, but for what no request may hold."""
+    data, usual = b"x" * 1000, uploads.answer
+    place = f"http://{uploads.host}{SIGNED}" if absolute else SIGNED
+    if not absolute:
+        place = place.replace("/./", "/-/")
+    told = place.partition(uploads.host)[2] or place
+
+    def answer(exchange: Exchange) -> None:
+        asked = exchange.asked
+        if asked.path == told:
+            return exchange.send(Answer(200, {}, data))
+        if asked.path.startswith(told + "&digest="):
+            exchange.read()
+            return exchange.send(Answer(201))
+        if asked.method == "POST":
+            return exchange.send(Answer(202, {"Location": place}))
+        if "/blobs/" in asked.path and asked.method == "GET":
+            return exchange.send(Answer(307, {"Location": f"{place}#part"}))
+        usual(exchange)
+
+    uploads.answer = answer
+    sink = io.BytesIO()
+    with client(uploads.host) as registry:
+        registry.blob("x", Descriptor("", digest_of(data), len(data)), sink, lambda count: None)
+        registry.push_blob("x", Descriptor("", digest_of(data), 5), __file__, "", lambda count: None)
+    assert sink.getvalue() == data and methods(uploads) == "GET GET POST PUT"
+    assert not any("pybuild-url" in asked.headers for asked in uploads.asked)
 
 
 @pytest.mark.parametrize("status", [200, 202, 302])
@@ -322,6 +406,37 @@ def test_two_challenges(server: Listener) -> None:
         assert registry.manifest("x", "1").data == b"{}"
 
 
+@pytest.mark.parametrize(
+    "offered",
+    [('Negotiate', 'Basic realm="x"'), ('Negotiate, Basic realm="x"',), ('Basic realm="x", Negotiate',),
+     ('Negotiate YII=', 'NTLM', 'Digest realm="d", nonce="n", qop="auth,auth-int"', 'basic realm="x"'),
+     ('Bearer', 'Basic realm="x"'), ('Basic',), ('Negotiate, Bearer realm="http://HOST/token"',)],
+)  # fmt: skip
+def test_challenges_of_other_kinds(server: Listener, offered: tuple[str, ...]) -> None:
+    """The scheme that is known is taken, wherever it stands."""
+    Tokens(server, 100)
+    usual = server.answer
+    basic = Credentials("me", "pw").basic()
+
+    def answer(exchange: Exchange) -> None:
+        given = exchange.asked.headers.get("authorization", "")
+        if exchange.asked.route == "/token" or given.startswith("Bearer"):
+            return usual(exchange)
+        if given == basic:
+            return exchange.send(Answer(200, {"Content-Type": "application/json"}, b"{}"))
+        lines = "\r\nWWW-Authenticate: ".join(offered).replace("HOST", server.host)
+        exchange.send(Answer(401, {"WWW-Authenticate": lines}))
+
+    server.answer = answer
+    transport = Transport(server.host, "http", sleep=lambda _: None)
+    with Registry(server.host, transport=transport, credentials=Credentials("me", "pw")) as registry:
+        assert registry.manifest("x", "1").data == b"{}"
+    with Registry(server.host, transport=transport, credentials=Credentials()) as registry:
+        if "token" not in str(offered):
+            with pytest.raises(Unauthorized, match="needs credentials"):
+                registry.manifest("x", "1")
+
+
 # -- connections and downloads -------------------------------------------------------------
 
 
@@ -513,12 +628,13 @@ def test_no_proxy(server: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
         assert proxy.asked and all("other.test" not in asked.path for asked in proxy.asked)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://", "http://h:x", "ftp://x"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks5h://h", "http://", "http://h:x", "ftp://x"])
 def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     from builder.errors import BuildError
 
     monkeypatch.setenv("HTTPS_PROXY", proxy)
-    with Registry("registry.test") as registry, pytest.raises(BuildError, match="HTTPS_PROXY"):
+    says = "HTTPS_PROXY is a SOCKS proxy" if proxy.startswith("socks") else "HTTPS_PROXY is not"
+    with Registry("registry.test") as registry, pytest.raises(BuildError, match=says):
         registry.manifest("x", "1")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -168,6 +169,32 @@ def test_tags_in_one_folder(fresh: Pybuild, empty: Pybuild, tmp_path: Path) -> N
     for tag, executed in (("a", 0), ("b", 1)):
         done = empty(NONE, f"--cache-from=type=local,src={tmp_path}/c,tag=a", contexts[tag]).ok()
         assert done.executed == executed
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "RUN echo {n} > /a; cat /u >> /a\nRUN cat /a /u > /b\nCOPY f /f\nRUN cat /b > /c\n",
+        "RUN true\nCOPY f /f\nWORKDIR /w\nRUN echo {n} > /a\nRUN cat /u /a > /b\n",
+        "FROM busybox\nCOPY --from=shared /u /\nRUN echo {n} > /a\nRUN --mount=type=bind,from=shared,target=/m cat /m/u /a > /b\n",
+    ],
+)
+def test_caches_of_many_who_share_a_step(fresh: Pybuild, empty: Pybuild, tmp_path: Path, then: str) -> None:
+    """Each has made its own of the step they share; whoever reads them all restores the one it goes on from."""
+    shared = "FROM busybox AS shared\nRUN cat /proc/sys/kernel/random/uuid > /u\n"
+    contexts = [fresh.context(shared + then.format(n=n), FILES, name=f"c{n}") for n in range(3)]
+    caches = [tmp_path / f"cache{n}" for n in range(3)]
+    made = []
+    for context, cache in zip(contexts, caches, strict=True):
+        to = f"type=local,dest={cache},mode=max"
+        made.append(fresh(NONE, "-q", "--no-cache", "--cache-to", to, context).ok().out)
+    every = [word for cache in caches for word in ("--cache-from", f"type=local,src={cache}")]
+    shutil.copytree(empty.store, tmp_path / "anew")
+    anew = Pybuild(tmp_path / "anew", tmp_path)
+    for number in (2, 0, 1):  # one after the other in one store, and the last in a store of its own
+        for store in (empty, anew) if number == 1 else (empty,):
+            done = store(NONE, "--progress=plain", *every, contexts[number]).ok()
+            assert not done.executed and made[number].strip() in done.err, done.err
 
 
 def test_no_cache(fresh: Pybuild, tmp_path: Path) -> None:
