@@ -20,6 +20,7 @@ from builder.errors import BuildError, Cancelled, UsageError
 from builder.options import Parser, add_isolation, build_parser, build_request, call_method, outputs
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
+from builder.streams import write_all
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
@@ -99,8 +100,7 @@ def _warn(text: str) -> None:
 def _print(text: str) -> None:
     """Write a line of results to standard output. Raises BuildError when it cannot be written."""
     try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        write_all(1, (text + "\n").encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise BuildError(f"writing to standard output: {error.strerror}") from None
 

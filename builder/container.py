@@ -15,6 +15,7 @@ from builder.runtime.host import Launcher, Outcome, Running
 from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.publish import Port, Publisher
 from builder.runtime.spec import ContainerSpec, VolumeSpec
+from builder.streams import write_all
 from cache.snapshots import draft
 from cache.store import Store
 from grammar.structs import struct
@@ -121,10 +122,8 @@ def _writer(target: int, running: Running) -> Callable[[bytes], None]:
     """Pass output on; the container ends when nobody reads it any more."""
 
     def write(data: bytes) -> None:
-        view = memoryview(data)
         try:
-            while view:
-                view = view[os.write(target, view) :]
+            write_all(target, data)
         except BrokenPipeError:
             running.kill()
         except OSError:

@@ -15,6 +15,7 @@ from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.export.image import Picture
 from builder.image.model import INDEX_TYPE, to_json
+from builder.streams import write_all
 from cache.digest import Digest, hex_of
 from cache.entries import DIRECTORY, FILE, Entry
 from cache.pack import header
@@ -111,22 +112,21 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
             raise BuildError(
                 "refusing to write an archive to a terminal", "redirect standard output, or name a file"
             )
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
+        yield _named(lambda data: write_all(1, data), "to standard output")
         return
     dest = os.path.realpath(dest)  # of a link, what it leads to is written
     if os.path.exists(dest) and not os.path.isfile(dest):
         # A pipe or a device takes the bytes as they come; it is never replaced.
         try:
             with open(dest, "wb", buffering=_CHUNK) as special:
-                yield special.write
+                yield _named(special.write, dest)
         except OSError as error:
             raise BuildError(f"writing {dest}: {error.strerror}") from None
         return
     temporary = f"{dest}.pybuild-{os.getpid()}"
     try:
         with open(temporary, "xb", buffering=_CHUNK) as file:
-            yield file.write
+            yield _named(file.write, dest)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, dest)
@@ -135,6 +135,18 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def _named(write: Callable[[bytes], object], dest: str) -> Callable[[bytes], object]:
+    """*write*, whose errors say that it was *dest* that could not be written."""
+
+    def put(data: bytes) -> None:
+        try:
+            write(data)
+        except OSError as error:
+            raise BuildError(f"writing {dest}: {error.strerror}") from None
+
+    return put
 
 
 def _write_tar(
