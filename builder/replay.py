@@ -69,7 +69,10 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
 
     Returns whether it did, and if not what it had seen of the context by then.
     """
-    root = _root(argv)
+    try:
+        root = _root(argv)
+    except CacheError:  # the full build says it
+        root = None
     if root is None or not os.path.exists(os.path.join(root, "version")):
         return False, None
     try:

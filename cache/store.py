@@ -54,12 +54,23 @@ _CHUNK = 1 << 20
 
 
 def default_root() -> str:
-    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it."""
+    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it.
+
+    Raises CacheError for a user of whom no home directory is known.
+    """
     if root := os.environ.get("PYBUILD_ROOT"):
         return root
     if os.geteuid() == 0:
         return "/var/lib/pybuild"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    data = os.environ.get("XDG_DATA_HOME", "")
+    if not data.startswith("/"):  # relative ones are ignored, as their specification wants
+        data = os.path.expanduser("~/.local/share")
+    if not data.startswith("/"):
+        raise CacheError(
+            f"there is no place for the store: HOME is no absolute path, and uid {os.geteuid()} has no home "
+            "directory",
+            "say where the store is to be with --root or PYBUILD_ROOT",
+        )
     return os.path.join(data, "pybuild")
 
 

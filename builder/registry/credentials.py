@@ -53,7 +53,7 @@ class CredentialStore:
     """One config.json. ``warnings`` are what could not be read of it; *patience* is seconds for a helper."""
 
     def __init__(self, path: str = "", patience: float = _HELPER_SECONDS) -> None:
-        folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+        folder = os.environ.get("DOCKER_CONFIG") or os.path.join("/", os.path.expanduser("~/.docker"))
         self.path = path or os.path.join(folder, "config.json")
         self.warnings: list[str] = []
         self._patience = patience

@@ -1,0 +1,107 @@
+"""Machines that are set up in odd ways: locales, homes, disks, outputs, networks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+
+import pytest
+from harness import PYBUILD, Pybuild, Result
+from rootless import Installation
+
+pytestmark = pytest.mark.e2e
+
+NONE = "--network=none"
+# An 8-bit locale cannot be counted on; Python has the names of files in ASCII in this one.
+EIGHT_BIT = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def shell(pybuild: Pybuild, script: str, *args: str, env: dict[str, str] | None = None) -> Result:
+    """Run *script* by bash, in which ``pybuild`` is the command, and *args* are ``$1`` and so on."""
+    text = f'set -o pipefail; pybuild() {{ {shlex.quote(PYBUILD)} "$@"; }}\n{script}'
+    done = subprocess.run(
+        ["bash", "-c", text, "bash", *args],
+        env=pybuild.environment(env), cwd=pybuild.work, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    return Result(
+        done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+    )
+
+
+# -- locales ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [EIGHT_BIT, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict"}])
+def test_bytes_do_not_depend_on_the_locale(pybuild: Pybuild, env: dict[str, str]) -> None:
+    """Names of files, texts and values, UTF-8 or not, are those of any other build, which is cached then."""
+    text = (
+        "FROM busybox\nARG A\nLABEL b=ä\nCOPY . /f/\nCOPY ü* /g/\nRUN echo é$A > /ö; ls /f | od -c > /names\n"
+        "COPY <<ß /h\nłódź\nß\n"
+    )
+    context = pybuild.context(text, {"üx": "1", "d": {"名": "2"}})
+    os.rename(context / "d", os.fsencode(context) + b"/\xff")
+    archive = pybuild.work / "a.tar"
+    words = [NONE, "--build-arg", "A=ï", "-t", "x", "-o", f"type=oci,dest={archive}", str(context)]
+    first = pybuild("--no-cache", *words, env=env).ok()
+    assert archive.read_bytes()
+    image = pybuild.export(context, NONE, "--build-arg", "A=ï")
+    tree = image.tree()
+    assert tree["ö"] == "éï\n" and tree["g/üx"] == "1" and tree["h"] == "łódź\n", tree
+    second = pybuild(*words).ok()
+    assert second.executed == 0 and first.err.count("image sha256") == 1
+    assert "é" in first.err
+    assert pybuild("run", NONE, "x", "echo", "é", env=env).out == "é\n"
+    for command in ("history", "inspect"):
+        assert pybuild(command, "x", env=env).ok().out == pybuild(command, "x").ok().out
+    assert "höhe" in pybuild(pybuild.context("FROM busybox\nRUN höhe\n"), NONE, env=env).failed().err
+
+
+# -- places for the store ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("home", [None, "", "~", "there"])
+def test_user_without_a_home(installation: Installation, home: str | None) -> None:
+    """Nothing is made in the current folder, which may be the context; what to say is said."""
+    user = replace(installation.single, uid=54321, gid=54321)
+    made = installation.pybuild(installation.single, "homeless")
+    made.work.chmod(0o777)
+    pybuild = replace(made, user=user)
+    words = ["FROM scratch\nLABEL a=b\n"]
+    (made.work / "Dockerfile").write_text(words[0])
+    command = pybuild.command(".")
+    at = command.index("--reset-env") + 1
+    command[at:at] = ["env", "-u", "HOME", "-u", "XDG_DATA_HOME", "-u", "PYBUILD_ROOT"]
+    command = [word for word in command if not word.startswith(("HOME=", "PYBUILD_ROOT="))]
+    command = ["--clear-groups" if word == "--init-groups" else word for word in command]
+    if home is not None:
+        command[command.index("LC_ALL=C.UTF-8")] = f"HOME={home}"
+    done = subprocess.run(command, cwd=made.work, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr.count("\nerror: ") + done.stderr.startswith("error: ") == 1
+    assert "--root" in done.stderr and "PYBUILD_ROOT" in done.stderr
+    assert os.listdir(made.work) == ["Dockerfile"]
+
+
+# -- outputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["save busybox", "-o type=oci,dest=- $1", "-o type=tar,dest=- $1"])
+def test_standard_output_cannot_be_written(pybuild: Pybuild, command: str) -> None:
+    """What reads an archive went away, the disk that it goes to is full, nothing is there: one line says so."""
+    context = str(pybuild.context("FROM busybox\nCOPY f /\n", {"f": "1"}))
+    for where, why in (("| true", "Broken pipe"), ("> /dev/full", "No space left"), (">&-", "Bad file")):
+        said = shell(pybuild, f"pybuild {command} {where}", context).failed().err
+        assert f"error: writing to standard output: {why}" in said, said
+
+
+def test_standard_output_does_not_block(pybuild: Pybuild) -> None:
+    """A pipe that its reader has made so, and reads slowly, gets everything."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with subprocess.Popen([PYBUILD, "save", "busybox"], env=pybuild.environment(), stdout=write) as saving:
+        os.close(write)
+        with open(read, "rb") as file:
+            assert len(file.read()) > 1 << 20
+    assert saving.returncode == 0
+    assert shell(pybuild, "pybuild save busybox | wc -c").ok().out.strip() != "0"
