@@ -53,7 +53,7 @@ from builder.plan.ops import (
 from cache.digest import Digest, digest
 from cache.errors import CacheError
 from cache.keys import derive
-from cache.snapshots import Draft, draft, manifest, tree_of
+from cache.snapshots import Draft, draft, manifest, tree_of, withdraw
 from cache.tree import Tree
 from grammar.structs import field, struct
 
@@ -220,7 +220,11 @@ class Solver:
                         selection = self._select(step.op, sources)
                     layer = self._execute(step, below, sources, selection)
                     created = time.time_ns()
-                    self._store.index.record(key, layer, created, described)
+                    try:
+                        self._store.index.record(key, layer, created, described)
+                    except CacheError:
+                        withdraw(self._store, layer)
+                        raise
             run = (*parent.run, layer) if isinstance(step.op, RunCommand) else parent.run
             top = self._named(digest(layer)) if is_packed(layer) else layer
             return Solved(key, (*parent.stack, top), created, run, layer)

@@ -38,9 +38,12 @@ from cache.trees import kill_inside, move_entries, real_folder, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
     from cache.entries import Entry
+
+    _Result = TypeVar("_Result")
 
 LAYOUT_VERSION = 1
 _LONGEST_NAME = 240  # of a file, in bytes
@@ -51,6 +54,8 @@ _FOLDERS = (
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RESERVE = 512 << 10  # bytes: what a command writes that reads, removes or is cached, many times over
 
 
 def default_root() -> str:
@@ -92,7 +97,8 @@ class Store:
                 f"the store {self.root} cannot be used: {error.strerror}: {error.filename}",
                 "use another --root or PYBUILD_ROOT, in a container a volume",
             ) from None
-        self.index = Index(self.path("index.db"))
+        self.index = Index(self.path("index.db"), self._make_room)
+        self._keep_reserve()
 
     @property
     def empty(self) -> str:
@@ -144,10 +150,42 @@ class Store:
             fd = os.open(self.path("mounts", name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
             os.close(fd)
 
+    def _keep_reserve(self) -> None:
+        """See that there is a reserve, if there is room for one."""
+        path = self.path("reserve")
+        if os.path.exists(path):
+            return
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE)
+            except OSError:
+                os.unlink(path)
+            finally:
+                os.close(fd)
+
+    def _make_room(self) -> bool:
+        """Give the reserve up; whether there was one."""
+        try:
+            os.unlink(self.path("reserve"))
+        except OSError:
+            return False
+        return True
+
+    def _with_room(self, work: "Callable[[], _Result]") -> "_Result":
+        """What *work* returns; where the disk is full it has the reserve. Raises OSError."""
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in _FULL or not self._make_room():
+                raise
+        return work()
+
     def check_owners(self) -> None:
         """See that files here belong to whom their images say, or in none of the layers they do.
 
-        Raises CacheError where the store was made otherwise than this process could go on with it.
+        Who builds comes by here first, and removes what nobody knows of. Raises CacheError where the store
+        was made otherwise than this process could go on with it.
         """
         if self._owners:
             return
@@ -166,6 +204,27 @@ class Store:
                 f"the store {self.root} was made with {had}, and now there {has}: owners would be wrong",
                 "use another --root, or remove the old store",
             )
+        self._remove_unknown()
+
+    def _remove_unknown(self) -> None:
+        """Remove snapshots that no record names, if no other process uses the store.
+
+        To be called before this process publishes anything: for a moment it may not hold the store.
+        """
+        if not self.index.lasting or not self.index.unknown():
+            return
+        moved = []
+        if try_lock(self._lock):
+            for name in self.index.unknown():
+                moved.append(self.temporary())
+                with contextlib.suppress(OSError):
+                    os.rename(self.path("snapshots", name), moved[-1])
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path("files", name))
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        for place in moved:
+            with contextlib.suppress(OSError):
+                remove_tree(place)
 
     def close(self) -> None:
         self.index.close()
@@ -173,6 +232,7 @@ class Store:
             remove_tree(self._session)
             os.close(self._session_fd)
             self._session = ""
+        self._keep_reserve()
         os.close(self._lock)
 
     def __enter__(self) -> "Store":
@@ -195,7 +255,10 @@ class Store:
         """
         with self._opening:
             if not self._session:
-                self._open_session()
+                try:
+                    self._with_room(self._open_session)
+                except OSError as error:
+                    raise write_error(error, self.path("tmp")) from None
         return self._session
 
     def _open_session(self) -> None:
@@ -261,17 +324,21 @@ class Store:
         _sync_folder(os.path.dirname(final))
 
     def write_file(self, final: str, data: bytes) -> None:
-        """Write a small file atomically and durably."""
+        """Write a small file atomically and durably. Raises CacheError, SpaceError where the disk is full."""
         temporary = self.temporary()
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+
+        def write() -> None:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            self.publish(temporary, final)
+
+        try:
+            self._with_room(write)
         except OSError as error:
             raise write_error(error, final) from None
-        self.publish(temporary, final)
 
     @contextlib.contextmanager
     def making(self, key: str) -> "Iterator[None]":
@@ -395,7 +462,7 @@ class Store:
 
 def write_error(error: OSError, what: str) -> CacheError:
     """The store's words for a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return SpaceError(
             f"no space left while writing {what}", "free space on that file system, or use another --root"
         )
