@@ -6,6 +6,7 @@ mtime alone serve wrong files (dockerfile.md T100). A file whose ctime is too cl
 moment it was read is never remembered, since it may change again within the clock's tick.
 """
 
+import errno
 import hashlib
 import marshal
 import os
@@ -30,6 +31,8 @@ Content = tuple[str, tuple[tuple[str, bytes], ...]]
 _SETTLED = 50_000_000  # ns: coarse clocks tick every 4 to 10 ms
 _FORMAT = 1
 _CHUNK = 1 << 20
+# What opening a file says that was removed, or has something else in its place or on the way to it.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
 _BATCH = 500  # entries between two signs of progress
 
 
@@ -73,7 +76,10 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
                     verdict = 2 if keep is None else keep(name, is_dir)
                     if not verdict:
                         continue
-                    item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    try:
+                        item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    except OSError as error:  # it knows its name, and not its folder's
+                        raise OSError(error.errno, error.strerror, name) from None
                     if is_dir:
                         folders.append(name)
                     if verdict == 1:
@@ -184,14 +190,37 @@ def signature(entries: "list[Stat]") -> str:
 
 
 def open_file(root: int, path: str, item: Stat) -> int:
-    """Open a scanned regular file for reading, and check that it is still that file."""
+    """Open a scanned regular file for reading, and check that it is still that file.
+
+    Raises CacheError where it is not, OSError where it cannot be read.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    fd = open_in_root(root, os.fsencode(path), flags)
+    try:
+        fd = open_in_root(root, os.fsencode(path), flags)
+    except OSError as error:
+        if error.errno in GONE:
+            raise changed(path) from None
+        raise
     now = os.fstat(fd)
     if (now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns) != (item[6], item[5], item[2], item[3]):
         os.close(fd)
-        raise CacheError(f"{path} changed while the build was reading it", "build again")
+        raise changed(path)
     return fd
+
+
+def read_link(root: int, path: str) -> str:
+    """Where a scanned link leads. Raises CacheError when it is none any more."""
+    try:
+        return os.readlink(path, dir_fd=root)
+    except OSError as error:
+        if error.errno in (*GONE, errno.EINVAL):
+            raise changed(path) from None
+        raise
+
+
+def changed(path: str) -> CacheError:
+    """The error for a file of the build context that is not as it was a moment ago."""
+    return CacheError(f"{path} changed while the build was reading it", "build again")
 
 
 def read_content(root: int, path: str, item: Stat) -> Content:
@@ -210,7 +239,7 @@ def read_content(root: int, path: str, item: Stat) -> Content:
                 sha.update(buffer[:count])
                 total += count
         if total != size:
-            raise CacheError(f"{path} changed while the build was reading it", "build again")
+            raise changed(path)
         return sha.hexdigest(), xattrs
     finally:
         os.close(fd)
@@ -241,7 +270,7 @@ def content_digest(
             content, xattrs = index.content(root, item)
             detail += content + hash_xattrs(xattrs)
         elif kind == stat.S_IFLNK:
-            detail, mode = os.readlink(path, dir_fd=root), 0o777
+            detail, mode = read_link(root, path), 0o777
         elif kind == stat.S_IFSOCK:
             kind, size = stat.S_IFREG, 0  # arrives as an empty file (T21)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):

@@ -19,7 +19,19 @@ from builder.events import Meter, Sink
 from builder.execute.keeper import Keeper, Selector, keeper, selector_name
 from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
-from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
+from cache.errors import CacheError
+from cache.scan import (
+    GONE,
+    Content,
+    Stat,
+    StatIndex,
+    changed,
+    content_digest,
+    hash_xattrs,
+    open_file,
+    read_link,
+    scan,
+)
 from cache.tree import Node, Tree
 from cache.trees import CAPABILITY, image_xattrs
 from grammar.errors import IgnoreError
@@ -281,10 +293,7 @@ class ContextSource:
             try:
                 self._scanned[selected.selector] = scan(self._root, selected.path, keep)
             except OSError as error:
-                raise BuildError(
-                    f"reading the build context: {error.strerror}: {error.filename!r}",
-                    "make it readable, or exclude it in .dockerignore",
-                ) from None
+                raise _unreadable(error, selected.path) from None
         return self._scanned[selected.selector]
 
     def digest(self, selected: Selected) -> str:
@@ -298,10 +307,7 @@ class ContextSource:
         try:
             value = content_digest(self._root, entries, self.index, selected.path, meter.add)
         except OSError as error:
-            raise BuildError(
-                f"reading the build context: {error.strerror}: {error.filename!r}",
-                "make it readable, or exclude it in .dockerignore",
-            ) from None
+            raise _unreadable(error, selected.path) from None
         self.index.remember(selector_name(selected.selector), entries, value)
         meter.finish()
         return value
@@ -317,7 +323,7 @@ class ContextSource:
             link = digest = ""
             xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
-                digest, xattrs = self.index.content(self._root, item)
+                digest, xattrs = self._content(item)
                 if xattrs:  # chown(2) clears capabilities
                     xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)
                 if item[7] > 1:
@@ -326,15 +332,35 @@ class ContextSource:
             elif kind == FILE:
                 size = 0
             elif kind == SYMLINK:
-                link = os.readlink(path, dir_fd=self._root)
+                link = read_link(self._root, path)
             length = size if kind == FILE else 0
             entry = Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest)
             implied = chosen is not None and inside and chosen(inside, kind == DIRECTORY) == 1
             yield entry, None if implied else item
 
+    def _content(self, item: Stat) -> Content:
+        try:
+            return self.index.content(self._root, item)
+        except OSError as error:  # in the words of what was read, not of the layer that is written
+            raise _unreadable(error, item[0]) from None
+
     def open(self, handle: object) -> int:
         assert isinstance(handle, tuple)
-        return open_file(self._root, handle[0], handle)
+        try:
+            return open_file(self._root, handle[0], handle)
+        except OSError as error:
+            raise _unreadable(error, handle[0]) from None
+
+
+def _unreadable(error: OSError, path: str) -> BuildError | CacheError:
+    """The error for what cannot be read at or below *path* of the build context."""
+    name = os.fsdecode(error.filename) if error.filename and error.filename != "." else path or "."
+    if error.errno in GONE:
+        return changed(name)
+    return BuildError(
+        f"reading the build context: {error.strerror}: {name!r}",
+        "make it readable, or exclude it in .dockerignore",
+    )
 
 
 def _kind(mode: int, rdev: int) -> str:

@@ -7,13 +7,16 @@ import os
 import shlex
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import PYBUILD, Pybuild, Result
+from harness import PYBUILD, Pybuild, Result, Tree, make_tree
 from rootless import Installation
+
+from cache.scan import scan
 
 pytestmark = pytest.mark.e2e
 
@@ -194,6 +197,53 @@ def test_an_index_that_is_being_made(tmp_path: Path) -> None:
     begun.execute("BEGIN IMMEDIATE")
     pybuild("images").ok()
     begun.close()
+
+
+# -- contexts that change ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_files_that_go_while_they_are_copied(fresh: Pybuild, kind: str) -> None:
+    """The context is blamed and the file named, with its folders; not the store."""
+    files: Tree = {"d/a": "", "d/z/f": "1", "d/z/l": "-> f"}
+    context = fresh.context("FROM scratch\nCOPY . /\n", files)
+    os.truncate(context / "d/a", 64 << 20)  # it takes a while to write
+    time.sleep(0.06)  # what changed a moment ago is read anew each time
+    fresh(context).ok()
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY d /b/\n")
+    with subprocess.Popen(
+        [PYBUILD, "--progress=rawjson", context], env=fresh.environment(), stderr=subprocess.PIPE, text=True
+    ) as build:
+        assert build.stderr is not None
+        for line in build.stderr:
+            if "COPY d" in line:
+                break
+        if kind == "folder":
+            os.rename(context / "d/z", context / "gone")
+        else:
+            (context / ("d/z/l" if kind == "link" else "d/z/f")).unlink()
+        said = build.stderr.read()
+    name = "d/z/l" if kind == "link" else "d/z/f"
+    assert build.returncode == 1 and f"{name} changed while the build was reading it" in said, said
+    assert "hint: build again" in said and "No such file" not in said
+
+
+def test_files_that_go_while_they_are_listed(tmp_path: Path) -> None:
+    """What fails is named with its folder."""
+    make_tree(tmp_path, {"d/f": "", "d/g": ""})
+    root = os.open(tmp_path, os.O_RDONLY)
+
+    def keep(name: str, is_dir: bool) -> int:
+        if not is_dir:
+            (tmp_path / name).unlink()
+        return 2
+
+    try:
+        with pytest.raises(FileNotFoundError) as failed:
+            scan(root, "", keep)
+        assert failed.value.filename in ("d/f", "d/g")
+    finally:
+        os.close(root)
 
 
 # -- outputs ---------------------------------------------------------------------------------
