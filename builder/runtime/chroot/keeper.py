@@ -155,8 +155,7 @@ def _start(
         init.execute(spec["argv"], env)
     except BaseException as error:
         failure = init.words(error)
-    init.report(failure)
-    os._exit(125)
+    init.give_up(failure)
 
 
 def _own_null(fd: int) -> int:
