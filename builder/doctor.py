@@ -210,7 +210,7 @@ def _mapped_mounts(able: bool, place: str) -> Check:
 
 def _network(real: bool) -> Iterator[Check]:
     if real:
-        yield _tried("network", _bridge, "bridge, veth and nftables", _NO_NETWORK, _LESS)
+        yield _tried("network", _wire, "veth and nftables", _NO_NETWORK, _LESS)
         return
     said: list[str] = []
     for path in uplink.programs():
@@ -232,23 +232,23 @@ def _network(real: bool) -> Iterator[Check]:
     )
 
 
-def _bridge() -> None:
+def _wire() -> None:
     """Make what a build's network is made of, in a net namespace of our own."""
-    from builder.runtime.network import try_bridge
+    from builder.runtime.network import try_network
 
     sc.unshare(sc.CLONE_NEWNET)
-    try_bridge(False)
+    try_network(False)
 
 
 def _connect(path: str, scratch: str) -> None:
     """The same, in one that the program *path* connects."""
-    from builder.runtime.network import try_bridge
+    from builder.runtime.network import try_network
 
     carrier, said = uplink.leave_host_network(scratch, [path])
     if not carrier:
         raise OSError(said)
     os.kill(carrier, 9)
-    try_bridge(True)
+    try_network(True)
 
 
 def _limits() -> Check:

@@ -24,7 +24,7 @@ _ERROR, _DONE = 2, 3
 _HEADER = 16
 _ANSWER = 1 << 18  # bytes that are read at once
 _TRIES = 10
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR, _GETROUTE = 16, 17, 18, 20, 22, 26
+_NEWLINK, _GETLINK, _NEWADDR, _GETADDR, _GETROUTE = 16, 18, 20, 22, 26
 _UP = 1  # IFF_UP
 _BATCH_BEGIN, _BATCH_END, _NFTABLES = 16, 17, 10
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 1, 2, 3, 4, 6, 7, 8
@@ -167,8 +167,8 @@ class Links(_Socket):
         message["header"]["type"] = _GETROUTE
         return self._dump(message)
 
-    def add(self, name: str, kind: str, master: int = 0, peer: dict[str, object] | None = None) -> None:
-        """Make the interface *name*, up, in the bridge with the index *master*, if given.
+    def add(self, name: str, kind: str, mtu: int = 0, peer: dict[str, object] | None = None) -> None:
+        """Make the interface *name*, up, for packets of *mtu* bytes, if given.
 
         *peer*, the other end of a pair, has attributes like IFLA_IFNAME.
         """
@@ -177,20 +177,17 @@ class Links(_Socket):
             end = {"attrs": list(peer.items())}
             info.append(("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", end)]}))
         attributes: list[tuple[str, object]] = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": info})]
-        if master:
-            attributes.append(("IFLA_MASTER", master))
+        if mtu:
+            attributes.append(("IFLA_MTU", mtu))
         self._do(_link(_NEWLINK, _CREATE | _EXCLUSIVE, attributes, flags=_UP, change=_UP))
 
-    def remove(self, index: int) -> None:
-        self._do(_link(_DELLINK, index=index))
-
-    def add_address(self, index: int, address: str, prefix: int) -> None:
-        """Give the interface *index* an IPv4 address."""
+    def add_address(self, index: int, address: str, peer: str) -> None:
+        """Give the interface *index* an IPv4 address, at whose other end is *peer* alone."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
         message: Any = ifaddrmsg()
-        message["family"], message["prefixlen"], message["index"] = socket.AF_INET, prefix, index
-        message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
+        message["family"], message["prefixlen"], message["index"] = socket.AF_INET, 32, index
+        message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", peer)]
         message["header"].update({"type": _NEWADDR, "flags": _REQUEST | _ACK | _CREATE | _EXCLUSIVE})
         self._do(message)
 
