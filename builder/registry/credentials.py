@@ -126,7 +126,7 @@ class CredentialStore:
     def _write(self, config: dict[str, Any]) -> None:
         """Replace the file whole, for its owner's eyes only."""
         target = os.path.realpath(self.path)
-        temporary = f"{target}.pybuild-{os.getpid()}"
+        temporary = f"{target}.pybuild-{os.urandom(8).hex()}"
         try:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

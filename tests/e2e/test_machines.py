@@ -268,3 +268,54 @@ def test_standard_output_does_not_block(pybuild: Pybuild) -> None:
             assert len(file.read()) > 1 << 20
     assert saving.returncode == 0
     assert shell(pybuild, "pybuild save busybox | wc -c").ok().out.strip() != "0"
+
+
+OTHER = 54321  # a user who has nothing to do with it
+
+
+@pytest.fixture
+def everybodys(pybuild: Pybuild) -> Path:
+    """A folder as /tmp is one, and a file of ours that nobody is to touch."""
+    folder = pybuild.work / "everybodys"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (pybuild.work / "victim").mkdir()
+    (pybuild.work / "victim/f").write_text("ours")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe", "ours"])
+def test_links_of_others_are_not_followed(pybuild: Pybuild, everybodys: Path, kind: str) -> None:
+    """As the kernel has it where it is told to: not in a folder where everybody writes."""
+    dest = everybodys / "x.tar"
+    if kind == "pipe":
+        os.mkfifo(dest)
+    else:
+        dest.symlink_to(pybuild.work / ("victim" if kind == "folder" else "victim/f"))
+    os.chown(dest, OTHER if kind != "ours" else 0, OTHER, follow_symlinks=False)
+    for command in (["save", "busybox", "-o"], ["-q", pybuild.context("FROM scratch\nLABEL a=b\n"), "-o"]):
+        done = pybuild(*command, dest / "new.tar" if kind == "folder" else dest)
+        if kind == "ours":
+            done.ok()
+        else:
+            assert f"of another user (uid {OTHER})" in done.failed().err
+    if kind == "ours":
+        assert dest.is_symlink() and (pybuild.work / "victim/f").stat().st_size > 1000
+    else:
+        assert (pybuild.work / "victim/f").read_text() == "ours" and len(
+            os.listdir(pybuild.work / "victim")
+        ) == 1
+
+
+def test_names_that_cannot_be_taken_beforehand(pybuild: Pybuild, everybodys: Path) -> None:
+    """What is written until it is whole has a name that nobody can guess; and any name can be written."""
+    shell(pybuild, f"touch everybodys/x.tar.pybuild-$$; exec {PYBUILD} save busybox -o everybodys/x.tar").ok()
+    long = "é" * 127
+    pybuild("save", "busybox", "-o", everybodys / long).ok()
+    assert sorted(os.listdir(everybodys))[0] == "x.tar"
+    assert len(os.listdir(everybodys)) == 3
+
+
+def test_streams_by_their_paths(pybuild: Pybuild) -> None:
+    assert int(shell(pybuild, "pybuild save busybox -o /dev/stdout | wc -c").ok().out) > 1000
+    assert int(shell(pybuild, "mkfifo p; wc -c < p & pybuild save busybox -o p; wait").ok().out) > 1000
