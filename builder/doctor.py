@@ -32,6 +32,8 @@ class Check:
 def examine(root: str) -> list[Check]:
     """Try everything. *root* is the store; only what can be tried below it is."""
     real = rootless.is_real_root()
+    if real:
+        rootless.leave_chroot()
     # All else is tried as it will be: inside the namespace that a build enters.
     able, said = probe.attempt(_unshare if real else _enter)
     checks = [_identity(real)]

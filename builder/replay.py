@@ -96,7 +96,11 @@ def memo_key(argv: "Sequence[str]") -> str:
     # A bare --build-arg NAME takes its value from the environment.
     bare = [item.rpartition("=")[2] for item in argv]
     environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
-    text = repr((VERSION, os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
+    try:
+        folder = os.getcwd()
+    except OSError:  # it has been removed: who names nothing in it can do without
+        folder = ""
+    text = repr((VERSION, folder, list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
 
 

@@ -60,7 +60,7 @@ class Index:
         self._locks = os.path.join(root, "locks")
         self._lock = threading.Lock()
         self._make_room = make_room
-        self._boot = _boot_id()
+        self.boot = _boot_id()
         self.lasting = True  # whether what is recorded outlives this process
         try:
             self._db = self._open_or_make()
@@ -203,7 +203,7 @@ class Index:
         rows = self._run(
             "SELECT k.key, k.snapshot, s.id FROM steps k LEFT JOIN snapshots s"
             f" ON s.id = k.snapshot AND s.boot IN ('', ?) WHERE k.key IN ({marks})",
-            self._boot,
+            self.boot,
             *wanted,
         )
         if {key: layer for key, layer, _ in rows} != wanted:
@@ -214,16 +214,16 @@ class Index:
 
     def add_snapshot(self, snapshot: str) -> None:
         """Say that *snapshot* is about to be put into place; it counts once it is there."""
-        self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self._boot)
+        self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self.boot)
 
     def usable(self, snapshot: str) -> bool:
         """Whether a snapshot is complete: synced, or made since this machine was started."""
-        rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self._boot)
+        rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self.boot)
         return bool(rows) and self._there(snapshot)
 
     def unsynced(self) -> list[str]:
         """Snapshots of this boot, in their places, that no sync has covered yet."""
-        rows = self._run("SELECT id FROM snapshots WHERE boot = ?", self._boot)
+        rows = self._run("SELECT id FROM snapshots WHERE boot = ?", self.boot)
         return [row[0] for row in rows if self._there(row[0])]
 
     def forget_snapshot(self, snapshot: str) -> None:
@@ -234,7 +234,7 @@ class Index:
         down: nobody will use them.
         """
         there = set(os.listdir(self._snapshots))
-        there -= {row[0] for row in self._run("SELECT id FROM snapshots WHERE boot IN ('', ?)", self._boot)}
+        there -= {row[0] for row in self._run("SELECT id FROM snapshots WHERE boot IN ('', ?)", self.boot)}
         if there:
             for name in os.listdir(self._layers):
                 with contextlib.suppress(OSError):
@@ -283,7 +283,7 @@ class Index:
             "SELECT s.id FROM unpacked u JOIN snapshots s ON s.id = u.snapshot"
             " WHERE u.diff_id = ? AND s.boot IN ('', ?)",
             diff_id,
-            self._boot,
+            self.boot,
         )
         if rows:
             return rows[0][0] if self._there(rows[0][0]) else ""
@@ -339,5 +339,9 @@ def _is_no_room(error: sqlite3.OperationalError) -> bool:
 
 
 def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    """What tells this boot from others; where that cannot be read, this process from others."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.urandom(16).hex()

@@ -7,9 +7,9 @@ It lives in a process of its own that is forked early, imports what it needs of 
 builder plans, and then wires each step in a millisecond or two. One process serves one build: it
 owns one subnet and one nftables table, and removes them when the builder closes the socket or dies.
 
-Names are numbered. A number belongs to whoever holds the flock on its file under
-/run/pybuild, so two builds never share one, and what a killed build left behind is removed
-by the next that comes. Making and removing a network holds one more lock, so that no build
+Names are numbered. A number belongs to whoever holds the flock on its file under /run/pybuild, or
+where else root can write, so two builds never share one, and what a killed build left behind is
+removed by the next that comes. Making and removing a network holds one more lock, so that no build
 lists the interfaces while another takes one away.
 """
 
@@ -20,6 +20,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ from builder.runtime.uplink import leave_host_network, programs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOCKS = "/run/pybuild"
+# Where locks are: the first place that can be written to. All builds of a machine have to see the same.
+_LOCKS = ("/run/pybuild", "/dev/shm/pybuild-networks", "/var/tmp/pybuild-networks")
 _SLOTS = 64
 _ADDRESSES = 1 << 8  # per slot: of 10.213.0.0/16 a /24 each
 _MASK = "255.255.255.0"
@@ -105,7 +107,7 @@ def _serve(requests: socket.socket, scratch: str) -> None:
                     if scratch and not left:
                         left, blocked = True, _own_addresses()  # who carries us would reach those
                         carrier, note = leave_host_network(scratch, programs())
-                    network = _Network(scratch or _LOCKS, bool(scratch), blocked)
+                    network = _Network(scratch or _lock_folder(), bool(scratch), blocked)
                 answer = f"A{network.connect(fds[0])}\n{note}".encode()
                 note = ""
             except Exception as error:  # whatever pyroute2 raises must reach the user as words
@@ -393,6 +395,18 @@ def _alone(locks: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _lock_folder() -> str:
+    """A folder for locks that is our own. Raises NetworkError."""
+    for path in _LOCKS:
+        with contextlib.suppress(OSError):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            found = os.lstat(path)
+            ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if ours and os.access(path, os.W_OK):
+                return path
+    raise NetworkError(f"there is no place for locks: none of {', '.join(_LOCKS)} can be written to")
 
 
 def _open_lock(locks: str, name: str) -> int:

@@ -65,6 +65,56 @@ def _namespace() -> str:
     return os.readlink("/proc/self/ns/user")
 
 
+def leave_chroot() -> None:
+    """Make the root directory the root of a mount namespace of our own, where it is that of a chroot.
+
+    The kernel lets nobody make a user namespace inside a chroot. To be called as real root, with one thread;
+    what cannot be done is left, and told by who makes a namespace.
+    """
+    try:
+        here, first = os.stat("/"), os.stat("/proc/1/root")
+        if (here.st_dev, here.st_ino) == (first.st_dev, first.st_ino):
+            return
+    except OSError:
+        pass  # it is not for us to see
+    if not _is_chrooted():
+        return
+    try:
+        path = os.getcwd()
+        folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        tree = sc.open_tree(sc.AT_FDCWD, b"/", recursive=True)
+        sc.unshare(sc.CLONE_NEWNS)
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        sc.setns(namespace, sc.CLONE_NEWNS)  # which also brings us to its root
+        os.close(namespace)
+        sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+        sc.move_mount(tree, sc.AT_FDCWD, b"/")
+        os.fchdir(tree)
+        os.chroot(".")
+        os.close(tree)
+        os.chdir(path)
+    except OSError:
+        os.fchdir(folder)
+    finally:
+        os.close(folder)
+
+
+def _is_chrooted() -> bool:
+    """Whether the kernel refuses us a user namespace, of which root of a machine has enough."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            sc.unshare(sc.CLONE_NEWUSER)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] != 0
+
+
 def enter(protect: bool = True) -> None:
     """Become root of a new user and mount namespace. Raises RootlessError.
 

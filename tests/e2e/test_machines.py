@@ -246,6 +246,68 @@ def test_files_that_go_while_they_are_listed(tmp_path: Path) -> None:
         os.close(root)
 
 
+# -- places with less than others ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        'mkdir root && mount --rbind / root && mount --make-rprivate / && exec chroot root sh -ec "cd $PWD; $1"',
+        'mount -t tmpfs -o ro tmpfs /run && exec sh -ec "$1"',
+    ],
+)
+def test_network_in_places(pybuild: Pybuild, place: str) -> None:
+    """Inside a chroot, where the kernel makes no user namespace, and where /run is read-only."""
+    context = pybuild.context("FROM busybox\nRUN ip addr show dev eth0; cat /proc/1/comm\n")
+    command = f"{PYBUILD} --no-cache {context} && {PYBUILD} doctor"
+    words = ["unshare", "-mn", "--propagation=private", "sh", "-ec", place, "sh", command]
+    done = subprocess.run(
+        words, cwd=pybuild.work, env=pybuild.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert " inet 10.213." in done.stderr and " cat\n" in done.stderr and "isolation" in done.stdout
+
+
+def test_working_directory_that_was_removed(pybuild: Pybuild) -> None:
+    """What needs none works; what does says so."""
+    context = pybuild.context("FROM busybox\nRUN true\n")
+    gone = "mkdir -p gone; cd gone; rmdir ../gone; "
+    for command in (
+        "images",
+        f"--no-cache {NONE} {context}",
+        f"{NONE} {context}",
+        f"run {NONE} busybox true",
+    ):
+        shell(pybuild, f"{gone} pybuild {command}").ok()
+    for command in (
+        ".",
+        "-t x ..",
+        f"-f Dockerfile {context}",
+        f"run {NONE} -v .:/x busybox true",
+        "--root x images",
+    ):
+        said = shell(pybuild, f"{gone} pybuild {command}")
+        assert said.failed(said.code).code in (1, 2), said.err
+    assert "working directory has been removed" in shell(pybuild, f"{gone} pybuild .").err
+
+
+def test_machine_without_settings(pybuild: Pybuild) -> None:
+    """Steps need nothing of /proc/sys; their network does, and says so in one line."""
+    context = pybuild.context("FROM busybox\nRUN true\n")
+    for hidden, words, said in (
+        ("/proc/sys", f"--no-cache {NONE}", ""),
+        ("/proc/sys", "--no-cache", "/proc/sys/net/ipv4"),
+        ("/proc", f"--no-cache {NONE}", "is /proc mounted here"),
+    ):
+        script = f'mount -t tmpfs tmpfs {hidden} && exec "$@"'
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-ec", script, "sh", PYBUILD, *words.split(), context],
+            env=pybuild.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        result = Result(done.returncode, done.stdout, done.stderr)
+        assert said in (result.failed().err if said else result.ok().err), result.err
+
+
 # -- outputs ---------------------------------------------------------------------------------
 
 
