@@ -24,7 +24,7 @@ from builder.streams import write_all
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
-_IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
+_IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "reset", "inspect", "history")
 _COMMANDS = ("build", "save", "load", "import", "run", "doctor", *_IMAGE_COMMANDS)
 _DOCKERFILE_PEEK = 16 << 20
 _PATIENCE = 1.5  # seconds that a cancelled command has to end in

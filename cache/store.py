@@ -30,7 +30,7 @@ import os
 import threading
 
 from cache.digest import Digest, digest, digest_of, hex_of
-from cache.errors import CacheError, CorruptError, MissingError, SpaceError
+from cache.errors import BusyError, CacheError, CorruptError, MissingError, SpaceError
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
@@ -51,6 +51,9 @@ _FOLDERS = (
     *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
     *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
+_FILES = ("lock", "index.db", "reserve", "somebody", "owners", "version")
+_SOMEBODY = 1  # an id that no user has for his own
+_RESET = "use another --root, or remove what the store holds by: pybuild reset"
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
@@ -88,6 +91,7 @@ class Store:
         self._session_fd = -1
         self._opening = threading.Lock()
         self._owners = ""
+        self._emptied = False
         self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
         try:
@@ -202,9 +206,52 @@ class Store:
             had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")
             raise CacheError(
                 f"the store {self.root} was made with {had}, and now there {has}: owners would be wrong",
-                "use another --root, or remove the old store",
+                _RESET,
             )
+        if here == "all":
+            self._check_somebody()
         self._remove_unknown()
+
+    def _check_somebody(self) -> None:
+        """See that the store was not copied without the owners of its files. Raises CacheError."""
+        path = self.path("somebody")
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            made = self.temporary()
+            try:
+                os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.chown(made, _SOMEBODY, _SOMEBODY)
+                os.rename(made, path)
+            except OSError as error:
+                raise write_error(error, path) from None
+            return
+        if found.st_uid != _SOMEBODY:
+            raise CacheError(
+                f"the files of the store {self.root} have lost their owners: it was copied without them",
+                "copy it as root with cp -a; or " + _RESET,
+            )
+
+    def reset(self) -> None:
+        """Remove all that the store holds; it can only be closed then.
+
+        Raises BusyError while another process uses it, and CacheError.
+        """
+        if not try_lock(self._lock):
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            raise BusyError(f"another process uses the store {self.root}", "wait until it has ended")
+        self.index.close()
+        self._emptied = True
+        folders = [name for name in _FOLDERS if "/" not in name]
+        others = [name for name in os.listdir(self.root) if name.startswith("index.db")]
+        try:
+            for name in (*folders, *others, *_FILES):
+                remove_tree(self.path(name))
+        except OSError as error:
+            raise CacheError(
+                f"removing what the store {self.root} holds: {error.strerror}: {error.filename}",
+                f"as root: rm -rf {self.root}",
+            ) from None
 
     def _remove_unknown(self) -> None:
         """Remove snapshots that no record names, if no other process uses the store.
@@ -232,7 +279,8 @@ class Store:
             remove_tree(self._session)
             os.close(self._session_fd)
             self._session = ""
-        self._keep_reserve()
+        if not self._emptied:
+            self._keep_reserve()
         os.close(self._lock)
 
     def __enter__(self) -> "Store":

@@ -225,7 +225,7 @@ def _map_ranges(target: int) -> int:
         (uid, "/etc/subuid", "newuidmap"),
         (gid, "/etc/subgid", "newgidmap"),
     ):
-        ranges = _subids(file, names)
+        ranges = _subids(file, names, own)
         path = shutil.which(program)
         if not ranges or path is None:
             return 1
@@ -269,8 +269,13 @@ def _map_own_id(outside: tuple[int, int]) -> None:
 def ranges() -> int:
     """How many ids besides their own the files give this user."""
     names = (_user_name(os.geteuid()), str(os.geteuid()))
-    counts = [sum(count for _, count in _subids(path, names)) for path in ("/etc/subuid", "/etc/subgid")]
-    return min(counts)
+    files = (("/etc/subuid", os.geteuid()), ("/etc/subgid", os.getegid()))
+    return min(sum(count for _, count in _subids(path, names, own)) for path, own in files)
+
+
+def has_name() -> bool:
+    """Whether this user has an entry in passwd, without which newuidmap maps nothing."""
+    return bool(_user_name(os.geteuid()))
 
 
 def _user_name(uid: int) -> str:
@@ -282,10 +287,10 @@ def _user_name(uid: int) -> str:
         return ""
 
 
-def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
+def _subids(path: str, names: tuple[str, ...], own: int) -> list[tuple[int, int]]:
     """The ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5)).
 
-    Of ranges that overlap, the first: no id can be mapped twice.
+    Of ranges that overlap, the first, and without the user's *own* id: none can be mapped twice.
     """
     found: list[tuple[int, int]] = []
     try:
@@ -300,7 +305,13 @@ def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
                     found.append((first, count))
     except OSError:
         pass
-    return found
+    cut = []
+    for first, count in found:
+        if first <= own < first + count:
+            cut += [(first, own - first), (own + 1, first + count - own - 1)]
+        else:
+            cut.append((first, count))
+    return [(first, count) for first, count in cut if count]
 
 
 def _succeeds(arguments: list[str]) -> bool:

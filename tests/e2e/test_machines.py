@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shlex
 import sqlite3
@@ -88,6 +89,78 @@ def test_user_without_a_home(installation: Installation, home: str | None) -> No
     assert done.returncode == 1 and done.stderr.count("\nerror: ") + done.stderr.startswith("error: ") == 1
     assert "--root" in done.stderr and "PYBUILD_ROOT" in done.stderr
     assert os.listdir(made.work) == ["Dockerfile"]
+
+
+@pytest.mark.parametrize("lost", ["mark", "owners"])
+def test_store_whose_owners_are_wrong(fresh: Pybuild, lost: str) -> None:
+    """One that was made with other ids, or copied without its owners: doctor says so, and one command helps."""
+    context = fresh.context("FROM scratch\nCOPY --chown=1:2 Dockerfile /\n")
+    fresh(context).ok()
+    store = replace(fresh, store=fresh.work / "copy")
+    how = ["--preserve=ownership"] if lost == "mark" else []
+    subprocess.run(["cp", "-r", *how, str(fresh.store), str(store.store)], check=True)
+    if lost == "mark":
+        store("-q", "-t", "x", context).ok()  # a copy that has all is as good as the first
+        (store.store / "owners").write_text("one\n")
+    for command in (["--no-cache", context], ["doctor"]):
+        done = store(*command)
+        said = done.err + done.out
+        assert done.code == 1 and "pybuild reset" in said, said
+        assert ("lost their owners" if lost == "owners" else "was made with one id") in said
+    assert "removed what the store" in store("reset").ok().out
+    assert os.listdir(store.store) == []
+    store("--no-cache", context).ok()
+    assert store("doctor").ok().out.count("\nstore ") == 0
+
+
+def test_reset_removes_nothing_else(fresh: Pybuild) -> None:
+    """Not what is no store's, and nothing of a store that is used."""
+    folder = fresh.context(None, {"f": "1"})
+    assert "there is no store in" in fresh("reset", "--root", folder).failed().err
+    (fresh.store / "mine").write_text("1")
+    with open(fresh.store / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert "another process uses the store" in fresh("reset").failed().err
+    assert fresh("images").ok().out.count("\n") == 2
+    fresh("reset").ok()
+    assert os.listdir(folder) == ["f"] and os.listdir(fresh.store) == ["mine"]
+
+
+@pytest.mark.parametrize("ranges", ["nameless", "own", "ours"])
+def test_ranges_of_ids(installation: Installation, busybox: Path, ranges: str) -> None:
+    """Of a uid without a name newuidmap maps none, which doctor says; of those with the own id, all others."""
+    user = installation.ranges
+    made = installation.pybuild(user, "ids", f"store-{ranges}")
+    given = f"{user.name}:{user.subordinate}:65536\n"
+    if ranges == "nameless":
+        made = replace(made, user=replace(user, uid=54322, gid=54322))
+        given = "54322:300000000:65536\n"
+        os.chown(made.work, 54322, 54322)
+        made = replace(made, store=made.work / "store")
+    elif ranges == "own":
+        given = f"{user.name}:{user.uid - 1}:3000\n"
+    (made.work / "given").write_text(given)
+    mounts = 'mount --bind given /etc/subuid; mount --bind given /etc/subgid; exec "$@"'
+
+    def run(*args: str | Path) -> Result:
+        words = ["--clear-groups" if word == "--init-groups" else word for word in made.command(*args)]
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-ec", mounts, "sh", *words],
+            cwd=made.work, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    rows = {row["name"]: row for row in json.loads(run("doctor", "--json").out)}
+    row = rows["who builds"]
+    if ranges == "nameless":
+        assert row["works"] == "limited" and "uid 54322 has no entry in /etc/passwd" in row["found"]
+        assert "useradd" in row["advice"]
+    else:
+        assert row["works"] == "yes", row
+        (made.work / "busybox.tar").write_bytes(busybox.read_bytes())
+        run("load", "busybox.tar").ok()
+        context = made.context("FROM busybox\nRUN touch /f && chown 5:6 /f && stat -c %u:%g /f\n")
+        assert " 5:6\n" in run(NONE, context).ok().err
 
 
 # -- disks that are full ------------------------------------------------------------------------
