@@ -24,13 +24,15 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-from builder.runtime import nameservers, netlink
+from builder.runtime import ipv6, nameservers, netlink
 from builder.runtime import syscalls as sc
 from builder.runtime.netlink import Filters, expression, verdict
 from builder.runtime.uplink import leave_host_network, programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    _Chain = tuple[str, str, int, list[list[Any]]]  # name, kind, priority, rules
 
 # Where locks are: the first place that can be written to. All builds of a machine have to see the same.
 _LOCKS = ("/run/pybuild", "/dev/shm/pybuild-networks", "/var/tmp/pybuild-networks")
@@ -47,6 +49,7 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE, _DESTINATION = 12, 16  # offsets in an IPv4 header
 _META_IIFNAME, _META_OIFNAME = 6, 7
 _CT_STATE, _CT_INVALID, _CT_ESTABLISHED, _CT_RELATED = 0, 1, 2, 4
+_ND_WHO_HAS, _ND_HERE = 135, 136  # neighbour solicitation and advertisement of ICMPv6
 _EQUAL, _NOT_EQUAL = 0, 1
 _MTU, _LEAST_MTU = 1500, 576  # bytes; 576 is what every IPv4 host takes
 _UNICAST, _MAIN = 1, 254  # rtnetlink(7): a type of routes, a table
@@ -105,9 +108,16 @@ def _serve(requests: socket.socket, scratch: str) -> None:
             try:
                 if network is None:
                     if scratch and not left:
+                        only_ipv6 = ipv6.is_there() and not _has_way_out()
                         left, blocked = True, _own_addresses()  # who carries us would reach those
                         carrier, note = leave_host_network(scratch, programs())
+                        if only_ipv6:
+                            note = (
+                                note
+                                or "steps have IPv4, and this machine IPv6 only: they reach nothing outside"
+                            )
                     network = _Network(scratch or _lock_folder(), bool(scratch), blocked)
+                    note = note or network.note
                 answer = f"A{network.connect(fds[0])}\n{note}".encode()
                 note = ""
             except Exception as error:  # whatever pyroute2 raises must reach the user as words
@@ -136,6 +146,9 @@ class _Network:
         self._links = netlink.Links()
         self._next = 0
         self._mtu = _longest_packet(self._links, alone)
+        self._ipv6 = not alone and ipv6.is_there()
+        self._checked = set[int]()  # the links whose senders there is a rule for
+        self.note = ""  # what the user should know
         with _alone(self._locks):
             self._sweep()
             self._slot, self._lock = self._take_slot()
@@ -144,9 +157,23 @@ class _Network:
                 self._add_rules()
                 self._pass_filters()
                 _enable_forwarding()
+                if self._ipv6:
+                    self._add_ipv6()
             except Exception:
                 self._clear(self.name)
                 raise
+
+    def _add_ipv6(self) -> None:
+        """The rules for IPv6; where that cannot be, steps do without."""
+        try:
+            if self._mtu < ipv6.LEAST_MTU:
+                raise OSError(f"the way to the outside takes {self._mtu} bytes at once")
+            with ipv6.filters() as filters:
+                self._fill(filters, self._chains6())
+            ipv6.forward()
+        except OSError as error:
+            self._ipv6 = False
+            self.note = f"steps have no IPv6: {error.strerror or error}"
 
     @property
     def _ends(self) -> str:
@@ -209,10 +236,11 @@ class _Network:
                         filters.remove_rule(table, chain, rule.get_attr("NFTA_RULE_HANDLE"))
                 with contextlib.suppress(OSError):  # its owner was faster
                     filters.commit()
-        with Filters() as filters:
-            if name in filters.tables():
-                filters.remove_table(name)
-                filters.commit()
+        for family in (netlink.IPV4, netlink.IPV6):
+            with Filters(family) as filters:
+                if name in filters.tables():
+                    filters.remove_table(name)
+                    filters.commit()
 
     def _pass_filters(self) -> None:
         """Have filters that drop what they do not know, as docker's and ufw's do, let our packets pass.
@@ -228,14 +256,18 @@ class _Network:
     def _add_rules(self) -> None:
         """NAT to the outside; to the host itself only DNS, to other builds nothing."""
         with Filters() as filters:
-            filters.add_table(self.name)
-            for name, kind, priority, rules in self._chains():
-                filters.add_chain(self.name, name, kind, priority, _ACCEPT)
-                for rule in rules:
-                    filters.add_rule(self.name, name, rule)
-            filters.commit()
+            self._fill(filters, self._chains())
 
-    def _chains(self) -> Iterator[tuple[str, str, int, list[list[Any]]]]:
+    def _fill(self, filters: Filters, chains: Iterator[_Chain]) -> None:
+        """Make our table of chains. Raises OSError."""
+        filters.add_table(self.name)
+        for name, kind, priority, rules in chains:
+            filters.add_chain(self.name, name, kind, priority, _ACCEPT)
+            for rule in rules:
+                filters.add_rule(self.name, name, rule)
+        filters.commit()
+
+    def _chains(self) -> Iterator[_Chain]:
         """Our chains: name, kind, priority, rules."""
         ours, pool = (_POOL + self._slot * _ADDRESSES).to_bytes(4, "big"), _POOL.to_bytes(4, "big")
         here, drop, accept = _arrives_from(self._ends), verdict(_DROP), verdict(_ACCEPT)
@@ -250,6 +282,17 @@ class _Network:
         # pasta sends segments without ACK, which NAT does not take back: we would reset the connection.
         invalid = [[*_is_invalid(), drop]] if self._alone else []
         yield "input", "filter", 0, [*invalid, [*here, *_to_port(53), accept], [*here, drop]]
+
+    def _chains6(self) -> Iterator[_Chain]:
+        """Those for IPv6."""
+        ours = ipv6.prefix(self._slot, 0)[: ipv6.OURS]
+        here, drop, accept = _arrives_from(self._ends), verdict(_DROP), verdict(_ACCEPT)
+        yield "postrouting", "nat", _SRCNAT, [[*_source6(ours), expression("masq")]]
+        forward = [[*here, *_destination6(address), drop] for address in (*ipv6.METADATA, ipv6.POOL)]
+        forward += [[*here, *_source6(ours, _NOT_EQUAL), drop], [*_leaves_to(self._ends), *_is_new(), drop]]
+        yield "forward", "filter", 0, forward
+        asked = [[*here, *_is_icmp6(kind), accept] for kind in (_ND_WHO_HAS, _ND_HERE)]
+        yield "input", "filter", 0, [*asked, [*here, *_to_port(53), accept], [*here, drop]]
 
     def connect(self, namespace: int) -> str:
         """A pair of interfaces into *namespace*; the address, mask and gateway to give to the end there.
@@ -268,9 +311,18 @@ class _Network:
         name, address, gateway = f"{self._ends}{host}", self._address(host), self._address(_GATEWAY)
         peer: dict[str, object] = {"IFLA_IFNAME": "eth0", "IFLA_MTU": self._mtu, "IFLA_NET_NS_FD": namespace}
         self._links.add(name, "veth", self._mtu, peer)
-        _disable_ipv6(name, self._alone)
+        if not self._ipv6:
+            _disable_ipv6(name, self._alone)
         _check_senders(name, self._alone)
         self._links.add_address(socket.if_nametoindex(name), gateway, address)
+        if self._ipv6:
+            if host not in self._checked:  # the kernel checks senders for IPv4 only
+                self._checked.add(host)
+                own = _source6(ipv6.prefix(self._slot, host), _NOT_EQUAL)
+                with ipv6.filters() as filters:
+                    filters.add_rule(self.name, "forward", [*_arrives_at(name), *own, verdict(_DROP)])
+                    filters.commit()
+            ipv6.connect(self._links, name, namespace, self._slot, host)
         return f"{address} {_MASK} {gateway}"
 
     def remove(self) -> None:
@@ -297,7 +349,7 @@ def try_network(alone: bool) -> None:
 
 def _closed_filters() -> Iterator[tuple[int, str, str]]:
     """The chains that all forwarded packets pass and that drop what they do not know: family, table, name."""
-    for family in (netlink.INET, netlink.IPV4):
+    for family in (netlink.INET, netlink.IPV4, netlink.IPV6):
         with Filters(family) as filters:
             chains = filters.chains()
         for chain in chains:
@@ -327,6 +379,20 @@ def _destination(address: bytes) -> list[Any]:
     return _bytes_are(_NETWORK_HEADER, _DESTINATION, address)
 
 
+def _source6(address: bytes, how: int = _EQUAL) -> list[Any]:
+    """An IPv6 address, or its first bytes."""
+    return _bytes_are(_NETWORK_HEADER, 8, address, how)
+
+
+def _destination6(address: bytes) -> list[Any]:
+    return _bytes_are(_NETWORK_HEADER, 24, address)
+
+
+def _is_icmp6(kind: int) -> list[Any]:
+    """A message of ICMPv6; headers before it are none of a step's that matters."""
+    return [*_bytes_are(_NETWORK_HEADER, 6, b"\x3a"), *_bytes_are(_TRANSPORT_HEADER, 0, bytes((kind,)))]
+
+
 def _to_port(port: int) -> list[Any]:
     return _bytes_are(_TRANSPORT_HEADER, 2, port.to_bytes(2, "big"))
 
@@ -337,6 +403,10 @@ def _arrives_from(interface: str) -> list[Any]:
 
 def _leaves_to(interface: str) -> list[Any]:
     return _meta(_META_OIFNAME, interface)
+
+
+def _arrives_at(interface: str) -> list[Any]:
+    return _meta(_META_IIFNAME, interface + "\0")  # no other name that begins so
 
 
 def _meta(key: int, interface: str) -> list[Any]:
@@ -454,6 +524,17 @@ def _check_senders(interface: str, alone: bool) -> None:
             raise
 
 
+def _has_way_out() -> bool:
+    """Whether this net namespace has one by IPv4."""
+    with netlink.Links() as links:
+        return bool(_ways_out(links, socket.AF_INET))
+
+
+def _ways_out(links: netlink.Links, family: int) -> list[Any]:
+    """The default routes."""
+    return [route for route in links.routes(family) if not route["dst_len"] and route["type"] == _UNICAST]
+
+
 def _longest_packet(links: netlink.Links, alone: bool) -> int:
     """The MTU of the way to the outside, in bytes: of the default route, or of what it leaves by.
 
@@ -461,7 +542,7 @@ def _longest_packet(links: netlink.Links, alone: bool) -> int:
     """
     if alone:
         return _MTU
-    routes = [route for route in links.routes() if not route["dst_len"] and route["type"] == _UNICAST]
+    routes = _ways_out(links, socket.AF_INET) or _ways_out(links, socket.AF_INET6)
     if not routes:
         return _MTU
     best = min(routes, key=lambda route: (route["table"] != _MAIN, route.get_attr("RTA_PRIORITY") or 0))

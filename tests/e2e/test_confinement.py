@@ -1544,6 +1544,31 @@ def test_network_of_steps_at_once(mode: Mode) -> None:
     assert said == ["ipv6=1", "ipv6=1", "mtu=1400", "mtu=1400", "outside=2", "outside=3"]
 
 
+@pytest.mark.parametrize("way", ["--ipv6", "--only-ipv6"])
+@pytest.mark.parametrize("mode", ["root"], indirect=True)
+def test_network_by_ipv6(mode: Mode, way: str) -> None:
+    """Where the machine has it, steps do: to the internet, and to no service of the machine, nor another's step."""
+    asked = (world.INTERNET6, world.HOST6, world.METADATA6, "fdb1:9d0e:7a60:2::1", "fdb1:9d0e:7a60:3::2")
+    script = f"""
+        for a in {" ".join(asked)}; do
+            (echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)") & done; wait
+        ip -6 addr add fdb1:9d0e:7a60:77::2/64 dev eth0 nodad
+        ping6 -q -c 1 -W 1 -I fdb1:9d0e:7a60:77::2 {world.INTERNET6} > /dev/null && echo forged=answered
+        true
+    """
+    context = mode.pybuild.context("FROM busybox\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    options = ("--no-cache", "--network=default", "--cap-add=NET_ADMIN")
+    words, environment = command(mode.pybuild, *options, context)
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, world.__file__, way, "--closed", *words],
+        env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = dict(line.split("=") for line in printed(done.stderr) if "=" in line)
+    assert answers.pop(world.INTERNET6) == world.INTERNET6, done.stderr
+    assert len(answers) == 4 and not any(answers.values()), answers
+
+
 @pytest.mark.parametrize("mode", MODES[1:], indirect=True)
 @pytest.mark.parametrize("carrier", ["pasta", "slirp4netns"])
 def test_user_without_a_network(mode: Mode, carrier: str) -> None:
