@@ -23,10 +23,11 @@ from builder.outputs import outputs
 from builder.paths import why_missing
 from builder.replay import Look
 from builder.sandbox import add_options, sandbox
+from builder.streams import write_all
 from cache.errors import CacheError
 from cache.store import Store, default_root
 
-_IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "inspect", "history")
+_IMAGE_COMMANDS = ("images", "pull", "push", "login", "logout", "tag", "rmi", "reset", "inspect", "history")
 _DOCKERFILE_PEEK = 16 << 20
 _PATIENCE = 1.5  # seconds that a cancelled command has to end in
 
@@ -57,6 +58,22 @@ def run(argv: Sequence[str], look: Look | None = None) -> int:
         return _explain(error, error.exit_code, error.excerpt)
     except CacheError as error:
         return _explain(error, BuildError.exit_code, "")
+    except OSError as error:
+        if failure := _of_this_place(error):
+            return _explain(failure, BuildError.exit_code, "")
+        raise
+
+
+def _of_this_place(error: OSError) -> BuildError | None:
+    """What *error* says of where this runs: that the working directory is gone, or /proc not mounted."""
+    name = os.fsdecode(error.filename or "")
+    if name.startswith("/proc/"):
+        return BuildError(f"{name}: {error.strerror}", "is /proc mounted here, with all that is in it?")
+    try:
+        os.getcwd()
+    except OSError:
+        return BuildError("the working directory has been removed", "change to one that is there")
+    return None
 
 
 def _command(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -112,8 +129,7 @@ def _warn(text: str) -> None:
 def _print(text: str) -> None:
     """Write a line of results to standard output. Raises BuildError when it cannot be written."""
     try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        write_all(1, (text + "\n").encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise BuildError(f"writing to standard output: {error.strerror}") from None
 
@@ -292,7 +308,7 @@ def _enter(options: argparse.Namespace) -> str:
     The store stays that of the user who started this. Raises BuildError.
     """
     from builder.runtime import isolation, probe
-    from builder.runtime.rootless import is_real_root
+    from builder.runtime.rootless import is_real_root, leave_chroot
 
     wanted = getattr(options, "isolation", "auto")
     if wanted == isolation.CHROOT:
@@ -300,6 +316,7 @@ def _enter(options: argparse.Namespace) -> str:
             raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _no_isolation_hint(missing))
         return isolation.CHROOT
     if is_real_root():
+        leave_chroot()
         return isolation.NAMESPACES
     if os.geteuid() == 0 and wanted == "auto" and probe.missing_for_namespaces():
         if not (missing := probe.missing_for_chroot()):
@@ -377,8 +394,7 @@ def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
     """
     from builder.runtime.rootless import entered
 
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
+    boot = store.index.boot
     who = os.readlink("/proc/self/ns/user")
     if entered():
         with open("/proc/self/uid_map", encoding="ascii") as file:

@@ -12,10 +12,13 @@ from functools import partial
 from builder.runtime import cgroups, probe, rootless, seccomp, uplink
 from builder.runtime import syscalls as sc
 from builder.runtime.spec import CAPABILITIES
-from cache.kernel import landlock_version
+from cache.errors import CacheError
+from cache.kernel import keeps_owners, landlock_version
+from cache.store import Store
 from grammar.structs import as_dict, struct
 
 _NO_NETWORK = "build with --network=none, or with --network=host if you trust the Dockerfile"
+_ONE = "one id"
 _GOOD, _LESS, _MISSING = "yes", "limited", "no"
 
 
@@ -32,9 +35,11 @@ class Check:
 def examine(root: str) -> list[Check]:
     """Try everything. *root* is the store; only what can be tried below it is."""
     real = rootless.is_real_root()
+    if real:
+        rootless.leave_chroot()
     # All else is tried as it will be: inside the namespace that a build enters.
     able, said = probe.attempt(_unshare if real else _enter)
-    checks = [_identity(real)]
+    checks = [_identity(real, able and said == _ONE)]
     if not able:
         return [*checks, *_without_namespaces(root, *said.partition("\0")[::2])]
     checks.append(_isolation(real))
@@ -79,6 +84,17 @@ def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
     yield from _programs()
 
 
+def _store(root: str) -> Iterator[Check]:
+    """A row where a store is there that cannot be gone on with."""
+    if not os.path.exists(os.path.join(root, "version")):
+        return
+    try:
+        with Store(root) as store:
+            store.check_owners()
+    except CacheError as error:
+        yield Check("store", _MISSING, error.message, error.hint)
+
+
 def _nearest(root: str) -> str:
     """The folder that *root* would be made in, or *root* itself."""
     while not os.path.lexists(root):
@@ -94,14 +110,25 @@ def _unshare() -> str:
     return ""
 
 
-def _identity(real: bool) -> Check:
+def _identity(real: bool, one: bool) -> Check:
+    """*one* is whether a namespace was entered, and there was but one id."""
     if real:
         return Check("who builds", _GOOD, "root")
     if os.geteuid() == 0:
         return Check("who builds", _GOOD, "root of a container: steps have its ids")
     ranges = rootless.ranges()
     if ranges and shutil.which("newuidmap") and shutil.which("newgidmap"):
-        return Check("who builds", _GOOD, f"a user with {ranges} more ids")
+        if not one:
+            return Check("who builds", _GOOD, f"a user with {ranges} more ids")
+        nameless = not rootless.has_name()
+        why = f"uid {os.geteuid()} has no entry in /etc/passwd" if nameless else "newuidmap fails"
+        return Check(
+            "who builds",
+            _LESS,
+            f"a user with one id; the {ranges} more are not mapped ({why}): what steps chown keeps its owner",
+            "give it one, as by: useradd --uid N NAME" if nameless
+            else "newuidmap and newgidmap have to be setuid root, and the ranges to be this user's alone",
+        )  # fmt: skip
     what = "newuidmap and newgidmap are missing" if ranges else "no more ids in /etc/subuid and /etc/subgid"
     user = os.environ.get("USER") or str(os.geteuid())
     return Check(
@@ -118,7 +145,7 @@ def _enter() -> str:
         rootless.enter(protect=False)
     except rootless.RootlessError as error:
         raise OSError(f"{error.message}\0{error.hint}") from None
-    return ""
+    return "" if keeps_owners() else _ONE
 
 
 def _run_inside(root: str) -> list[dict[str, str]]:
@@ -138,6 +165,7 @@ def _run_inside(root: str) -> list[dict[str, str]]:
 def _inside(root: str, real: bool) -> Iterator[Check]:
     place = _nearest(root)
     shifted = real
+    yield from _store(root)
     try:
         with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
             os.chmod(folder, 0o755)
@@ -210,7 +238,7 @@ def _mapped_mounts(able: bool, place: str) -> Check:
 
 def _network(real: bool) -> Iterator[Check]:
     if real:
-        yield _tried("network", _bridge, "bridge, veth and nftables", _NO_NETWORK, _LESS)
+        yield _tried("network", _wire, "veth and nftables", _NO_NETWORK, _LESS)
         return
     said: list[str] = []
     for path in uplink.programs():
@@ -232,23 +260,23 @@ def _network(real: bool) -> Iterator[Check]:
     )
 
 
-def _bridge() -> None:
+def _wire() -> None:
     """Make what a build's network is made of, in a net namespace of our own."""
-    from builder.runtime.network import try_bridge
+    from builder.runtime.network import try_network
 
     sc.unshare(sc.CLONE_NEWNET)
-    try_bridge(False)
+    try_network(False)
 
 
 def _connect(path: str, scratch: str) -> None:
     """The same, in one that the program *path* connects."""
-    from builder.runtime.network import try_bridge
+    from builder.runtime.network import try_network
 
     carrier, said = uplink.leave_host_network(scratch, [path])
     if not carrier:
         raise OSError(said)
     os.kill(carrier, 9)
-    try_bridge(True)
+    try_network(True)
 
 
 def _limits() -> Check:

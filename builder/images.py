@@ -178,6 +178,22 @@ def rmi(args: Sequence[str], tools: Tools) -> int:
     return 0
 
 
+def reset(args: Sequence[str], tools: Tools) -> int:
+    parser = tools.parser(
+        prog="pybuild reset",
+        description="Remove all that the store holds: images, cached steps, cache mounts.",
+    )
+    options = parser.parse_args(args)
+    root = options.root or default_root()
+    if not os.path.exists(os.path.join(root, "version")):
+        raise BuildError(f"there is no store in {root}")
+    tools.enter(options)
+    with _store(options) as store:
+        store.reset()
+    tools.show(f"removed what the store {root} held")
+    return 0
+
+
 def _is_there(store: Store, name: str) -> bool:
     try:
         find(store, name)

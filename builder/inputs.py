@@ -39,7 +39,12 @@ class Inputs:
         path = self.dockerfile[0]
         if path == STDIN:
             return "Dockerfile (standard input)"
-        return path if self.files is not None else os.path.relpath(path)
+        if self.files is not None:
+            return path
+        try:
+            return os.path.relpath(path)
+        except OSError:  # the working directory has been removed
+            return path
 
     @property
     def text(self) -> str:

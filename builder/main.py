@@ -15,6 +15,7 @@ def main() -> "NoReturn":
     """Run the command line and end the process with its exit code."""
     code = 1
     try:
+        _be_utf8()
         _open_streams()
         code = _main(sys.argv[1:])
     except KeyboardInterrupt:  # before the build began, or after it ended
@@ -49,19 +50,40 @@ def _main(argv: list[str]) -> int:
     return run(argv, look)
 
 
+def _be_utf8() -> None:
+    """Execute ourselves anew in UTF-8 mode where the locale says that names of files are anything else.
+
+    What is built never depends on the locale, and a running Python cannot change what it takes names for.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read().split(b"\0")[1:-1]
+    except OSError:
+        words = list(map(os.fsencode, sys.orig_argv[1:]))
+    os.execv(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8=1", *words])
+
+
 def _open_streams() -> None:
-    """Make sure that 0, 1 and 2 are open: else files of the store would get these numbers."""
+    """Make sure that 0, 1 and 2 are open: else files of the store would get these numbers.
+
+    To an output that was closed nothing can be written. Text is UTF-8, and any name can be told.
+    """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY if fd == 1 else os.O_RDWR)
     if sys.stdin is None:
         sys.stdin = os.fdopen(0, closefd=False)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if (stream.encoding, stream.errors) != ("utf-8", errors):
+            stream.reconfigure(encoding="utf-8", errors=errors)  # type: ignore[union-attr]
 
 
 def _flush_streams() -> None:

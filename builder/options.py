@@ -21,7 +21,20 @@ from grammar.guess import suggestion
 from grammar.truth import truth
 
 COMMANDS = (
-    *("build", "run", "images", "inspect", "history", "tag", "rmi", "pull", "push", "login", "logout"),
+    *(
+        "build",
+        "run",
+        "images",
+        "inspect",
+        "history",
+        "tag",
+        "rmi",
+        "reset",
+        "pull",
+        "push",
+        "login",
+        "logout",
+    ),
     *("save", "load", "import", "doctor"),
 )
 _METHODS = ("build", "check", "lint", "outline", "targets")
@@ -136,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pybuild",
         description="Build a container image from a Dockerfile.",
         epilog="Other commands: pybuild images | pull | push | login | logout | tag | rmi | inspect | "
-        "history | save | load | import | run | doctor (each with --help)",
+        "history | reset | save | load | import | run | doctor (each with --help)",
     )
     add = parser.add_argument
     add("context", metavar="CONTEXT", help="what COPY reads from: a folder, a URL, - for standard input")

@@ -69,7 +69,10 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, Look | None]":
 
     Returns whether it did, and if not what it had seen of the context by then.
     """
-    root = _root(argv)
+    try:
+        root = _root(argv)
+    except CacheError:  # the full build says it
+        root = None
     if root is None or not os.path.exists(os.path.join(root, "version")):
         return False, None
     try:
@@ -93,7 +96,11 @@ def memo_key(argv: "Sequence[str]") -> str:
     # A bare --build-arg NAME takes its value from the environment.
     bare = [item.rpartition("=")[2] for item in argv]
     environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
-    text = repr((VERSION, os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
+    try:
+        folder = os.getcwd()
+    except OSError:  # it has been removed: who names nothing in it can do without
+        folder = ""
+    text = repr((VERSION, folder, list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-import shlex
 
 from builder.container import Changes
 from builder.errors import BuildError, UsageError
 from builder.runtime.publish import Port
 from builder.runtime.spec import MOST_VOLUMES
 
-_FILE_LIMIT = 1 << 20
+_FILE_LIMIT = 16 << 20
+# Words of docker and podman that change nothing here: volumes are bound, private, and need no labels.
+_NO_EFFECT = {
+    *("", "z", "Z", "cached", "consistent", "delegated", "nocopy"),
+    *("private", "rprivate", "bind", "rbind", "copy"),
+}
+_BLANKS = " \t\v\f\r\x85\xa0"
 _LAST_PORT = (1 << 16) - 1
 
 
@@ -74,20 +79,36 @@ def _capabilities(options: argparse.Namespace) -> list[str]:
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
-    try:
-        return None if text is None else tuple(shlex.split(text))
-    except ValueError as error:
-        raise UsageError(f"--entrypoint {text!r}: {error}") from None
+    """One word, as docker has it; none for an empty one."""
+    return None if text is None else (text,) if text else ()
 
 
 def _lines(path: str) -> list[str]:
+    """The variables of a file, by docker's rules: blanks before a line and one carriage return at its end do
+    not count, nor does a mark of byte order. Raises UsageError and BuildError.
+    """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            text = file.read(_FILE_LIMIT)
+        with open(path, "rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
     except OSError as error:
         raise BuildError(f"reading {path}: {error.strerror}") from None
-    lines = (line.lstrip() for line in text.split("\n"))
-    return [line.removesuffix("\r") for line in lines if line and not line.startswith("#")]
+    if len(data) > _FILE_LIMIT:
+        raise BuildError(f"--env-file {path} is longer than {_FILE_LIMIT >> 20} MiB")
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    out = []
+    lines = (line.removesuffix("\r").lstrip(_BLANKS) for line in text.split("\n"))
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        name = line.partition("=")[0]
+        if not name or set(_BLANKS) & set(name):
+            what = f"the name {name!r} has blanks" if name else "there is no name"
+            raise UsageError(
+                f"--env-file {path} line {number}: {what}",
+                "write NAME=VALUE, without export and without blanks before the equals sign",
+            )
+        out.append(line)
+    return out
 
 
 def _variable(text: str) -> tuple[str, str] | None:
@@ -103,9 +124,13 @@ def _variable(text: str) -> tuple[str, str] | None:
 def _volume(text: str) -> tuple[str, str, bool]:
     source, _, rest = text.partition(":")
     target, _, flags = rest.partition(":")
-    words = [word for word in flags.split(",") if word not in ("z", "Z", "")]  # of SELinux: nothing to do
-    if not target.startswith("/") or words not in ([], ["ro"], ["rw"]):
+    words = {word for word in flags.split(",") if word not in _NO_EFFECT}
+    if not target.startswith("/"):
         raise UsageError(f"--volume {text!r} is not PATH:TARGET[:ro]", "for example: -v $PWD:/work")
+    if unknown := sorted(words - {"ro", "rw"}):
+        raise UsageError(f"--volume {text!r}: there is no option {unknown[0]!r}", "there are ro and rw")
+    if len(words) > 1:
+        raise UsageError(f"--volume {text!r} is to be both ro and rw")
     target = os.path.normpath(target)
     if target in ("/", "//"):
         raise UsageError(f"--volume {text!r}: the root itself cannot be a volume")
@@ -113,7 +138,7 @@ def _volume(text: str) -> tuple[str, str, bool]:
         raise UsageError(f"--volume {text!r}: there are no volumes by name", f"for a folder: ./{source}")
     if not os.path.exists(source):
         raise UsageError(f"--volume {text!r}: there is no {source}")
-    return os.path.realpath(source), target, words == ["ro"]
+    return os.path.realpath(source), target, words == {"ro"}
 
 
 def _port(text: str) -> Port:

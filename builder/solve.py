@@ -53,7 +53,7 @@ from builder.plan.ops import (
 from cache.digest import Digest, digest
 from cache.errors import CacheError
 from cache.keys import derive
-from cache.snapshots import Draft, draft, manifest, tree_of
+from cache.snapshots import Draft, draft, manifest, tree_of, withdraw
 from cache.tree import Tree
 from grammar.structs import field, struct
 
@@ -224,7 +224,11 @@ class Solver:
                         selection = self._select(step.op, sources)
                     layer = self._execute(step, below, sources, selection)
                     created = time.time_ns()
-                    self._store.index.record(key, layer, created, described)
+                    try:
+                        self._store.index.record(key, layer, created, described)
+                    except CacheError:
+                        withdraw(self._store, layer)
+                        raise
             return self._solved(step, parent, key, layer, created)
         except (StepError, Cancelled, LayerLost):
             raise

@@ -8,15 +8,17 @@ in, and count only in that boot: a killed build loses nothing, a power cut canno
 record that points at half-written files.
 """
 
+import contextlib
 import os
 import sqlite3
 import threading
 
-from cache.errors import CacheError, CorruptError
+from cache.errors import CacheError, CorruptError, SpaceError
+from cache.locks import single_flight
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 _HINT = "remove it if this goes on: cached steps are lost, images are not"
@@ -37,63 +39,133 @@ CREATE TABLE memos (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
+# What SQLite says where it gets no space for what it keeps beside the file.
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
+
 class Index:
     """Records of one store. Safe to share between threads; other processes may write at any time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, make_room: "Callable[[], bool]" = lambda: False) -> None:
+        """*make_room* gives up what is kept for a full disk; it returns whether there was anything.
+
+        Where even then nothing can be written beside the file, its records are read into memory, and what
+        is recorded is lost at the end: so what is here can still be read and removed. Raises CacheError.
+        """
         self._path = path
         root = os.path.dirname(path)
         self._snapshots = os.path.join(root, "snapshots")
         self._layers = os.path.join(root, "layers")
         self._blobs = os.path.join(root, "blobs", "sha256")
+        self._locks = os.path.join(root, "locks")
         self._lock = threading.Lock()
-        self._boot = _boot_id()
+        self._make_room = make_room
+        self.boot = _boot_id()
+        self.lasting = True  # whether what is recorded outlives this process
         try:
-            self._db = self._open()
-        except sqlite3.DatabaseError:
-            # Not a database, damaged, or of another version: everything in it can be made
-            # again, so it is put aside rather than trusted or lost.
+            self._db = self._open_or_make()
+        except sqlite3.OperationalError as error:
+            if not _is_no_room(error) or not os.path.exists(path):
+                raise CacheError(f"the index {path} cannot be opened: {error}") from None
+            self._db = self._open_copy()
+
+    def _open_or_make(self) -> sqlite3.Connection:
+        """The file, opened; made where there is none, and where it is not one that can be used.
+
+        Such a file (no database, damaged, of another version) is put aside rather than trusted or lost:
+        everything in it can be made again. A new one appears whole, as its journal cannot be changed while
+        another process has it open. Raises sqlite3.OperationalError.
+        """
+        with contextlib.suppress(_Unusable):
+            return self._open()
+        with single_flight(self._locks, "index"):
+            with contextlib.suppress(_Unusable):
+                return self._open()  # somebody else was faster
             for suffix in ("", "-wal", "-shm"):
-                if os.path.exists(path + suffix):
-                    os.replace(path + suffix, f"{path}.damaged{suffix}")
-            self._db = self._open()
+                if os.path.exists(self._path + suffix):
+                    os.replace(self._path + suffix, f"{self._path}.damaged{suffix}")
+            self._make()
+            try:
+                return self._open()
+            except _Unusable as error:
+                raise CacheError(f"the index {self._path} cannot be made: {error}") from None
 
     def _open(self) -> sqlite3.Connection:
+        """Raises _Unusable, and sqlite3.OperationalError."""
+        if not os.path.exists(self._path):
+            raise _Unusable("there is none")
         try:
-            db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise CacheError(f"the index {self._path} cannot be opened: {error}") from None
+            return self._connect()
+        except sqlite3.OperationalError as error:
+            if not _is_no_room(error) or not self._make_room():
+                raise
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=60, isolation_level=None, check_same_thread=False)
         try:
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version != _SCHEMA_VERSION:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.execute("BEGIN IMMEDIATE")
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _SCHEMA.split(";")[:-1]:
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-                elif version != _SCHEMA_VERSION:
-                    raise sqlite3.DatabaseError(f"index format {version}")
-                db.execute("COMMIT")
+                raise _Unusable(f"its format is {version}")
             db.execute("PRAGMA synchronous=NORMAL")
-        except sqlite3.OperationalError as error:
-            db.close()
-            raise CacheError(f"the index {self._path} cannot be opened: {error}") from None
-        except sqlite3.DatabaseError:
+        except sqlite3.OperationalError:
             db.close()
             raise
+        except (sqlite3.DatabaseError, _Unusable) as error:
+            db.close()
+            raise _Unusable(str(error)) from None
         return db
+
+    def _make(self) -> None:
+        """Make an empty index, and put it in place."""
+        new = f"{self._path}.new"
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new + suffix)
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";")[:-1]:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        os.rename(new, self._path)
+
+    def _open_copy(self) -> sqlite3.Connection:
+        """The records as they are in the file, in memory."""
+        self.lasting = False
+        path = self._path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            file = sqlite3.connect(f"file:{path}?immutable=1", uri=True)
+            file.backup(copy)
+            file.close()
+        except sqlite3.Error as error:
+            raise CacheError(f"the index {self._path} cannot be read: {error}") from None
+        return copy
 
     def close(self) -> None:
         self._db.close()
 
     def _run(self, query: str, *values: object) -> "list[Any]":
-        """All rows of one statement. Raises CacheError."""
+        """All rows of one statement. Raises CacheError, SpaceError where the disk is full."""
         with self._lock:
             try:
-                return self._db.execute(query, values).fetchall()
+                try:
+                    return self._db.execute(query, values).fetchall()
+                except sqlite3.OperationalError as error:
+                    if not _is_no_room(error) or not self._make_room():
+                        raise
+                    return self._db.execute(query, values).fetchall()
             except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise SpaceError(
+                        f"no space left while writing the index {self._path}",
+                        "free space on that file system, or use another --root",
+                    ) from None
                 raise CacheError(f"using the index {self._path}: {error}", _HINT) from None
             except sqlite3.Error as error:
                 raise CorruptError(f"the index {self._path} is damaged: {error}", _HINT) from None
@@ -131,7 +203,7 @@ class Index:
         rows = self._run(
             "SELECT k.key, k.snapshot, s.id FROM steps k LEFT JOIN snapshots s"
             f" ON s.id = k.snapshot AND s.boot IN ('', ?) WHERE k.key IN ({marks})",
-            self._boot,
+            self.boot,
             *wanted,
         )
         if {key: layer for key, layer, _ in rows} != wanted:
@@ -141,24 +213,47 @@ class Index:
     # -- snapshots -------------------------------------------------------------------------
 
     def add_snapshot(self, snapshot: str) -> None:
-        self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self._boot)
+        """Say that *snapshot* is about to be put into place; it counts once it is there."""
+        self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self.boot)
 
     def usable(self, snapshot: str) -> bool:
         """Whether a snapshot is complete: synced, or made since this machine was started."""
-        rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self._boot)
+        rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self.boot)
         return bool(rows) and self._there(snapshot)
 
     def unsynced(self) -> list[str]:
-        """Snapshots of this boot that no sync has covered yet."""
-        return [row[0] for row in self._run("SELECT id FROM snapshots WHERE boot = ?", self._boot)]
+        """Snapshots of this boot, in their places, that no sync has covered yet."""
+        rows = self._run("SELECT id FROM snapshots WHERE boot = ?", self.boot)
+        return [row[0] for row in rows if self._there(row[0])]
+
+    def forget_snapshot(self, snapshot: str) -> None:
+        self._run("DELETE FROM snapshots WHERE id = ?", snapshot)
+
+    def unknown(self) -> "list[str]":
+        """Snapshots in their places of which nothing is known, or that were not on disk when the machine went
+        down: nobody will use them.
+        """
+        there = set(os.listdir(self._snapshots))
+        there -= {row[0] for row in self._run("SELECT id FROM snapshots WHERE boot IN ('', ?)", self.boot)}
+        if there:
+            for name in os.listdir(self._layers):
+                with contextlib.suppress(OSError):
+                    there.discard(os.path.basename(os.readlink(os.path.join(self._layers, name))))
+        return sorted(there)
 
     def mark_synced(self, snapshots: list[str]) -> None:
-        """Say that *snapshots* are on disk, and which layers they are outside the index too."""
+        """Say that *snapshots* are on disk, and which layers they are outside the index too.
+
+        Raises CacheError.
+        """
         marks = ",".join("?" * len(snapshots))
         for diff_id, snapshot in self._run(
             f"SELECT diff_id, snapshot FROM unpacked WHERE snapshot IN ({marks})", *snapshots
         ):
-            self._link_layer(diff_id, snapshot)
+            try:
+                self._link_layer(diff_id, snapshot)
+            except OSError as error:
+                raise CacheError(f"writing in {self._layers}: {error.strerror}") from None
         self._run(f"UPDATE snapshots SET boot = '' WHERE id IN ({marks})", *snapshots)
 
     def _link_layer(self, diff_id: str, snapshot: str) -> None:
@@ -188,7 +283,7 @@ class Index:
             "SELECT s.id FROM unpacked u JOIN snapshots s ON s.id = u.snapshot"
             " WHERE u.diff_id = ? AND s.boot IN ('', ?)",
             diff_id,
-            self._boot,
+            self.boot,
         )
         if rows:
             return rows[0][0] if self._there(rows[0][0]) else ""
@@ -235,6 +330,18 @@ class Index:
             self._run("INSERT OR REPLACE INTO memos VALUES (?, ?)", key, value)
 
 
+class _Unusable(Exception):
+    """The file is not there, or not an index."""
+
+
+def _is_no_room(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in _NO_ROOM
+
+
 def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    """What tells this boot from others; where that cannot be read, this process from others."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return os.urandom(16).hex()

@@ -6,6 +6,7 @@ mtime alone serve wrong files (T100). A file whose ctime is too close to the
 moment it was read is never remembered, since it may change again within the clock's tick.
 """
 
+import errno
 import hashlib
 import marshal
 import os
@@ -30,6 +31,8 @@ Content = tuple[str, tuple[tuple[str, bytes], ...]]
 _SETTLED = 50_000_000  # ns: coarse clocks tick every 4 to 10 ms
 _FORMAT = 1
 _CHUNK = 1 << 20
+# What opening a file says that was removed, or has something else in its place or on the way to it.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
 _BATCH = 500  # entries between two signs of progress
 
 
@@ -73,7 +76,10 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
                     verdict = 2 if keep is None else keep(name, is_dir)
                     if not verdict:
                         continue
-                    item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    try:
+                        item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    except OSError as error:  # it knows its name, and not its folder's
+                        raise OSError(error.errno, error.strerror, name) from None
                     if is_dir:
                         folders.append(name)
                     if verdict == 1:
@@ -183,6 +189,21 @@ def signature(entries: "list[Stat]") -> str:
     return hashlib.sha256(marshal.dumps(entries, 2)).hexdigest()
 
 
+def read_link(root: int, path: str) -> str:
+    """Where a scanned link leads. Raises CacheError when it is none any more."""
+    try:
+        return os.readlink(path, dir_fd=root)
+    except OSError as error:
+        if error.errno in (*GONE, errno.EINVAL):
+            raise changed(path) from None
+        raise
+
+
+def changed(path: str) -> CacheError:
+    """The error for a file of the build context that is not as it was a moment ago."""
+    return CacheError(f"{path} changed while the build was reading it", "build again")
+
+
 class ScannedFiles:
     """Opens the files of a scan below the directory open as *root*: that is left by no link.
 
@@ -211,20 +232,24 @@ class ScannedFiles:
         """
         path = item[0]
         folder, _, name = path.rpartition("/")
-        if self._folder < 0 or folder != self._name:
-            self._leave()
-            self._folder = open_in_root(self._root, os.fsencode(folder), os.O_PATH | os.O_DIRECTORY)
-            self._name = folder
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
+            if self._folder < 0 or folder != self._name:
+                self._leave()
+                self._folder = open_in_root(self._root, os.fsencode(folder), os.O_PATH | os.O_DIRECTORY)
+                self._name = folder
             fd = os.open(name, flags, dir_fd=self._folder)
+        except OSError as error:
+            if error.errno in GONE:
+                raise changed(path) from None
+            raise OSError(error.errno, error.strerror, path) from None
         finally:
             if not self._keeps:
                 self._leave()
         now = os.fstat(fd)
         if (now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns) != (item[6], item[5], item[2], item[3]):
             os.close(fd)
-            raise CacheError(f"{path} changed while the build was reading it", "build again")
+            raise changed(path)
         return fd
 
     def read(self, item: Stat) -> Content:
@@ -243,7 +268,7 @@ class ScannedFiles:
                     sha.update(buffer[:count])
                     total += count
             if total != size:
-                raise CacheError(f"{item[0]} changed while the build was reading it", "build again")
+                raise changed(item[0])
             return sha.hexdigest(), xattrs
         finally:
             os.close(fd)
@@ -289,7 +314,7 @@ def _content_digest(
             content, xattrs = index.content(files, item)
             detail += content + hash_xattrs(xattrs)
         elif kind == stat.S_IFLNK:
-            detail, mode = os.readlink(path, dir_fd=root), 0o777
+            detail, mode = read_link(root, path), 0o777
         elif kind == stat.S_IFSOCK:
             kind, size = stat.S_IFREG, 0  # arrives as an empty file (T21)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cache.diff import normalise
 from cache.entries import Entry
-from cache.errors import MissingError
+from cache.errors import CacheError, MissingError
 from cache.store import Store, write_error
 from cache.tree import Tree
 from cache.trees import remove_tree
@@ -89,7 +89,8 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
     """Publish a draft as a snapshot and return its id.
 
     *reduce* is for a draft that a container wrote through an overlay. *entries* is the
-    manifest of a COPY's files, kept beside the layer for the next COPY and for tracing.
+    manifest of a COPY's files, kept beside the layer for the next COPY and for tracing. Where it
+    fails, nothing of it is left. Raises OSError and CacheError.
     """
     if reduce:
         normalise(made.upper, made.lower())
@@ -97,16 +98,33 @@ def commit(made: Draft, entries: list[Entry] | None = None, reduce: bool = False
     # two snapshots that pack to one diff ID have to be one tree.
     os.chown(made.upper, 0, 0)
     os.chmod(made.upper, _ROOT_MODE)
-    name = os.urandom(5).hex()
-    os.rename(made.upper, made.store.path("snapshots", name))
-    if entries is not None:
-        body = marshal.dumps([tuple(entry) for entry in entries])
-        with open(made.store.path("files", name), "wb") as file:
-            file.write(hashlib.sha256(body).digest() + body)
-        made.store.manifests[name] = entries
-    made.store.index.add_snapshot(name)
+    name, store = os.urandom(5).hex(), made.store
+    store.index.add_snapshot(name)  # first: what is in place is known, whatever happens then
+    try:
+        if entries is not None:
+            body = marshal.dumps([tuple(entry) for entry in entries])
+            with open(store.path("files", name), "wb") as file:
+                file.write(hashlib.sha256(body).digest() + body)
+            store.manifests[name] = entries
+        os.rename(made.upper, store.path("snapshots", name))
+    except BaseException:
+        withdraw(store, name)
+        raise
     made.snapshot = name
     return name
+
+
+def withdraw(store: Store, snapshot: str) -> None:
+    """Take back a snapshot that nothing names yet, as far as that can be done."""
+    store.manifests.pop(snapshot, None)
+    with contextlib.suppress(OSError, CacheError):
+        place = store.temporary()
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(store.path("snapshots", snapshot), place)
+            remove_tree(place)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(store.path("files", snapshot))
+        store.index.forget_snapshot(snapshot)
 
 
 def manifest(store: Store, snapshot: str) -> list[Entry] | None:

@@ -31,7 +31,7 @@ import os
 import threading
 
 from cache.digest import Digest, digest, digest_of, hex_of
-from cache.errors import CacheError, CorruptError, MissingError, SpaceError
+from cache.errors import BusyError, CacheError, CorruptError, MissingError, SpaceError
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
@@ -39,9 +39,12 @@ from cache.trees import kill_inside, move_entries, real_folder, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
     from cache.entries import Entry
+
+    _Result = TypeVar("_Result")
 
 LAYOUT_VERSION = 1
 _LONGEST_NAME = 240  # of a file, in bytes
@@ -49,18 +52,34 @@ _FOLDERS = (
     *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
     *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
+_FILES = ("lock", "index.db", "reserve", "somebody", "owners", "version")
+_SOMEBODY = 1  # an id that no user has for his own
+_RESET = "use another --root, or remove what the store holds by: pybuild reset"
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RESERVE = 512 << 10  # bytes: what a command writes that reads, removes or is cached, many times over
 
 
 def default_root() -> str:
-    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it."""
+    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it.
+
+    Raises CacheError for a user of whom no home directory is known.
+    """
     if root := os.environ.get("PYBUILD_ROOT"):
         return root
     if os.geteuid() == 0:
         return "/var/lib/pybuild"
-    data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    data = os.environ.get("XDG_DATA_HOME", "")
+    if not data.startswith("/"):  # relative ones are ignored, as their specification wants
+        data = os.path.expanduser("~/.local/share")
+    if not data.startswith("/"):
+        raise CacheError(
+            f"there is no place for the store: HOME is no absolute path, and uid {os.geteuid()} has no home "
+            "directory",
+            "say where the store is to be with --root or PYBUILD_ROOT",
+        )
     return os.path.join(data, "pybuild")
 
 
@@ -73,6 +92,7 @@ class Store:
         self._session_fd = -1
         self._opening = threading.Lock()
         self._owners = ""
+        self._emptied = False
         self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
         try:
@@ -82,7 +102,8 @@ class Store:
                 f"the store {self.root} cannot be used: {error.strerror}: {error.filename}",
                 "use another --root or PYBUILD_ROOT, in a container a volume",
             ) from None
-        self.index = Index(self.path("index.db"))
+        self.index = Index(self.path("index.db"), self._make_room)
+        self._keep_reserve()
 
     @property
     def empty(self) -> str:
@@ -134,10 +155,42 @@ class Store:
             fd = os.open(self.path("mounts", name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
             os.close(fd)
 
+    def _keep_reserve(self) -> None:
+        """See that there is a reserve, if there is room for one."""
+        path = self.path("reserve")
+        if os.path.exists(path):
+            return
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE)
+            except OSError:
+                os.unlink(path)
+            finally:
+                os.close(fd)
+
+    def _make_room(self) -> bool:
+        """Give the reserve up; whether there was one."""
+        try:
+            os.unlink(self.path("reserve"))
+        except OSError:
+            return False
+        return True
+
+    def _with_room(self, work: "Callable[[], _Result]") -> "_Result":
+        """What *work* returns; where the disk is full it has the reserve. Raises OSError."""
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in _FULL or not self._make_room():
+                raise
+        return work()
+
     def check_owners(self) -> None:
         """See that files here belong to whom their images say, or in none of the layers they do.
 
-        Raises CacheError where the store was made otherwise than this process could go on with it.
+        Who builds comes by here first, and removes what nobody knows of. Raises CacheError where the store
+        was made otherwise than this process could go on with it.
         """
         if self._owners:
             return
@@ -154,8 +207,72 @@ class Store:
             had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")
             raise CacheError(
                 f"the store {self.root} was made with {had}, and now there {has}: owners would be wrong",
-                "use another --root, or remove the old store",
+                _RESET,
             )
+        if here == "all":
+            self._check_somebody()
+        self._remove_unknown()
+
+    def _check_somebody(self) -> None:
+        """See that the store was not copied without the owners of its files. Raises CacheError."""
+        path = self.path("somebody")
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            made = self.temporary()
+            try:
+                os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.chown(made, _SOMEBODY, _SOMEBODY)
+                os.rename(made, path)
+            except OSError as error:
+                raise write_error(error, path) from None
+            return
+        if found.st_uid != _SOMEBODY:
+            raise CacheError(
+                f"the files of the store {self.root} have lost their owners: it was copied without them",
+                "copy it as root with cp -a; or " + _RESET,
+            )
+
+    def reset(self) -> None:
+        """Remove all that the store holds; it can only be closed then.
+
+        Raises BusyError while another process uses it, and CacheError.
+        """
+        if not try_lock(self._lock):
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            raise BusyError(f"another process uses the store {self.root}", "wait until it has ended")
+        self.index.close()
+        self._emptied = True
+        folders = [name for name in _FOLDERS if "/" not in name]
+        others = [name for name in os.listdir(self.root) if name.startswith("index.db")]
+        try:
+            for name in (*folders, *others, *_FILES):
+                remove_tree(self.path(name))
+        except OSError as error:
+            raise CacheError(
+                f"removing what the store {self.root} holds: {error.strerror}: {error.filename}",
+                f"as root: rm -rf {self.root}",
+            ) from None
+
+    def _remove_unknown(self) -> None:
+        """Remove snapshots that no record names, if no other process uses the store.
+
+        To be called before this process publishes anything: for a moment it may not hold the store.
+        """
+        if not self.index.lasting or not self.index.unknown():
+            return
+        moved = []
+        if try_lock(self._lock):
+            for name in self.index.unknown():
+                moved.append(self.temporary())
+                with contextlib.suppress(OSError):
+                    os.rename(self.path("snapshots", name), moved[-1])
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path("files", name))
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        for place in moved:
+            with contextlib.suppress(OSError):
+                remove_tree(place)
 
     def close(self) -> None:
         self.index.close()
@@ -163,6 +280,8 @@ class Store:
             remove_tree(self._session)
             os.close(self._session_fd)
             self._session = ""
+        if not self._emptied:
+            self._keep_reserve()
         os.close(self._lock)
 
     def __enter__(self) -> "Store":
@@ -185,7 +304,10 @@ class Store:
         """
         with self._opening:
             if not self._session:
-                self._open_session()
+                try:
+                    self._with_room(self._open_session)
+                except OSError as error:
+                    raise write_error(error, self.path("tmp")) from None
         return self._session
 
     def _open_session(self) -> None:
@@ -251,17 +373,21 @@ class Store:
         _sync_folder(os.path.dirname(final))
 
     def write_file(self, final: str, data: bytes) -> None:
-        """Write a small file atomically and durably."""
+        """Write a small file atomically and durably. Raises CacheError, SpaceError where the disk is full."""
         temporary = self.temporary()
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+
+        def write() -> None:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            self.publish(temporary, final)
+
+        try:
+            self._with_room(write)
         except OSError as error:
             raise write_error(error, final) from None
-        self.publish(temporary, final)
 
     @contextlib.contextmanager
     def making(self, key: str) -> "Iterator[None]":
@@ -385,7 +511,7 @@ class Store:
 
 def write_error(error: OSError, what: str) -> CacheError:
     """The store's words for a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return SpaceError(
             f"no space left while writing {what}", "free space on that file system, or use another --root"
         )

@@ -252,7 +252,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
 
 def _ssh_command(given: Ssh | None) -> str:
     """ssh with the keys of ``--ssh`` and no others, and with the user's list of known hosts."""
-    known = os.path.expanduser("~/.ssh/known_hosts")
+    known = os.path.join("/", os.path.expanduser("~/.ssh/known_hosts"))
     command = ["ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
     command += ["-o", f"UserKnownHostsFile={known}"]
     if given is None or given.keys:

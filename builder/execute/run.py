@@ -16,7 +16,7 @@ from builder.execute.workshop import Workshop
 from builder.plan.graph import Step
 from builder.plan.ops import RunCommand
 from builder.request import HOST_GATEWAY, Limits, Sandbox
-from builder.runtime import cgroups, nameservers
+from builder.runtime import cgroups, ipv6, nameservers
 from builder.runtime.host import Outcome
 from builder.runtime.isolation import CHROOT
 from builder.runtime.rootless import entered, was_real_root
@@ -42,6 +42,7 @@ SHARED_NETWORK = "shared"
 _MOST_WAIT = 50_000_000  # ns that a clock of another machine may be ahead
 # Where a host has no name server that a container can reach, as Docker does.
 _PUBLIC_SERVERS = ["8.8.8.8", "8.8.4.4"]
+_PUBLIC_SERVERS_6 = ["2001:4860:4860::8888"]
 
 
 def run_command(
@@ -254,8 +255,10 @@ def resolv_conf(host_network: bool, servers: tuple[str, ...] = ()) -> bytes:
         return _read("/etc/resolv.conf").encode()
     text = nameservers.resolv_conf()
     lines = [line for line in text.splitlines() if not line.strip().startswith("nameserver")]
-    fallback = [FORWARDER] if entered() else _PUBLIC_SERVERS
-    lines += [f"nameserver {server}" for server in nameservers.reachable(text, entered()) or fallback]
+    has_ipv6 = not entered() and ipv6.is_there()
+    fallback = [FORWARDER] if entered() else _PUBLIC_SERVERS + _PUBLIC_SERVERS_6 * has_ipv6
+    known = nameservers.reachable(text, entered(), has_ipv6)
+    lines += [f"nameserver {server}" for server in known or fallback]
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -19,7 +19,19 @@ from builder.events import Meter, Sink
 from builder.execute.keeper import Keeper, Selector, keeper, selector_name
 from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
-from cache.scan import ScannedFiles, Stat, StatIndex, content_digest, hash_xattrs, scan
+from cache.errors import CacheError
+from cache.scan import (
+    GONE,
+    Content,
+    ScannedFiles,
+    Stat,
+    StatIndex,
+    changed,
+    content_digest,
+    hash_xattrs,
+    read_link,
+    scan,
+)
 from cache.tree import Node, Tree
 from cache.trees import CAPABILITY, image_xattrs
 from grammar.errors import IgnoreError
@@ -292,10 +304,7 @@ class ContextSource:
             try:
                 self._scanned[selected.selector] = scan(self._root, selected.path, keep)
             except OSError as error:
-                raise BuildError(
-                    f"reading the build context: {error.strerror}: {error.filename!r}",
-                    "make it readable, or exclude it in .dockerignore",
-                ) from None
+                raise _unreadable(error, selected.path) from None
         return self._scanned[selected.selector]
 
     def digest(self, selected: Selected) -> str:
@@ -309,10 +318,7 @@ class ContextSource:
         try:
             value = content_digest(self._root, entries, self.index, selected.path, meter.add)
         except OSError as error:
-            raise BuildError(
-                f"reading the build context: {error.strerror}: {error.filename!r}",
-                "make it readable, or exclude it in .dockerignore",
-            ) from None
+            raise _unreadable(error, selected.path) from None
         self.index.remember(selector_name(selected.selector), entries, value)
         meter.finish()
         return value
@@ -335,7 +341,7 @@ class ContextSource:
             link = digest = ""
             xattrs: tuple[tuple[str, bytes], ...] = ()
             if kind == FILE and stat.S_ISREG(mode):
-                digest, xattrs = self.index.content(files, item)
+                digest, xattrs = self._content(files, item)
                 if xattrs:  # chown(2) clears capabilities
                     xattrs = tuple(pair for pair in xattrs if pair[0] != CAPABILITY)
                 if item[7] > 1:
@@ -344,17 +350,37 @@ class ContextSource:
             elif kind == FILE:
                 size = 0
             elif kind == SYMLINK:
-                link = os.readlink(path, dir_fd=self._root)
+                link = read_link(self._root, path)
             length = size if kind == FILE else 0
             entry = Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest)
             implied = chosen is not None and inside and chosen(inside, kind == DIRECTORY) == 1
             yield entry, None if implied else (files, item)
 
+    def _content(self, files: ScannedFiles, item: Stat) -> Content:
+        try:
+            return self.index.content(files, item)
+        except OSError as error:  # in the words of what was read, not of the layer that is written
+            raise _unreadable(error, item[0]) from None
+
     def open(self, handle: object) -> int:
         assert isinstance(handle, tuple)
         files, item = handle
-        fd: int = files.open(item)
+        try:
+            fd: int = files.open(item)
+        except OSError as error:
+            raise _unreadable(error, item[0]) from None
         return fd
+
+
+def _unreadable(error: OSError, path: str) -> BuildError | CacheError:
+    """The error for what cannot be read at or below *path* of the build context."""
+    name = os.fsdecode(error.filename) if error.filename and error.filename != "." else path or "."
+    if error.errno in GONE:
+        return changed(name)
+    return BuildError(
+        f"reading the build context: {error.strerror}: {name!r}",
+        "make it readable, or exclude it in .dockerignore",
+    )
 
 
 def _kind(mode: int, rdev: int) -> str:

@@ -7,14 +7,19 @@ written under a temporary name beside its destination and renamed when it is com
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.export.image import Picture
+from builder.export.place import open_place
 from builder.image.model import INDEX_TYPE, to_json
+from builder.streams import write_all
 from cache.digest import Digest, hex_of
 from cache.entries import DIRECTORY, FILE, Entry
 from cache.pack import header
@@ -22,6 +27,7 @@ from cache.store import Store
 from grammar.reference import parse_reference
 
 _CHUNK = 1 << 20
+_NAME = 200  # bytes of a name that one of a temporary file begins with
 
 
 def write_archive(
@@ -100,30 +106,57 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
             raise BuildError(
                 "refusing to write an archive to a terminal", "redirect standard output, or name a file"
             )
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
+        yield _named(lambda data: write_all(1, data), "to standard output")
         return
-    dest = os.path.realpath(dest)  # of a link, what it leads to is written
-    if os.path.exists(dest) and not os.path.isfile(dest):
-        # A pipe or a device takes the bytes as they come; it is never replaced.
-        try:
-            with open(dest, "wb", buffering=_CHUNK) as special:
-                yield special.write
-        except OSError as error:
-            raise BuildError(f"writing {dest}: {error.strerror}") from None
-        return
-    temporary = f"{dest}.pybuild-{os.getpid()}"
     try:
-        with open(temporary, "xb", buffering=_CHUNK) as file:
-            yield file.write
+        if special := _open_special(dest):
+            with special:
+                yield _named(special.write, dest)
+            return
+        folder, name, _found = open_place(dest)
+    except OSError as error:
+        raise BuildError(f"writing {dest}: {error.strerror}") from None
+    # Nobody can have made it before.
+    temporary = f"{os.fsdecode(os.fsencode(name)[:_NAME])}.pybuild-{os.urandom(8).hex()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(temporary, flags, 0o666, dir_fd=folder)
+        with open(fd, "wb", buffering=_CHUNK) as file:
+            yield _named(file.write, dest)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, dest)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         raise BuildError(f"writing {dest}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=folder)
+        os.close(folder)
+
+
+def _open_special(dest: str) -> BinaryIO | None:
+    """A pipe or a device: it takes the bytes as they come, and is never replaced. Raises OSError."""
+    if not os.path.exists(dest) or os.path.isfile(dest):
+        return None
+    if not os.path.realpath(dest).startswith("/proc/"):  # /dev/stdout is a link of the kernel's
+        os.close(open_place(dest)[0])
+    fd = os.open(dest, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(fd).st_mode):  # somebody has just put it there
+        os.close(fd)
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    return open(fd, "wb", buffering=_CHUNK)
+
+
+def _named(write: Callable[[bytes], object], dest: str) -> Callable[[bytes], object]:
+    """*write*, whose errors say that it was *dest* that could not be written."""
+
+    def put(data: bytes) -> None:
+        try:
+            write(data)
+        except OSError as error:
+            raise BuildError(f"writing {dest}: {error.strerror}") from None
+
+    return put
 
 
 def _write_tar(

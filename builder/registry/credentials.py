@@ -173,7 +173,7 @@ class CredentialStore:
     def _write(self, path: str, config: dict[str, Any]) -> None:
         """Replace the file whole, for its owner's eyes only."""
         target = os.path.realpath(path)
-        temporary = f"{target}.pybuild-{os.getpid()}"
+        temporary = f"{target}.pybuild-{os.urandom(8).hex()}"
         try:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -193,7 +193,7 @@ def _files(environ: Mapping[str, str]) -> list[str]:
     """The files that may hold credentials, in the order they are asked in."""
     if path := environ.get("REGISTRY_AUTH_FILE"):
         return [path]
-    home = os.path.expanduser("~")
+    home = os.path.join("/", os.path.expanduser("~"))  # without a home "~" stays as it is
     folder = environ.get("DOCKER_CONFIG")
     docker = os.path.join(folder or os.path.join(home, ".docker"), "config.json")
     if folder and os.path.exists(docker):

@@ -22,7 +22,7 @@ def for_containers(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that ``proxies.default`` of docker's config.json gives containers; none if it cannot
     be read.
     """
-    folder = environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    folder = environ.get("DOCKER_CONFIG") or os.path.join("/", os.path.expanduser("~/.docker"))
     try:
         with open(os.path.join(folder, "config.json"), "rb") as file:
             data = file.read(_LIMIT + 1)

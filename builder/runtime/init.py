@@ -22,8 +22,21 @@ from builder.runtime import syscalls as sc
 from builder.runtime.kernel_files import NO_EXEC, mount_kernel_files
 from builder.runtime.protocol import receive_spec
 from builder.runtime.seccomp import program
-from builder.runtime.spec import DEFAULT_PATH, MOST_VOLUMES, ContainerSpec, FrameSpec, MountSpec, StepError
+from builder.runtime.spec import (
+    CANNOT_EXECUTE,
+    DEFAULT_PATH,
+    MOST_VOLUMES,
+    NOT_FOUND,
+    ContainerSpec,
+    FrameSpec,
+    MountSpec,
+    StepError,
+)
 from cache.kernel import hide_abstract_sockets, keeps_owners, open_in_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # Where everything is attached before pivot_root, on a tmpfs; /proc exists wherever a user namespace
 # can be set up, and the host's is not needed again.
@@ -41,6 +54,8 @@ _ID_LIMIT = (1 << 31) - 1
 
 # The descriptor that errors are reported on; it moves when descriptors are renumbered.
 _status = [_STATUS_FD]
+# What this process ends with when it cannot become the step.
+_code = [125]
 
 
 def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> None:
@@ -71,8 +86,7 @@ def wait_and_run(feed: socket.socket, frame: FrameSpec, nodes: list[int]) -> Non
     _status[0] = fds[1]
     if not failure:
         failure = _run(spec, staging, fds[0], fds[1], fds[2:5], fds[5:])
-    report(failure)
-    os._exit(125)
+    give_up(failure)
 
 
 def _prepare(frame: FrameSpec, nodes: list[int]) -> int:
@@ -181,14 +195,15 @@ def words(error: BaseException) -> str:
 
 
 def report_to(channel: int) -> None:
-    """Have ``report`` write to the descriptor *channel*, as long as ``keep_only`` has not moved it."""
+    """Have ``give_up`` write to the descriptor *channel*, as long as ``keep_only`` has not moved it."""
     _status[0] = channel
 
 
-def report(message: str) -> None:
-    """Tell the builder why the step did not start."""
+def give_up(message: str) -> "NoReturn":
+    """Tell the builder why the step did not start, and end."""
     data = b"E" + message.encode("utf-8", "replace")[:4000]
     os.write(_status[0], data)
+    os._exit(_code[0])
 
 
 # -- the network ---------------------------------------------------------------------------
@@ -316,7 +331,9 @@ def _attach(root: int, target: bytes, tree: int) -> None:
     except OSError as error:
         kinds = _kind(root, target), _kind(tree, b".")
         what = error.strerror
-        if kinds[0] == "link":
+        if error.errno == errno.EROFS:
+            what = "there is no such place, and none can be made in what is mounted read-only above it"
+        elif kinds[0] == "link":
             what = "the image has a link to nowhere there"
         elif error.errno == errno.EINVAL and kinds[0] != kinds[1]:
             what = f"the image has a {kinds[0]} there, what is mounted is a {kinds[1]}"
@@ -587,6 +604,7 @@ def execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 failure = error.errno or failure
     shown = os.fsdecode(name)
+    _code[0] = NOT_FOUND if failure == errno.ENOENT else CANNOT_EXECUTE
     if failure == errno.ENOENT and b"/" not in name:
         raise StepError(f'exec: "{shown}": executable file not found in $PATH')
     hint = ""

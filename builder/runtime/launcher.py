@@ -27,6 +27,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 
 from builder.runtime import init
 from builder.runtime import syscalls as sc
@@ -64,6 +65,11 @@ _GUARDED = (
     b"root of a step has the number of this machine's own root here, so it gets no --security=insecure, no "
     b"--security-opt systempaths=unconfined and no CAP_SYS_ADMIN (pybuild doctor says what to change)"
 )
+# File systems of the kernel's own, where ids cannot be mapped and need not be.
+_OWNERLESS = {
+    *(b"proc", b"sysfs", b"devtmpfs", b"devpts", b"mqueue", b"cgroup", b"cgroup2", b"securityfs", b"nsfs"),
+    *(b"debugfs", b"tracefs", b"bpf", b"binfmt_misc", b"efivarfs", b"configfs", b"pstore", b"hugetlbfs"),
+}
 _OOM_SCORE = 500  # a step goes before this program when memory runs out
 
 
@@ -392,18 +398,42 @@ class _Launcher:
         return [nodes]
 
     def _volume(self, volume: VolumeSpec) -> int:
-        """A mount of what is shown of this machine, whose owners are then those of the container's ids."""
+        """A mount of what is shown of this machine, whose owners are then those of the container's ids.
+
+        Where no owner is anybody's, as in /proc and /dev, they stay as they are: nobody of the container. So
+        do mounts inside it that cannot have others. A device can be used only where it is shown itself.
+        """
         tree = sc.open_tree(sc.AT_FDCWD, volume["source"], recursive=True)
         try:
-            flags = sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if volume["read_only"] else 0)
-            sc.mount_setattr(tree, b"", flags, recursive=True)
+            found = os.fstat(tree)
+            is_device = stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)
+            flags = sc.MOUNT_ATTR_RDONLY if volume["read_only"] else 0
+            if not is_device:
+                flags |= sc.MOUNT_ATTR_NODEV
+            if flags:
+                sc.mount_setattr(tree, b"", flags, recursive=True)
             if self._userns >= 0:
-                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, self._userns, recursive=True)
+                self._map_owners(tree, volume["source"], is_device)
         except OSError as error:
             os.close(tree)
             what = f"{os.fsdecode(volume['source'])} cannot be mounted with mapped ids"
             raise OSError(error.errno, f"{what}: {error.strerror}") from None
         return tree
+
+    def _map_owners(self, tree: int, source: bytes, is_device: bool) -> None:
+        """Give the owners in a mount, and in those inside it, the ids of containers. Raises OSError."""
+        try:
+            sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, self._userns, recursive=True)
+        except OSError:
+            above, inside = _mounts_at(source)
+            try:
+                sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_IDMAP, self._userns)
+            except OSError:
+                if not is_device and above not in _OWNERLESS:
+                    raise
+            for path in inside:
+                with contextlib.suppress(OSError):
+                    sc.mount_setattr(tree, path, sc.MOUNT_ATTR_IDMAP, self._userns)
 
     def _end(self) -> None:
         """Kill every step and leave; killing pid 1 of a pid namespace kills all that is in it."""
@@ -436,6 +466,22 @@ class _Launcher:
             fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
             os.write(fd, text)
             os.close(fd)
+
+
+def _mounts_at(path: bytes) -> tuple[bytes, list[bytes]]:
+    """The type of the file system that *path* is on, and the paths below it where others are mounted."""
+    kind, inside, longest = b"", [], -1
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields, _, rest = line.partition(b" - ")
+            place = fields.split()[4].decode("unicode_escape").encode("latin-1")  # blanks are \\040 there
+            top = place.rstrip(b"/")
+            if path == place or path.startswith(top + b"/"):
+                if len(top) >= longest:
+                    kind, longest = rest.split()[0], len(top)
+            elif place.startswith(path.rstrip(b"/") + b"/"):
+                inside.append(place[len(path.rstrip(b"/")) + 1 :])
+    return kind, inside
 
 
 _SHIFTED = (b"0 %d %d" % (ID_SHIFT, ID_COUNT),) * 2

@@ -16,21 +16,31 @@ def resolv_conf() -> str:
     return text
 
 
-def reachable(text: str, outside: bool = False) -> list[str]:
-    """The servers that a step can ask: it has IPv4 only, and the machine's loopback is not its own.
+def reachable(text: str, outside: bool = False, ipv6: bool = False) -> list[str]:
+    """The servers that a step can ask, by IPv6 if it has that; the machine's loopback is not its own.
 
     With *outside* none is on any address of this machine: what carries the network without root is kept
     from those.
     """
     out = []
     for server in servers(text):
-        try:
-            socket.inet_pton(socket.AF_INET, server)
-        except OSError:
+        if ipv6 and _is_of(socket.AF_INET6, server):
+            if server != "::1":
+                out.append(server)
+            continue
+        if not _is_of(socket.AF_INET, server):
             continue
         if not server.startswith("127.") and not (outside and _is_own(server)):
             out.append(server)
     return out
+
+
+def _is_of(family: int, address: str) -> bool:
+    try:
+        socket.inet_pton(family, address)
+    except OSError:
+        return False
+    return True
 
 
 def _is_own(address: str) -> bool:

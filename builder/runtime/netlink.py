@@ -24,11 +24,13 @@ _ERROR, _DONE = 2, 3
 _HEADER = 16
 _ANSWER = 1 << 18  # bytes that are read at once
 _TRIES = 10
-_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _GETADDR, _GETROUTE = 16, 17, 18, 20, 22, 26
+_NEWLINK, _GETLINK, _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE = 16, 18, 20, 22, 24, 26
 _UP = 1  # IFF_UP
 _BATCH_BEGIN, _BATCH_END, _NFTABLES = 16, 17, 10
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 1, 2, 3, 4, 6, 7, 8
-INET, IPV4 = 1, 2  # nfgen_family: NFPROTO_INET, NFPROTO_IPV4
+INET, IPV4, IPV6 = 1, 2, 10  # nfgen_family: NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+_NO_DAD = 2  # IFA_F_NODAD: nobody else can have the address
+_MAIN, _STATIC, _UNICAST = 254, 4, 1  # RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST
 _HOOKS = {"input": 1, "forward": 2, "postrouting": 4}
 
 
@@ -158,17 +160,17 @@ class Links(_Socket):
         found = (item.get_attr("IFA_LOCAL") for item in self._dump(message))
         return [str(address) for address in found if address]
 
-    def routes(self) -> list[Any]:
-        """The IPv4 routes, as pyroute2's rtmsg."""
+    def routes(self, family: int = socket.AF_INET) -> list[Any]:
+        """The routes of a family, as pyroute2's rtmsg."""
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
         message: Any = rtmsg()
-        message["family"] = socket.AF_INET
+        message["family"] = family
         message["header"]["type"] = _GETROUTE
         return self._dump(message)
 
-    def add(self, name: str, kind: str, master: int = 0, peer: dict[str, object] | None = None) -> None:
-        """Make the interface *name*, up, in the bridge with the index *master*, if given.
+    def add(self, name: str, kind: str, mtu: int = 0, peer: dict[str, object] | None = None) -> None:
+        """Make the interface *name*, up, for packets of *mtu* bytes, if given.
 
         *peer*, the other end of a pair, has attributes like IFLA_IFNAME.
         """
@@ -177,22 +179,46 @@ class Links(_Socket):
             end = {"attrs": list(peer.items())}
             info.append(("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", end)]}))
         attributes: list[tuple[str, object]] = [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": info})]
-        if master:
-            attributes.append(("IFLA_MASTER", master))
+        if mtu:
+            attributes.append(("IFLA_MTU", mtu))
         self._do(_link(_NEWLINK, _CREATE | _EXCLUSIVE, attributes, flags=_UP, change=_UP))
 
-    def remove(self, index: int) -> None:
-        self._do(_link(_DELLINK, index=index))
-
-    def add_address(self, index: int, address: str, prefix: int) -> None:
-        """Give the interface *index* an IPv4 address."""
+    def add_address(self, index: int, address: str, peer: str) -> None:
+        """Give the interface *index* an IPv4 address, at whose other end is *peer* alone."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
         message: Any = ifaddrmsg()
-        message["family"], message["prefixlen"], message["index"] = socket.AF_INET, prefix, index
+        message["family"], message["prefixlen"], message["index"] = socket.AF_INET, 32, index
+        message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", peer)]
+        message["header"].update({"type": _NEWADDR, "flags": _REQUEST | _ACK | _CREATE | _EXCLUSIVE})
+        self._do(message)
+
+    def add_address6(self, index: int, address: str, prefix: int) -> None:
+        """Give the interface *index* an IPv6 address, which counts at once."""
+        from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+
+        message: Any = ifaddrmsg()
+        message["family"], message["prefixlen"], message["index"] = socket.AF_INET6, prefix, index
+        message["flags"] = _NO_DAD
         message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
         message["header"].update({"type": _NEWADDR, "flags": _REQUEST | _ACK | _CREATE | _EXCLUSIVE})
         self._do(message)
+
+    def add_way_out6(self, index: int, gateway: str) -> None:
+        """Make *gateway*, on the interface *index*, the way to all other IPv6 addresses."""
+        from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+        message: Any = rtmsg()
+        fields = {"family": socket.AF_INET6, "table": _MAIN, "proto": _STATIC, "type": _UNICAST}
+        for name, value in fields.items():
+            message[name] = value
+        message["attrs"] = [("RTA_GATEWAY", gateway), ("RTA_OIF", index)]
+        message["header"].update({"type": _NEWROUTE, "flags": _REQUEST | _ACK | _CREATE | _EXCLUSIVE})
+        self._do(message)
+
+    def raise_(self, index: int) -> None:
+        """Take the interface *index* up."""
+        self._do(_link(_NEWLINK, index=index, flags=_UP, change=_UP))
 
 
 def _link(kind: int, how: int = 0, attributes: list[tuple[str, object]] | None = None, **fields: int) -> Any:

@@ -65,6 +65,56 @@ def _namespace() -> str:
     return os.readlink("/proc/self/ns/user")
 
 
+def leave_chroot() -> None:
+    """Make the root directory the root of a mount namespace of our own, where it is that of a chroot.
+
+    The kernel lets nobody make a user namespace inside a chroot. To be called as real root, with one thread;
+    what cannot be done is left, and told by who makes a namespace.
+    """
+    try:
+        here, first = os.stat("/"), os.stat("/proc/1/root")
+        if (here.st_dev, here.st_ino) == (first.st_dev, first.st_ino):
+            return
+    except OSError:
+        pass  # it is not for us to see
+    if not _is_chrooted():
+        return
+    try:
+        path = os.getcwd()
+        folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        tree = sc.open_tree(sc.AT_FDCWD, b"/", recursive=True)
+        sc.unshare(sc.CLONE_NEWNS)
+        namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        sc.setns(namespace, sc.CLONE_NEWNS)  # which also brings us to its root
+        os.close(namespace)
+        sc.mount(b"", b"/", b"", sc.MS_REC | sc.MS_PRIVATE, b"")
+        sc.move_mount(tree, sc.AT_FDCWD, b"/")
+        os.fchdir(tree)
+        os.chroot(".")
+        os.close(tree)
+        os.chdir(path)
+    except OSError:
+        os.fchdir(folder)
+    finally:
+        os.close(folder)
+
+
+def _is_chrooted() -> bool:
+    """Whether the kernel refuses us a user namespace, of which root of a machine has enough."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            sc.unshare(sc.CLONE_NEWUSER)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] != 0
+
+
 def enter(protect: bool = True) -> None:
     """Become root of a new user and mount namespace. Raises RootlessError.
 
@@ -175,7 +225,7 @@ def _map_ranges(target: int) -> int:
         (uid, "/etc/subuid", "newuidmap"),
         (gid, "/etc/subgid", "newgidmap"),
     ):
-        ranges = _subids(file, names)
+        ranges = _subids(file, names, own)
         path = shutil.which(program)
         if not ranges or path is None:
             return 1
@@ -219,8 +269,13 @@ def _map_own_id(outside: tuple[int, int]) -> None:
 def ranges() -> int:
     """How many ids besides their own the files give this user."""
     names = (_user_name(os.geteuid()), str(os.geteuid()))
-    counts = [sum(count for _, count in _subids(path, names)) for path in ("/etc/subuid", "/etc/subgid")]
-    return min(counts)
+    files = (("/etc/subuid", os.geteuid()), ("/etc/subgid", os.getegid()))
+    return min(sum(count for _, count in _subids(path, names, own)) for path, own in files)
+
+
+def has_name() -> bool:
+    """Whether this user has an entry in passwd, without which newuidmap maps nothing."""
+    return bool(_user_name(os.geteuid()))
 
 
 def _user_name(uid: int) -> str:
@@ -232,10 +287,10 @@ def _user_name(uid: int) -> str:
         return ""
 
 
-def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
+def _subids(path: str, names: tuple[str, ...], own: int) -> list[tuple[int, int]]:
     """The ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5)).
 
-    Of ranges that overlap, the first: no id can be mapped twice.
+    Of ranges that overlap, the first, and without the user's *own* id: none can be mapped twice.
     """
     found: list[tuple[int, int]] = []
     try:
@@ -250,7 +305,13 @@ def _subids(path: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
                     found.append((first, count))
     except OSError:
         pass
-    return found
+    cut = []
+    for first, count in found:
+        if first <= own < first + count:
+            cut += [(first, own - first), (own + 1, first + count - own - 1)]
+        else:
+            cut.append((first, count))
+    return [(first, count) for first, count in cut if count]
 
 
 def _succeeds(arguments: list[str]) -> bool:

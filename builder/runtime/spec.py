@@ -125,4 +125,6 @@ CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 
 
 SHM_SIZE = 64 << 20
 
+# What a process that was to become a command ends with where that cannot be, as a shell does.
+CANNOT_EXECUTE, NOT_FOUND = 126, 127
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -16,8 +16,13 @@ CASES = {
 
 @pytest.mark.parametrize("text", CASES)
 def test_reachable(text: str) -> None:
-    """Steps have IPv4 only, and a loopback of their own."""
+    """Steps have a loopback of their own."""
     assert reachable(text) == CASES[text]
+
+
+def test_reachable_by_ipv6() -> None:
+    text = "nameserver 2001:db8::1\nnameserver ::1\nnameserver fe80::1%eth0\nnameserver 192.0.2.1\n"
+    assert reachable(text, ipv6=True) == ["2001:db8::1", "192.0.2.1"]
 
 
 def test_own_address() -> None:

@@ -61,7 +61,7 @@ def _census(own: str, marked: bool) -> set[str]:
 
 
 def _is_used_network(link: str) -> bool:
-    """Whether a build that runs holds the number of a bridge (builder.runtime.network)."""
+    """Whether a build that runs holds the number of a network (builder.runtime.network)."""
     with (
         contextlib.suppress(FileNotFoundError),
         open(f"/run/pybuild/net{link.removeprefix('pybuild')}") as lock,

@@ -1510,6 +1510,65 @@ def test_network_behind_a_closed_filter(mode: Mode) -> None:
     assert {at: said for at, said in answers.items() if said} == {}
 
 
+NEIGHBOURS = r"""
+own=$(ip -4 addr show dev eth0 | sed -n 's/.*inet 10\.213\.0\.\([0-9]*\).*/\1/p')
+other=10.213.0.$((5 - own))
+n=0; until ip -6 addr show dev eth0 | grep fe80 | grep -qv tentative || [ $n = 50 ]; do n=$((n + 1)); sleep 0.1; done
+echo "mtu=$(cat /sys/class/net/eth0/mtu)"
+echo "ipv6=$(ping6 -c 2 -W 1 -I eth0 ff02::1 | sed -n 's/.*from \(fe80[^ ]*\):.*/\1/p' | sort -u | wc -l)"
+arping -q -c 1 -w 1 -I eth0 $other && echo "arp=answered"
+ping -q -c 1 -W 1 $other > /dev/null && echo "ipv4=answered"
+ping -q -c 1 -W 1 $1 > /dev/null && echo "outside=$own"
+ip addr add $other/32 dev eth0
+arping -q -U -c 1 -w 1 -I eth0 -s $other $other
+ping -q -c 1 -W 1 -I $other $1 > /dev/null && echo "stolen=answered"
+sleep 1
+"""
+
+
+@pytest.mark.parametrize("mode", ["root"], indirect=True)
+def test_network_of_steps_at_once(mode: Mode) -> None:
+    """None hears another, or gets what is meant for it; and packets are as long as the machine's way out."""
+    text = "FROM busybox AS one\nCOPY s /s\nRUN sh /s {0}\nFROM busybox AS two\nCOPY s /s\nRUN sh /s {0} 2\n"
+    text += "FROM one\nCOPY --from=two /etc/passwd /x\n"
+    context = mode.pybuild.context(text.format(world.INTERNET), {"s": NEIGHBOURS})
+    options = ("--no-cache", "--network=default", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW")
+    words, environment = command(mode.pybuild, *options, context)
+    shorter = ["sh", "-ec", 'ip link set up0 mtu 1400; exec "$@"', "sh"]
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, world.__file__, *shorter, *words],
+        env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = sorted(line for line in printed(done.stderr) if "=" in line)
+    assert said == ["ipv6=1", "ipv6=1", "mtu=1400", "mtu=1400", "outside=2", "outside=3"]
+
+
+@pytest.mark.parametrize("way", ["--ipv6", "--only-ipv6"])
+@pytest.mark.parametrize("mode", ["root"], indirect=True)
+def test_network_by_ipv6(mode: Mode, way: str) -> None:
+    """Where the machine has it, steps do: to the internet, and to no service of the machine, nor another's step."""
+    asked = (world.INTERNET6, world.HOST6, world.METADATA6, "fdb1:9d0e:7a60:2::1", "fdb1:9d0e:7a60:3::2")
+    script = f"""
+        for a in {" ".join(asked)}; do
+            (echo "$a=$(timeout 3 nc -w 1 $a {world.PORT} < /dev/null 2> /dev/null)") & done; wait
+        ip -6 addr add fdb1:9d0e:7a60:77::2/64 dev eth0 nodad
+        ping6 -q -c 1 -W 1 -I fdb1:9d0e:7a60:77::2 {world.INTERNET6} > /dev/null && echo forged=answered
+        true
+    """
+    context = mode.pybuild.context("FROM busybox\nCOPY s /s\nRUN sh /s\n", {"s": script})
+    options = ("--no-cache", "--network=default", "--cap-add=NET_ADMIN")
+    words, environment = command(mode.pybuild, *options, context)
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, world.__file__, way, "--closed", *words],
+        env=environment, cwd=mode.pybuild.work, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = dict(line.split("=") for line in printed(done.stderr) if "=" in line)
+    assert answers.pop(world.INTERNET6) == world.INTERNET6, done.stderr
+    assert len(answers) == 4 and not any(answers.values()), answers
+
+
 @pytest.mark.parametrize("mode", MODES[1:], indirect=True)
 @pytest.mark.parametrize("carrier", ["pasta", "slirp4netns"])
 def test_user_without_a_network(mode: Mode, carrier: str) -> None:

@@ -98,7 +98,7 @@ def test_volume_of_a_user(installation: Installation, busybox: Path) -> None:
     "options",
     """
     -v/nothing/there:/x -vname:/x -v/tmp:x -v/tmp:/x:rx -p80 -p1:2:3:4 -px:80 -p70000:80 -p8080:0 -p127.0.0.1:80/udp
-    -v/tmp:/ -v/tmp:/.. --entrypoint=' --cap-add=SYS_ADMIN,-v/tmp:/x:ro
+    -v/tmp:/ -v/tmp:/.. --cap-add=SYS_ADMIN,-v/tmp:/x:ro
     --env==x -wrelative --network=host,-p1:1
     """.split(),
 )
@@ -226,3 +226,137 @@ def test_reader_that_went_away(pybuild: Pybuild) -> None:
         assert container.stdout.read(2) == b"y\n"
         container.stdout.close()
         container.wait(timeout=10)
+
+
+# -- how it ends -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "sent", "code"),
+    [
+        ("trap 'exit 7' TERM; echo up; while :; do sleep 0.05; done", [signal.SIGTERM], 7),
+        ("trap 'exit 8' HUP; trap '' INT; echo up; while :; do sleep 0.05; done", [signal.SIGINT, signal.SIGHUP], 8),
+        ("trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done", [signal.SIGUSR1], 9),
+        ("echo up; exec sleep 60", [signal.SIGTERM], 143),
+        ("echo up; exec sleep 60", [signal.SIGHUP], 129),
+        ("trap '' TERM; echo up; sleep 60", [signal.SIGTERM] * 3, 137),
+    ],
+)  # fmt: skip
+def test_signals(pybuild: Pybuild, script: str, sent: list[signal.Signals], code: int) -> None:
+    """The command gets them and says how it ends; what a shell would be ended by ends it; the third kills."""
+    words, env = command(pybuild, "run", NONE, "busybox", "sh", "-c", script)
+    with subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        for number in sent:
+            process.send_signal(number)
+            time.sleep(0.1)
+        _out, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("nosuch", 127), ("/no/such", 127), ("/etc", 126), ("/etc/passwd", 126)]
+)
+def test_commands_that_cannot_be_run(pybuild: Pybuild, words: str, code: int) -> None:
+    assert f'exec: "{words}"' in pybuild("run", NONE, "busybox", words).failed(code).err
+
+
+def test_output_that_cannot_be_written(pybuild: Pybuild) -> None:
+    """A reader that went away ends it without a word, as it does programs; a full disk is an error."""
+    for script, code, error in (
+        ("run --network=none busybox yes | head -1; exit ${PIPESTATUS[0]}", 141, ""),
+        ("run --network=none busybox yes > /dev/full", 1, "standard output"),
+        ("run --network=none busybox echo >&-", 0, ""),
+    ):
+        words = ["bash", "-c", f"{PYBUILD} {script}"]
+        done = subprocess.run(words, env=pybuild.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == code and error in done.stderr and bool(error) == bool(done.stderr), done
+
+
+# -- what docker's command lines say ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xef\xbb\xbfA=1\nD=2\n", "A=1\nD=2"),
+        (b"A=1\r\nD=x\ry\r\n", "A=1\nD=x\ry"),
+        (b" \tA= 1 \n#B=2\n\nD=\xe9 =", "A= 1 \nD=\xe9 ="),
+        (b"# " + b"x" * (2 << 20) + b"\nA=1\nD=2\n", "A=1\nD=2"),
+        (b"export A=1\n", ""),
+        (b"A=1\nD B=1\n", ""),
+        (b"A\t=1\n", ""),
+        (b"=1\n", ""),
+    ],
+)  # fmt: skip
+def test_files_of_variables(image: Pybuild, tmp_path: Path, data: bytes, expected: str) -> None:
+    """All of it, by docker's rules, or an error that names the line."""
+    (tmp_path / "vars").write_bytes(data)
+    words = [PYBUILD, "run", NONE, "--entrypoint=env", "--env-file", str(tmp_path / "vars"), "app"]
+    done = subprocess.run(words, env=image.environment(), capture_output=True, check=False)
+    if expected:
+        lines = [line for line in done.stdout.decode("latin-1").split("\n") if line.startswith(("A=", "D="))]
+        assert "\n".join(lines) == expected
+    else:
+        assert done.returncode == 2 and f"line {data.count(10)}: ".encode() in done.stderr, done.stderr
+
+
+def test_a_file_of_variables_that_is_too_long(image: Pybuild, tmp_path: Path) -> None:
+    (tmp_path / "vars").write_bytes(b"A=1\n" * (5 << 20))
+    assert "longer than 16 MiB" in image("run", NONE, "--env-file", tmp_path / "vars", "app").failed().err
+
+
+def test_entrypoint_is_one_word(pybuild: Pybuild) -> None:
+    text = "FROM busybox\nRUN mkdir '/my dir' && printf '#!/bin/sh\\necho fine $*' > '/my dir/x' && chmod 755 '/my dir/x'\n"
+    pybuild(NONE, "-t", "blank", pybuild.context(text)).ok()
+    assert pybuild("run", NONE, "--entrypoint", "/my dir/x", "blank", "a").ok().out == "fine a\n"
+    assert '"sh -c"' in pybuild("run", NONE, "--entrypoint", "sh -c", "busybox").failed(127).err
+
+
+@pytest.mark.parametrize("source", ["/dev/null", "/proc/meminfo", "/sys/kernel/mm", "/proc/self"])
+def test_volumes_of_the_kernel(pybuild: Pybuild, source: str) -> None:
+    """Devices, and what is in /proc and /sys, have owners that cannot be mapped, and need none."""
+    target = "/etc/motd" if source == "/dev/null" else "/x"
+    script = f"if [ -d {target} ]; then ls {target}; else cat {target}; fi"
+    done = pybuild("run", NONE, "-v", f"{source}:{target}:ro", "busybox", "sh", "-c", script)
+    assert done.err == "" and (done.out != "" or source == "/dev/null")
+    if os.access("/dev/sda", os.F_OK):
+        assert "denied" in pybuild("run", NONE, "-v", "/dev/sda:/x", "busybox", "head", "-c1", "/x").err
+
+
+def test_a_volume_with_others_in_it(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Those that can have mapped ids have them, whatever else is mounted there."""
+    for name in ("proc", "disk"):
+        (tmp_path / "shown" / name).mkdir(parents=True)
+    script = f"""
+        mount -t proc proc {tmp_path}/shown/proc && mount -t tmpfs tmpfs {tmp_path}/shown/disk
+        {PYBUILD} run {NONE} -v {tmp_path}/shown:/v busybox sh -c 'touch /v/new /v/disk/new; ls -ld /v/proc/cpuinfo'
+    """
+    words = ["unshare", "-m", "sh", "-ec", script]
+    done = subprocess.run(words, env=pybuild.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "nobody" in done.stdout, done.stderr
+    assert (tmp_path / "shown/new").stat().st_uid == 0
+
+
+def test_words_of_volumes(pybuild: Pybuild, tmp_path: Path) -> None:
+    """Those without an effect here are taken, others named; a volume in a volume has its place made."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/f").write_text("1")
+    for word in ("cached", "delegated,ro", "consistent", "z,rw", "rprivate"):
+        assert (
+            pybuild("run", NONE, "-v", f"./e:/x:{word}", "busybox", "cat", "/x/f", cwd=tmp_path).ok().out
+            == "1"
+        )
+    for word, said in (("shared", "'shared'"), ("U", "'U'"), ("ro,rw", "both ro and rw")):
+        assert (
+            said
+            in pybuild("run", NONE, "-v", f"./e:/x:{word}", "busybox", "true", cwd=tmp_path).failed(2).err
+        )
+    words = ["-v", "./d:/x:ro", "-v", "./e:/x/sub", "busybox", "true"]
+    said = pybuild("run", NONE, *words, cwd=tmp_path).failed().err
+    assert "mounting at /x/sub: there is no such place" in said and "read-only" in said
+    words = ["-v", "./e:/x/sub", "-v", "./d:/x", "busybox", "cat", "/x/sub/f"]
+    assert pybuild("run", NONE, *words, cwd=tmp_path).ok().out == "1"

@@ -1,6 +1,8 @@
 """Run a command in a small world of its own: a machine with two addresses, and an internet behind it.
 
-    unshare --net python3 world.py [--closed] COMMAND...
+    unshare --net python3 world.py [--ipv6 | --only-ipv6] [--closed] COMMAND...
+
+With --ipv6 both have addresses of IPv6 too, with --only-ipv6 the way out is by that alone.
 
 With --closed the machine has a filter, as docker makes it, that forwards for nobody it does not know;
 it has to be as it was afterwards. Both are net namespaces, connected by a pair of interfaces, and nothing else is there. Everywhere
@@ -18,6 +20,8 @@ from pathlib import Path
 
 HOST = ("203.0.113.2", "198.51.100.7", "127.0.0.1")
 INTERNET = "203.0.113.1"
+HOST6, INTERNET6 = "2001:db8::2", "2001:db8::1"
+METADATA6 = "fd00:ec2::254"
 METADATA = "169.254.169.254"  # of a cloud: the internet's side answers it here
 PORT = 8080
 FILTER = """
@@ -66,8 +70,18 @@ def main(command: list[str]) -> int:
         _say(f"{inside} ip addr add {INTERNET}/24 dev down0")
         _say(f"{inside} ip link set down0 up")
         _say(f"ip route add default via {INTERNET}")
+        if command[0].endswith("ipv6"):
+            _say(f"ip addr add {HOST6}/64 dev up0 nodad")
+            for address in (f"{INTERNET6}/64", f"{METADATA6}/128"):
+                _say(f"{inside} ip addr add {address} dev down0 nodad")
+            _say(f"ip -6 route add default via {INTERNET6}")
+            if command.pop(0) == "--only-ipv6":
+                _say("ip route del default")
+                _say("ip addr flush dev up0 scope global")
+                _say(f"ip addr add {HOST6}/64 dev up0 nodad")
+                _say(f"ip -6 route replace default via {INTERNET6}")
         threading.Thread(target=serve, daemon=True).start()
-        for address in (*HOST, INTERNET, METADATA):
+        for address in (*HOST, INTERNET, METADATA) if _has_ipv4() else (INTERNET6,):
             assert called(address) == address, f"{address} does not answer"
         if command[0] != "--closed":
             return subprocess.run(command, check=False).returncode
@@ -82,6 +96,10 @@ def main(command: list[str]) -> int:
     finally:
         internet.kill()
         internet.wait()
+
+
+def _has_ipv4() -> bool:
+    return bool(subprocess.check_output(["ip", "-4", "route", "show", "default"]))
 
 
 def _filter() -> str:

@@ -169,8 +169,7 @@ def _wait_and_start(feed: socket.socket, root: int, most: int) -> None:
             _start(spec, root, channel, stdio, supervisor, spec["capabilities"] & most)
     except BaseException as error:
         failure = init.words(error)
-    init.report(failure)
-    os._exit(125)
+    init.give_up(failure)
 
 
 def _start(
