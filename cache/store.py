@@ -6,6 +6,7 @@
       index.db           SQLite (cache.index); losing it loses cached steps, nothing else
       blobs/sha256/HEX   configs, manifests and layer blobs, each named by its digest
       snapshots/ID/      layer directories, immutable once here
+      implied/ID         folders of a layer of others that it holds without saying what they are like
       files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
       refs/NAME          image names, each a file holding an image ID (the config's digest)
       contexts/HEX       stat indexes of build contexts
@@ -18,8 +19,8 @@
 Publishing is: write below tmp, fsync, rename, fsync the folder. Snapshots are renamed into
 place at once and made durable together, by one syncfs when the build is complete
 (``Store.sync``); until then their records count only in this boot. Lock order: lock, tmp,
-locks/KEY (one key at a time, but for the making of a cache, which waits for nobody), caches by
-name.
+locks/KEY (one key at a time, but for the making of a cache, or of a layer of looks, which wait for
+nobody), caches by name.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 1
 _LONGEST_NAME = 240  # of a file, in bytes
 _FOLDERS = (
-    *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
+    *("blobs", "blobs/sha256", "snapshots", "layers", "implied", "files"),
     *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
@@ -74,6 +75,7 @@ class Store:
         self._owners = ""
         self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
+        self.implied: dict[str, list[str]] = {}  # what is in the folder of that name, as far as it was read
         try:
             self._prepare()
         except OSError as error:

@@ -85,7 +85,7 @@ def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) 
     node = tree_of(draft.store, layers).lookup(mount.path) if layers else None
     if node is None and mount.path.strip("/."):
         raise BuildError(f'the source of the mount at {mount.target}: "{mount.path}": not found')
-    lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(layers)]
+    lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(draft.store, layers)]
     spec = MountSpec(kind="bind", lowers=[*lowers, _EMPTY], source=os.fsencode(mount.path or "/"))
     spec["read_only"] = mount.read_only
     if not draft.store.overlays:

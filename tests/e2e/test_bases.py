@@ -1,0 +1,105 @@
+"""Base images that other tools made: what their layers leave unsaid, and what is odd in them."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from archives import DIR, FILE, LINK
+from bases import Base, layer, member
+from harness import Pybuild
+from oci import read_image
+
+pytestmark = pytest.mark.e2e
+
+BOTH = pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+NONE = "--network=none"
+
+
+@pytest.fixture(scope="session")
+def shell(busybox: Path) -> bytes:
+    """The layer of busybox, without what others are to say."""
+    return read_image(busybox).layers[0].data
+
+
+def load(pybuild: Pybuild, name: str, base: Base) -> None:
+    archive = pybuild.work / f"{name}.tar"
+    archive.write_bytes(base.archive(f"{name}:1"))
+    pybuild("load", archive).ok()
+
+
+def shown(pybuild: Pybuild, name: str, script: str, isolation: str, *more: str) -> str:
+    """What *script* says in a step on the image *name*."""
+    text = f"FROM {name}:1 AS made\nRUN ({script}) > /said\nFROM scratch\nCOPY --from=made /said /\n"
+    options = (NONE, f"--isolation={isolation}", *more)
+    return pybuild.build(text, None, *options).read("said").decode()
+
+
+# -- folders without an entry of their own -------------------------------------------------
+
+BELOW = (
+    member("shared", DIR, mode=0o1777, mtime=2_000_000_000),
+    member("home", DIR),
+    member("home/app", DIR, mode=0o750, uid=1000, gid=1000, mtime=1_500_000_000),
+    member("home/app/gone", FILE, "1"),
+    member("home/app/deep", DIR, mode=0o700, uid=1000, gid=1000),
+)
+ABOVE = (
+    [member("shared/x", FILE, "x"), member("shared/.wh.none")],
+    [member("home/app/deep/er/x", FILE, "x"), member("home/app/.wh.gone")],
+    [member("way", LINK, "home/app"), member("way/x", FILE, "x"), member("way/deep/.wh.a")],
+)
+STAT = "cd /; stat -c '%n %a %u:%g %Y' shared home/app home/app/deep"
+LOOKS = (
+    "shared 1777 0:0 2000000000\nhome/app 750 1000:1000 1500000000\nhome/app/deep 700 1000:1000 1000000000\n"
+)
+
+
+@BOTH
+def test_implied_folders(pybuild: Pybuild, shell: bytes, isolation: str) -> None:
+    """A folder that no member of a layer is says nothing: it is as below. A later step changes nothing in it."""
+    load(pybuild, "implied", Base(shell, layer(*BELOW), *(layer(*members) for members in ABOVE)))
+    text = f"FROM implied:1\nRUN {STAT}\nUSER 1000\nRUN cp /home/app/x /shared/mine && ls /home/app/deep\n"
+    done = pybuild(NONE, f"--isolation={isolation}", "--no-cache", pybuild.context(text)).ok()
+    assert all(line in done.err for line in LOOKS.splitlines())
+    archive = pybuild.work / "export.tar"
+    pybuild(NONE, f"--isolation={isolation}", "-o", f"type=oci,dest={archive}", pybuild.work / "context").ok()
+    last = read_image(archive).layers[-1]
+    assert last.names == ["shared", "shared/mine"] and last.entries["shared"].mode == 0o1777
+
+
+def test_implied_folders_exported(pybuild: Pybuild, shell: bytes) -> None:
+    load(pybuild, "implied", Base(shell, layer(*BELOW), *(layer(*members) for members in ABOVE)))
+    out = pybuild.work / "root.tar"
+    pybuild("-o", f"type=tar,dest={out}", pybuild.context("FROM implied:1\n")).ok()
+    with tarfile.open(out) as tar:
+        entries = {entry.name: entry for entry in tar}
+    assert (entries["shared"].mode, entries["shared"].mtime) == (0o1777, 2_000_000_000)
+    assert (entries["home/app"].mode, entries["home/app"].uid) == (0o750, 1000)
+
+
+@BOTH
+def test_implied_folders_of_a_shared_layer(pybuild: Pybuild, shell: bytes, isolation: str) -> None:
+    """One layer on several bases: its folders are as each has them; twice in one, as the lower ones have."""
+    above = layer(member("shared/x", FILE, "x"), member("new/x", FILE, "x"))
+    other = layer(member("shared", DIR, mode=0o700, uid=5), member("new", DIR, mode=0o711))
+    bases = {"a": [layer(*BELOW), above], "b": [other, above], "c": [above, other, above], "d": [above]}
+    for name, layers in bases.items():
+        load(pybuild, name, Base(shell, *layers))
+    text = "".join(f"FROM {name}:1 AS s{name}\nRUN stat -c '%a %u' /shared /new > /said\n" for name in bases)
+    text += "FROM scratch\n" + "".join(f"COPY --from=s{name} /said /{name}\n" for name in bases)
+    image = pybuild.build(text, None, NONE, f"--isolation={isolation}", "--no-cache")
+    said = [image.read(name).decode() for name in bases]
+    assert said == ["1777 0\n755 0\n", "700 5\n711 0\n", "700 5\n711 0\n", "755 0\n755 0\n"]
+
+
+@BOTH
+def test_implied_folders_of_nothing(pybuild: Pybuild, shell: bytes, isolation: str) -> None:
+    """What a layer itself replaces is no more below; a folder that was a link is as what that led to."""
+    below = (*BELOW, member("to", LINK, "home/app"))
+    above = (member(".wh.shared"), member("shared/x", FILE, "x"), member("to/x", FILE, "x"))
+    load(pybuild, "nothing", Base(shell, layer(*below), layer(*above)))
+    assert shown(pybuild, "nothing", "stat -c '%n %F %a %u' /shared /to", isolation) == (
+        "/shared directory 755 0\n/to directory 750 1000\n"
+    )
