@@ -103,3 +103,56 @@ def test_implied_folders_of_nothing(pybuild: Pybuild, shell: bytes, isolation: s
     assert shown(pybuild, "nothing", "stat -c '%n %F %a %u' /shared /to", isolation) == (
         "/shared directory 755 0\n/to directory 750 1000\n"
     )
+
+
+# -- whiteouts and links -------------------------------------------------------------------
+
+ODD = {
+    "whiteout-in-a-link": (
+        [member("a", DIR), member("a/a", FILE, "1"), member("b", DIR), member("b/a", FILE, "2"), member("b/keep")],
+        [member("a/.wh.a"), member("a", LINK, "b")],
+        {"a": "-> b", "b": "DIR", "b/a": "2", "b/keep": ""},
+    ),
+    "whiteout-below-a-link": (
+        [member("b/d/x", FILE, "2")],
+        [member("a", LINK, "/b"), member("a/d/.wh.x"), member("a/.wh..wh..opq")],
+        {"a": "-> /b", "b": "DIR", "b/d": "DIR", "b/d/x": "2"},
+    ),
+    "whiteout-in-a-dangling-link": ([member("a/a")], [member("a/.wh.a"), member("a", LINK, "/nowhere")], {"a": "-> /nowhere"}),
+    "whiteout-in-a-file": ([member("a/a")], [member("a", FILE, "1"), member("a/.wh.a")], {"a": "1"}),
+    "whiteout-by-a-long-way": ([member("a"), member("b")], [member("x/../.wh.a")], {"b": ""}),
+    "through-a-link-to-below": (
+        [member("etc", DIR), member("etc/f", FILE, "1")],
+        [member("link", LINK, "etc"), member("link/through", FILE, "2")],
+        {"etc": "DIR", "etc/f": "1", "etc/through": "2", "link": "-> etc"},
+    ),
+    "through-two-links": (
+        [member("x/y/f", FILE, "1")],
+        [member("l", LINK, "m/../m/y"), member("m", LINK, "/../x"), member("l/z/g", FILE, "2")],
+        {"x": "DIR", "x/y": "DIR", "x/y/f": "1", "x/y/z": "DIR", "x/y/z/g": "2", "m": "-> /../x", "l": "-> m/../m/y"},
+    ),
+    "folder-file-folder": (
+        [member("d/old", FILE, "1"), member("e/old", FILE, "1")],
+        [
+            *(member("d", FILE, "2"), member("d", DIR), member("d/new", FILE, "3")),
+            *(member("e", DIR), member("e", LINK, "d"), member("e", DIR)),
+        ],
+        {"d": "DIR", "d/new": "3", "e": "DIR"},
+    ),
+}  # fmt: skip
+Members = list[tuple[tarfile.TarInfo, bytes]]
+
+
+@pytest.mark.parametrize(("below", "above", "expected"), ODD.values(), ids=ODD.keys())
+def test_odd_layers(pybuild: Pybuild, below: Members, above: Members, expected: dict[str, str]) -> None:
+    """A whiteout counts for its literal path, and not where the layer has no folder; links lead on in the root."""
+    load(pybuild, "odd", Base(layer(*below), layer(*above)))
+    assert pybuild.build("FROM odd:1 AS odd\nFROM scratch\nCOPY --from=odd / /\n").tree() == expected
+
+
+def test_a_link_that_leads_nowhere(pybuild: Pybuild) -> None:
+    """A layer whose links go round in a circle is refused by a word, not by a hang."""
+    archive = pybuild.work / "circle.tar"
+    members = (member("a", LINK, "b"), member("b", LINK, "a"), member("a/x"))
+    archive.write_bytes(Base(layer(*members)).archive("circle:1"))
+    assert "a/x" in pybuild("load", archive).failed().err
