@@ -382,3 +382,19 @@ def test_hard_links_in_any_order(
             seen.add(member.name)
     assert {name for name, kind, _ in members if kind != DIR} <= set(image.tree())
     fresh("load", pybuild.work / "export.tar").ok()
+
+
+def test_archive_that_replaces_a_folder_twice(pybuild: Pybuild) -> None:
+    """A folder of below that an archive makes a file, or a link, and a folder again has what came since."""
+    archive = tar(
+        ("d", FILE, ""), ("d", DIR, ""), ("d/new", FILE, "1"), ("d/s", DIR, ""), ("d/s/f", FILE, "2"),
+        ("l", LINK, "d"), ("l", DIR, ""),
+    )  # fmt: skip
+    text = "FROM scratch AS made\nCOPY in /\nADD a.tar /\nFROM scratch\nCOPY --from=made / /\n"
+    below = {"d": {"old": "0", "s": {"old": "0", "f": "0"}}, "l": {"old": "0"}}
+    image = pybuild.build(text, {"in": below, "a.tar": archive})
+    assert image.tree() == {"d": "DIR", "d/new": "1", "d/s": "DIR", "d/s/f": "2", "l": "DIR"}
+    layer = pybuild.build("FROM scratch\nCOPY in /\nADD a.tar /\n", {"in": below, "a.tar": archive}).layers[
+        -1
+    ]
+    assert layer.names == ["d", "d/new", "d/.wh.old", "d/s", "d/s/f", "d/s/.wh.old", "l", "l/.wh.old"]
