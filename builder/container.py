@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from builder.errors import BuildError, UsageError
+from builder.execute.mounts import make_usual_points
 from builder.execute.run import chroot_unasked, container_spec
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
@@ -77,12 +78,15 @@ def run_image(
             VolumeSpec(source=os.fsencode(source), target=os.fsencode(target), read_only=read_only)
             for source, target, read_only in changes.volumes
         ]
+        points = make_usual_points(made)
+        if store.overlays and points:
+            spec["lowers"].insert(0, os.fsencode(points))
         if not store.overlays:
             from builder.execute.placing import placed  # few machines need them
             from builder.execute.stage_trees import StageTrees
 
             tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
-            tree.prepare("")
+            tree.prepare(store.path(points) if points else "")
             spec["devices_work"] = tree.devices_work
             spec["lowers"], spec["upper"] = [], os.fsencode(os.path.relpath(tree.root, store.root))
             if isolation == CHROOT:

@@ -66,6 +66,8 @@ def top_down(store: Store, snapshots: tuple[str, ...]) -> list[str]:
     out: list[str] = []
     for place, name in enumerate(snapshots):
         if last[name] == place:
+            if is_opaque(store.path("snapshots", name)):  # overlayfs does not look at that of a root
+                out.clear()
             out.insert(0, name)
             if (folders := _implied(store, name)) and (looks := _looks(store, out, folders)):
                 out.insert(0, looks)

@@ -332,6 +332,10 @@ def apply_layer(layer: str, root: str, skipped: tuple[str, ...] = ()) -> None:
     source, target = os.open(layer, _FOLDER), os.open(root, _FOLDER)
     folders: list[str] = []
     try:
+        if is_opaque(source):
+            for name in os.listdir(target):
+                if name not in skipped:
+                    remove_tree(name, dir_fd=target)
         todo = [""]
         while todo:
             folder = todo.pop()

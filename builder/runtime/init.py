@@ -401,9 +401,12 @@ def _bind_files(root: int, staging: int, files: dict[bytes, bytes]) -> None:
         tree = sc.open_tree(staging, name)
         sc.mount_setattr(tree, b"", NO_EXEC | sc.MOUNT_ATTR_RDONLY)
         try:
-            place = open_in_root(root, path, os.O_PATH)
-        except FileNotFoundError:  # a dangling link: cover the link itself
-            place = open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                place = open_in_root(root, path, os.O_PATH)
+            except FileNotFoundError:  # a dangling link: cover the link itself
+                place = open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as error:
+            raise StepError(f"mounting at {os.fsdecode(path)} of the image: {error.strerror}") from None
         if stat.S_ISDIR(os.fstat(place).st_mode):
             raise StepError(f"{os.fsdecode(path)} in the image is a directory")
         sc.move_mount(tree, place, b"")

@@ -391,7 +391,7 @@ def test_archive_that_replaces_a_folder_twice(pybuild: Pybuild) -> None:
         ("l", LINK, "d"), ("l", DIR, ""),
     )  # fmt: skip
     text = "FROM scratch AS made\nCOPY in /\nADD a.tar /\nFROM scratch\nCOPY --from=made / /\n"
-    below = {"d": {"old": "0", "s": {"old": "0", "f": "0"}}, "l": {"old": "0"}}
+    below: Tree = {"d": {"old": "0", "s": {"old": "0", "f": "0"}}, "l": {"old": "0"}}
     image = pybuild.build(text, {"in": below, "a.tar": archive})
     assert image.tree() == {"d": "DIR", "d/new": "1", "d/s": "DIR", "d/s/f": "2", "l": "DIR"}
     layer = pybuild.build("FROM scratch\nCOPY in /\nADD a.tar /\n", {"in": below, "a.tar": archive}).layers[

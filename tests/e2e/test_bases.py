@@ -156,3 +156,53 @@ def test_a_link_that_leads_nowhere(pybuild: Pybuild) -> None:
     members = (member("a", LINK, "b"), member("b", LINK, "a"), member("a/x"))
     archive.write_bytes(Base(layer(*members)).archive("circle:1"))
     assert "a/x" in pybuild("load", archive).failed().err
+
+
+# -- mount points that an image hides ------------------------------------------------------
+
+HIDDEN: dict[str, tuple[Members, Members]] = {
+    "relative-link": ([member("usr/etc", DIR), member("etc", LINK, "usr/etc")], []),
+    "absolute-link": ([member("e", DIR), member("etc", LINK, "/e")], []),
+    "dangling-link": ([member("etc", LINK, "no/where")], []),
+    "links-into-links": ([member("etc", LINK, "/a/etc"), member("a", LINK, "../c")], []),
+    "etc-removed": ([member("etc/f", FILE, "1")], [member(".wh.etc")]),
+    "etc-opaque": ([member("etc/f", FILE, "1")], [member("etc", DIR), member("etc/.wh..wh..opq")]),
+    "files-removed": ([member("etc/hosts", FILE, "1")], [member("etc/.wh.hosts"), member("etc/.wh.resolv.conf")]),
+    "kernel-removed": ([member("proc", DIR), member("dev", DIR), member("sys", DIR)],
+                       [member(".wh.proc"), member(".wh.sys"), member(".wh.dev")]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hiding(shared_store: Path, tmp_path_factory: pytest.TempPathFactory, shell: bytes) -> None:
+    """The images of HIDDEN, in the shared store."""
+    pybuild = Pybuild(shared_store, tmp_path_factory.mktemp("hiding"))
+    for name, (below, above) in HIDDEN.items():
+        load(pybuild, name, Base(shell, layer(*below), layer(*above)))
+
+
+@BOTH
+@pytest.mark.usefixtures("hiding")
+def test_hidden_mount_points(pybuild: Pybuild, isolation: str) -> None:
+    """A step, and a container, get their mount points whatever the image has there; layers do not."""
+    text = "".join(
+        f"FROM {name}:1 AS s{name}\nRUN grep -q localhost /etc/hosts && test -f /etc/resolv.conf && "
+        "test -e /proc/self && test -c /dev/null && ls /sys > /dev/null && echo 1 > /mine\n"
+        for name in HIDDEN
+    )
+    text += "FROM scratch\n" + "".join(f"COPY --from=s{name} / /{name}/\n" for name in HIDDEN)
+    tree = pybuild.build(text, None, NONE, f"--isolation={isolation}", "--no-cache").tree()
+    assert [path for path in tree if path.endswith("/mine")] == [f"{name}/mine" for name in HIDDEN]
+    ends = ("/hosts", "/resolv.conf", "/where", "/proc", "/dev", "/sys")
+    assert not [path for path in tree if path.endswith(ends)]
+    assert {name for name in HIDDEN if f"{name}/etc" not in tree} == {"etc-removed"}
+    ran = pybuild("run", NONE, f"--isolation={isolation}", "dangling-link:1", "cat", "/etc/hosts").ok()
+    assert "localhost" in ran.out
+
+
+@BOTH
+def test_opaque_root(pybuild: Pybuild, shell: bytes, isolation: str) -> None:
+    """A layer may say that nothing of those below shows at all."""
+    load(pybuild, "opaque", Base(layer(member("old/x")), layer(member(".wh..wh..opq")), shell))
+    text = "FROM opaque:1\nRUN ls -a / > /said\nRUN test ! -e /old && ! grep -q old /said\n"
+    pybuild(NONE, f"--isolation={isolation}", "--no-cache", pybuild.context(text)).ok()
