@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 from archives import DIR, FILE, LINK
-from bases import Base, layer, member
+from bases import Base, Fields, layer, member
 from harness import Pybuild
 from oci import read_image
+from servers import Misbehaving
 
 pytestmark = pytest.mark.e2e
 
@@ -206,3 +210,101 @@ def test_opaque_root(pybuild: Pybuild, shell: bytes, isolation: str) -> None:
     load(pybuild, "opaque", Base(layer(member("old/x")), layer(member(".wh..wh..opq")), shell))
     text = "FROM opaque:1\nRUN ls -a / > /said\nRUN test ! -e /old && ! grep -q old /said\n"
     pybuild(NONE, f"--isolation={isolation}", "--no-cache", pybuild.context(text)).ok()
+
+
+# -- indexes -------------------------------------------------------------------------------
+
+ARM, S390 = {"os": "linux", "architecture": "arm64"}, {"os": "linux", "architecture": "s390x"}
+MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+AMD = {"os": "linux", "architecture": MACHINE}
+
+
+def pictures(**platforms: dict[str, str]) -> tuple[Base, dict[str, Fields]]:
+    """Images for several platforms among one's blobs, each with a file of its name, and what an index says."""
+    whole, entries = Base(), {}
+    for name, platform in platforms.items():
+        one = Base(layer(member(name, FILE, "1")), platform=platform)
+        whole.blobs.update(one.blobs)
+        entries[name] = one.descriptor
+    return whole, entries
+
+
+def indexes() -> dict[str, tuple[Base, Fields]]:
+    """Indexes whose file "good" is that of this machine's image."""
+    out = {}
+    whole, at = pictures(other=S390, good=AMD)
+    inner = whole.index({**at["other"], "platform": S390}, {**at["good"], "platform": AMD})
+    out["nested"] = whole, whole.index(whole.index(inner))
+    out["unsaid"] = whole, whole.index(at["other"], at["good"])
+    out["unsaid-last"] = whole, whole.index(at["other"], {**at["good"], "platform": AMD})
+    out["stated-and-nested"] = whole, whole.index({**inner, "platform": S390}, {**inner, "platform": AMD})
+    names = {"amd64": "x86_64", "arm64": "AARCH64"}
+    odd = {"os": "Linux", "architecture": names[MACHINE]}
+    out["odd-names"] = whole, whole.index({**at["other"], "platform": S390}, {**at["good"], "platform": odd})
+    whole, at = pictures(v3={**AMD, "variant": "v11"}, good=AMD)
+    out["newer"] = (
+        whole,
+        whole.index({**at["v3"], "platform": {**AMD, "variant": "v11"}}, {**at["good"], "platform": AMD}),
+    )
+    other = whole.put(
+        "application/vnd.oci.image.manifest.v1+json",
+        b'{"schemaVersion":2,"config":{"mediaType":"text/plain"}}',
+    )
+    out["something-else"] = whole, whole.index(other, at["good"])
+    return out
+
+
+@pytest.mark.parametrize("name", indexes())
+def test_index(pybuild: Pybuild, name: str, tmp_path: Path) -> None:
+    """By way of a registry and of a layout: indexes in indexes, and entries that do not say what they are for."""
+    whole, index = indexes()[name]
+    server = Misbehaving()
+    for digest, data in whole.blobs.items():
+        server.serve(f"/v2/x/blobs/{digest}", data)
+        if data.startswith(b"{"):
+            server.serve(f"/v2/x/manifests/{digest}", data, json.loads(data).get("mediaType", ""))
+    server.serve("/v2/x/manifests/latest", whole.blobs[str(index["digest"])], str(index["mediaType"]))
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=whole.archive("one", index), check=True)
+    try:
+        text = f"FROM {server.host}/x AS x\nFROM base AS y\nFROM scratch\nCOPY --from=x / /x\nCOPY --from=y / /y\n"
+        image = pybuild.build(text, None, f"--build-context=base=oci-layout://{tmp_path}:one")
+    finally:
+        server.close()
+    assert image.tree() == {"x": "DIR", "x/good": "1", "y": "DIR", "y/good": "1"}
+
+
+def test_endless_index(pybuild: Pybuild) -> None:
+    """An index that only leads on is given up."""
+    whole, _at = pictures()
+    index = whole.index()
+    for _ in range(6):
+        index = whole.index(index, {**index, "annotations": {"a": "b"}})
+    server = Misbehaving()
+    for digest, data in whole.blobs.items():
+        server.serve(f"/v2/x/manifests/{digest}", data, "application/vnd.oci.image.index.v1+json")
+    server.serve("/v2/x/manifests/latest", whole.blobs[index["digest"]], index["mediaType"])
+    try:
+        assert "too many indexes" in pybuild.refuse(f"FROM {server.host}/x\n")
+    finally:
+        server.close()
+
+
+def test_platforms_that_are_left_out(fresh: Pybuild) -> None:
+    """Of an archive that names more than it holds, what is whole is loaded."""
+    whole, at = pictures(other=S390, good=AMD, third=ARM)
+    index = whole.index(
+        *(
+            {**entry, "platform": whole_of}
+            for entry, whole_of in zip(at.values(), (S390, AMD, ARM), strict=True)
+        )
+    )
+    lost = json.loads(whole.blobs.pop(at["other"]["digest"]))["layers"][0]["digest"]
+    third = json.loads(whole.blobs[at["third"]["digest"]])["layers"][0]["digest"]
+    del whole.blobs[lost], whole.blobs[third]
+    archive = fresh.work / "some.tar"
+    archive.write_bytes(whole.archive("some:1", index))
+    fresh("load", archive).ok()
+    assert fresh.build("FROM some:1 AS a\nFROM scratch\nCOPY --from=a / /\n").tree() == {"good": "1"}
+    del whole.blobs[json.loads(whole.blobs[at["good"]["digest"]])["layers"][0]["digest"]]
+    archive.write_bytes(whole.archive("none:1", index))
+    assert "lacks" in fresh("load", archive).failed().err
