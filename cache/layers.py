@@ -240,7 +240,10 @@ def _verify(
     with open(store.blob_path(descriptor.digest), "rb") as file:
         sha = hashlib.sha256()
         raw = _hashing(file, sha.update, progress)
-        unpacked = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+        comp.compression_of(
+            descriptor.media_type
+        )  # has to be a layer; what it is, its bytes say, as for others
+        unpacked = comp.detecting(raw, layer=True)
         with ahead(unpacked) as stream:
 
             def counted(count: int) -> bytes:

@@ -59,7 +59,7 @@ def unpack_layer(
         sha.update(data)
         return data
 
-    reader = TarReader(hashed)
+    reader = TarReader(hashed, blank=True)
     writer = _Writer(root, limit, base, owners)
     name = b""
     try:

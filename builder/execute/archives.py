@@ -36,7 +36,7 @@ def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -
     fd = source.open(handle)
     try:
         with writer.unpacking():
-            _unpack(writer, TarReader(_reader(fd), sparse=True), dest)
+            _unpack(writer, TarReader(_reader(fd)), dest)
     except ArchiveError as error:
         raise ArchiveError(f"ADD {selected.name}: {error.message}", error.hint) from None
     finally:
@@ -55,7 +55,7 @@ def is_archive(source: Source, selected: Selected) -> bool:
         return False
     fd = source.open(handle)
     try:
-        reader = TarReader(_reader(fd), sparse=True)
+        reader = TarReader(_reader(fd))
         return next(iter(reader), None) is not None or reader.global_header
     except UnsupportedMember:
         return True

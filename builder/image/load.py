@@ -310,13 +310,15 @@ class _Archive:
         value = Digest("sha256:" + sha.hexdigest())
         if stated is not None and (stated.digest, stated.size) != (value, size):
             raise _mismatch(stated)
-        kind = comp.compression_of(stated.media_type) if stated is not None else comp.detect(start)
+        if stated is not None:
+            comp.compression_of(stated.media_type)  # has to be that of a layer
+        kind = comp.detect(start)
         final = self._store.blob_path(value)
         if os.path.exists(final):
             os.unlink(copy)
         else:
             self._store.publish(copy, final)
-        return Descriptor(comp.media_type(kind), value, size)
+        return Descriptor(comp.media_type(kind if kind in comp.LEVELS else comp.NONE), value, size)
 
 
 def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -9,8 +10,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import zstandard
 from archives import DIR, FILE, LINK
-from bases import Base, Fields, layer, member
+from bases import OCI, Base, Fields, layer, member
 from harness import Pybuild
 from oci import read_image
 from servers import Misbehaving
@@ -308,3 +310,44 @@ def test_platforms_that_are_left_out(fresh: Pybuild) -> None:
     del whole.blobs[json.loads(whole.blobs[at["good"]["digest"]])["layers"][0]["digest"]]
     archive.write_bytes(whole.archive("none:1", index))
     assert "lacks" in fresh("load", archive).failed().err
+
+
+# -- blobs ---------------------------------------------------------------------------------
+
+TAR = layer(member("f", FILE, "1"))
+GZIP, ZSTD = gzip.compress(TAR), zstandard.compress(TAR)
+DOCKER = "application/vnd.docker.image.rootfs"
+WIDE = zstandard.ZstdCompressionParameters(window_log=29)
+BLOBS: dict[str, tuple[str, bytes, bytes]] = {
+    "zstd-called-gzip": (f"{OCI}.layer.v1.tar+gzip", ZSTD, TAR),
+    "gzip-called-zstd": (f"{OCI}.layer.v1.tar+zstd", GZIP, TAR),
+    "plain-called-gzip": (f"{DOCKER}.diff.tar.gzip", TAR, TAR),
+    "gzip-called-plain": (f"{OCI}.layer.v1.tar", GZIP, TAR),
+    "foreign": (f"{DOCKER}.foreign.diff.tar.gzip", GZIP, TAR),
+    "nondistributable": (f"{OCI}.layer.nondistributable.v1.tar+zstd", ZSTD, TAR),
+    "wide": (
+        f"{OCI}.layer.v1.tar+zstd",
+        zstandard.ZstdCompressor(compression_params=WIDE).compress(TAR),
+        TAR,
+    ),
+    "no-bytes": (f"{OCI}.layer.v1.tar+gzip", b"", b""),
+    "no-bytes-in-gzip": (f"{OCI}.layer.v1.tar+gzip", gzip.compress(b""), b""),
+}
+
+
+@pytest.mark.parametrize("blob", BLOBS.values(), ids=BLOBS.keys())
+def test_blob(fresh: Pybuild, blob: tuple[str, bytes, bytes]) -> None:
+    """What a layer's bytes are, they say themselves; that they are the right ones, its digests."""
+    load(fresh, "blob", Base(blob, layer(member("g", FILE, "2"))))
+    expected = {"f": "1", "g": "2"} if blob[2] else {"g": "2"}
+    assert fresh.build("FROM blob:1 AS a\nFROM scratch\nCOPY --from=a / /\n").tree() == expected
+
+
+def test_blob_of_too_wide_a_window(pybuild: Pybuild) -> None:
+    """What needs more memory than layers get is called so, and not damaged."""
+    params = zstandard.ZstdCompressionParameters(window_log=31)
+    made = zstandard.ZstdCompressor(compression_params=params).compressobj()
+    data = made.compress(TAR) + made.flush()  # without its size in front
+    (pybuild.work / "wide.tar").write_bytes(Base((f"{OCI}.layer.v1.tar+zstd", data, TAR)).archive("wide:1"))
+    said = pybuild("load", pybuild.work / "wide.tar").failed().err
+    assert "a window of more than 512 MiB" in said and "--long" in said
