@@ -351,3 +351,13 @@ def test_blob_of_too_wide_a_window(pybuild: Pybuild) -> None:
     (pybuild.work / "wide.tar").write_bytes(Base((f"{OCI}.layer.v1.tar+zstd", data, TAR)).archive("wide:1"))
     said = pybuild("load", pybuild.work / "wide.tar").failed().err
     assert "a window of more than 512 MiB" in said and "--long" in said
+
+
+def test_many_layers(fresh: Pybuild, shell: bytes) -> None:
+    """More layers than the options of a mount have room for; the last one shows, and all below it."""
+    tars = [layer(member("f", FILE, str(count)), member(f"n{count}")) for count in range(370)]
+    options = ("--network=none", "--isolation=namespaces")
+    for count in (200, 370):
+        load(fresh, "many", Base(shell, *tars[:count]))
+        text = "FROM many:1\nRUN ls -d /n* | wc -l > /said && cat /f >> /said\nRUN --mount=from=many:1,target=/m cat /m/f\n"
+        assert fresh.build(text, None, *options).read("said").decode() == f"{count}\n{count - 1}"
