@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from cache.errors import ArchiveError, UnsupportedMember
+from cache.trees import is_image_xattr
 
 _BLOCK = 512
 _HEADER_LIMIT = 1 << 20
@@ -18,6 +19,7 @@ _PATH_LIMIT = 4096
 _SIZE_LIMIT = 1 << 50
 _ID_LIMIT = 1 << 32
 _TIME_LIMIT = 1 << 40
+_XATTR_NAME, _XATTR_SIZE = 255, 1 << 16  # linux/limits.h
 _ZEROS = bytes(1 << 20)
 
 Read = Callable[[int], bytes]
@@ -349,6 +351,12 @@ def _check(member: Member, kind: bytes) -> None:
         raise ArchiveError(f"{shown!r}: a size of {member.size} bytes")
     if not (0 <= member.uid < _ID_LIMIT - 1 and 0 <= member.gid < _ID_LIMIT - 1):
         raise ArchiveError(f"{shown!r}: owner {member.uid}:{member.gid} is out of range")
+    for key, value in member.xattrs.items():
+        if is_image_xattr(key) and (len(os.fsencode(key)) > _XATTR_NAME or len(value) > _XATTR_SIZE):
+            raise UnsupportedMember(
+                f"{shown!r}: the extended attribute {key[:100]!r} has a name of {len(os.fsencode(key))} "
+                f"and a value of {len(value)} bytes; Linux has {_XATTR_NAME} and {_XATTR_SIZE} at most"
+            )
     if abs(member.mtime) > _TIME_LIMIT:
         member.mtime = 0  # as moby's and containerd's readers have it
     member.mode &= 0o7777

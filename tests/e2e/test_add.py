@@ -410,3 +410,20 @@ def test_archive_that_replaces_a_folder_twice(pybuild: Pybuild) -> None:
         -1
     ]
     assert layer.names == ["d", "d/new", "d/.wh.old", "d/s", "d/s/f", "d/s/.wh.old", "l", "l/.wh.old"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("note", "x" * 65_537), ("n" * 60_000, "x")], ids=["value", "name"]
+)
+def test_attribute_that_is_too_long(pybuild: Pybuild, name: str, value: str) -> None:
+    """The file and the attribute are named, in one line of a decent length."""
+    buffer = io.BytesIO()
+    info = tarfile.TarInfo("marked")
+    info.pax_headers = {f"SCHILY.xattr.user.{name}": value}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        made.addfile(info)
+    (pybuild.work / "a.tar").write_bytes(buffer.getvalue())
+    said = pybuild.refuse("FROM scratch\nADD a /\n", {"a": buffer.getvalue()})
+    for text in (said, pybuild("import", pybuild.work / "a.tar", "marked").failed().err):
+        error = text.partition("error: ")[2]
+        assert "marked" in error and f"user.{name}"[:20] in error and len(error) < 500
