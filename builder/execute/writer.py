@@ -114,6 +114,13 @@ class Writer:
         node = self._lower.lookup(path, follow=False)
         return node if node is not None and not node.is_dir else None
 
+    def stands(self, path: str) -> str:
+        """The kind of what is at *path*, whose parent is a directory of this layer; "" for nothing."""
+        if path in self._entries:
+            return self._entries[path].kind
+        under = self._under(path)
+        return kind_of(under.found) if under is not None else ""
+
     def is_directory(self, path: str) -> bool:
         entry = self._entries.get(path)
         if entry is not None:
@@ -326,30 +333,36 @@ class Writer:
                 self._kept[target] = path if path in self._entries else ""
                 return
             target = self._kept[target]
-        first = self._entries.get(target)
-        if first is None:
+        if target not in self._entries:
             raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
         self._make_way(path)
         if target not in self._entries:
             raise BuildError(f"hard link /{path} takes the place of what it names, /{target}")
+        target, first = self._first_name(target)
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
         self._linked.setdefault(target, []).append(path)
 
     def retouch(self, path: str, entry: Entry) -> None:
-        """Give a file written here the owner, mode and time of *entry*, another name of it."""
+        """Give a file written here the owner, mode and time of *entry*, another name of it.
+
+        The entries of its other names get them in the end (``_files_first``).
+        """
         uid, gid = self._ids or (entry.uid, entry.gid)
-        old = self._entries[path]
+        path, old = self._first_name(path)
         new = old._replace(uid=uid, gid=gid)
         if old.kind != SYMLINK:
             new = new._replace(mode=entry.mode, mtime=entry.mtime)
         if new != old:
             self._stream.spoil()
             self._set_metadata(new)
-            for name in (path, *self._linked.get(path, ())):
-                self._entries[name] = self._entries[name]._replace(
-                    mode=new.mode, uid=uid, gid=gid, mtime=new.mtime
-                )
+            self._entries[path] = new
+
+    def _first_name(self, path: str) -> tuple[str, Entry]:
+        """The name under which what is at *path* was written, and its entry."""
+        while (entry := self._entries[path]).kind == HARDLINK:
+            path = entry.link
+        return path, entry
 
     def _link_old(self, entry: Entry) -> bool:
         """Share the file of the previous layer if it is this very file."""

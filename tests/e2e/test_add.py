@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -427,3 +428,24 @@ def test_attribute_that_is_too_long(pybuild: Pybuild, name: str, value: str) -> 
     for text in (said, pybuild("import", pybuild.work / "a.tar", "marked").failed().err):
         error = text.partition("error: ")[2]
         assert "marked" in error and f"user.{name}"[:20] in error and len(error) < 500
+
+
+def test_hostile_shapes_are_linear(pybuild: Pybuild) -> None:
+    """Folders one in the other, and hard links whose times alternate: as long as they are, and no longer."""
+    deep = tar(*(("/".join(["d"] * depth), DIR, "") for depth in range(1, 500)))
+    members = [("a", FILE, "1"), *((f"l{count}", HARD, "a") for count in range(3000))]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        for count, (name, kind, text) in enumerate(members):
+            info = tarfile.TarInfo(name)
+            info.type, info.mtime = kind, count % 2
+            info.linkname, info.size = (text, 0) if kind == HARD else ("", len(text))
+            made.addfile(info, io.BytesIO(text.encode()))
+    context = pybuild.context("FROM scratch\nADD deep links /\n", {"deep": deep, "links": buffer.getvalue()})
+    started = os.times()
+    layer = pybuild.export(context).layers[-1]
+    ended = os.times()
+    assert ended.children_user - started.children_user < 5
+    assert len(layer.names) == 499 + 3001
+    assert {entry.mtime for name, entry in layer.entries.items() if not entry.isdir()} == {0}
+    assert sum(entry.islnk() for entry in layer.entries.values()) == 3000
