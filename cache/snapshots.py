@@ -178,10 +178,13 @@ def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
         os.chmod(made.upper, _ROOT_MODE)
         os.mkdir(os.path.join(folder, "work"), 0o700)
         yield made
-    except OSError as error:
-        raise write_error(error, f"a layer in {store.root}") from error
-    finally:
-        remove_tree(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a cancelled step may still write to it; it goes with the session
+            remove_tree(folder)
+        if isinstance(error, OSError):
+            raise write_error(error, f"a layer in {store.root}") from error
+        raise
+    remove_tree(folder)
 
 
 def commit(

@@ -29,6 +29,7 @@ import fcntl
 import marshal
 import os
 import threading
+import time
 
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import CacheError, CorruptError, MissingError, SpaceError
@@ -52,6 +53,7 @@ _FOLDERS = (
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
+_TRIES, _PAUSE = 20, 0.05  # to remove a session, and seconds between two of them
 
 
 def default_root() -> str:
@@ -161,10 +163,21 @@ class Store:
     def close(self) -> None:
         self.index.close()
         if self._session:
-            remove_tree(self._session)
+            self._remove_session()
             os.close(self._session_fd)
             self._session = ""
         os.close(self._lock)
+
+    def _remove_session(self) -> None:
+        """Remove what was not published. After a cancel some thread may still be writing to it, or removing
+        it too; what is left in the end is swept by the next session.
+        """
+        for _ in range(_TRIES):
+            try:
+                remove_tree(self._session)
+                return
+            except OSError:
+                time.sleep(_PAUSE)
 
     def __enter__(self) -> "Store":
         return self

@@ -7,8 +7,10 @@ import gzip
 import io
 import lzma
 import os
+import signal
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import zstandard
 from archives import DIR, FILE, HARD, LINK, PLAIN, tar
 from harness import Pybuild, Tree
+from rootless import command
 
 pytestmark = pytest.mark.e2e
 
@@ -449,3 +452,18 @@ def test_hostile_shapes_are_linear(pybuild: Pybuild) -> None:
     assert len(layer.names) == 499 + 3001
     assert {entry.mtime for name, entry in layer.entries.items() if not entry.isdir()} == {0}
     assert sum(entry.islnk() for entry in layer.entries.values()) == 3000
+
+
+def test_cancelled_while_an_archive_is_unpacked(fresh: Pybuild) -> None:
+    archive = tar(*((f"d{count % 50}/f{count}", FILE, "1") for count in range(15_000)))
+    context = fresh.context("FROM scratch\nADD a /\n", {"a": archive})
+    words, env = command(fresh, context)
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as build:
+        end = time.monotonic() + 20
+        while not list(fresh.store.glob("tmp/*/*/fs/d0")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        build.send_signal(signal.SIGINT)
+        said = build.communicate(timeout=20)[1]
+    assert build.returncode == 130 and b"Traceback" not in said and b"cancelled" in said
+    assert not list(fresh.store.glob("tmp/*"))
