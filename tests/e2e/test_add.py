@@ -455,7 +455,7 @@ def test_hostile_shapes_are_linear(pybuild: Pybuild) -> None:
 
 
 def test_cancelled_while_an_archive_is_unpacked(fresh: Pybuild) -> None:
-    archive = tar(*((f"d{count % 50}/f{count}", FILE, "1") for count in range(15_000)))
+    archive = tar(*((f"d{count % 50}/f{count}", FILE, "1") for count in range(8_000)))
     context = fresh.context("FROM scratch\nADD a /\n", {"a": archive})
     words, env = command(fresh, context)
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as build:
