@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from builder.errors import BuildError, UsageError
+from builder.execute.mounts import make_usual_points
 from builder.execute.run import chrooted, container_spec, drop_unasked_chroot, run_in_tree
 from builder.image.local import find, snapshots
 from builder.image.model import DEFAULT_PATH
@@ -91,11 +92,14 @@ def run_image(
             # A volume inside another one is mounted after it, whatever the order they are given in.
             for source, target, read_only in sorted(changes.volumes, key=lambda volume: volume[1].count("/"))
         ]
+        points = make_usual_points(made)
+        if store.overlays and points:
+            spec["lowers"].insert(0, os.fsencode(points))
         if not store.overlays:
             from builder.execute.stage_trees import StageTrees  # few machines need them
 
             tree = held.enter_context(StageTrees(store, isolation == CHROOT).taken(made.parents))
-            run_in_tree(spec, tree, store)
+            run_in_tree(spec, tree, store, points)
             if isolation == CHROOT:
                 held.enter_context(chrooted(spec, tree, store))
                 drop_unasked_chroot(spec, sandbox)

@@ -440,12 +440,15 @@ def _secret(text: str) -> tuple[str, Any]:
     """``id=ID`` with ``src=FILE`` or ``env=NAME``; with neither, a variable or file of that name."""
     from builder.request import Secret
 
-    fields = dict(pair(item, "--secret") for item in text.split(","))
+    fields = dict(item.partition("=")[::2] for item in text.split(","))
     name, kind = fields.pop("id", ""), fields.pop("type", "")
     file = fields.pop("src", "") or fields.pop("source", "")
     variable = fields.pop("env", "")
     if not name or fields or kind not in ("", "file", "env") or (file and variable):
-        raise UsageError(f"--secret {text!r} is not id=ID[,src=FILE|env=NAME]")
+        raise UsageError(  # nothing of it is shown: somebody may have put the secret itself here
+            f"--secret{f' of id {name!r}' if name else ''} is not id=ID[,src=FILE|env=NAME]",
+            "a secret is read from a file or a variable; it is no argument, which others could see",
+        )
     if not file and not variable:
         if kind != "file" and name in os.environ:
             variable = name

@@ -7,7 +7,17 @@ from typing import Any, BinaryIO
 from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.execute.layers import downloaded
-from builder.image.model import INDEX_TYPE, ImageConfig, Platform, host, parse_config, parse_descriptor
+from builder.image.model import (
+    INDEX_TYPE,
+    ImageConfig,
+    Platform,
+    by_rank,
+    host,
+    is_config,
+    parse_config,
+    parse_descriptor,
+    rank,
+)
 from builder.parallel import each
 from builder.registry.client import DOCKER_LIST, MANIFEST_LIMIT, Fetched, Registry
 from builder.registry.errors import Untrusted
@@ -23,6 +33,8 @@ from grammar.reference import Reference
 _CONFIG_LIMIT = 8 << 20
 _MAX_LAYERS = 1000
 _AT_ONCE = 3
+_MAX_MANIFESTS = 100  # that are asked for, to find an image
+_MAX_DEPTH = 4  # of indexes in indexes
 
 
 def pull(
@@ -86,31 +98,50 @@ def metadata(
 def _image_manifest(
     registry: Registry, reference: Reference, fetched: Fetched, platform: Platform
 ) -> dict[str, Any]:
-    """The image manifest behind *fetched*, through one index at most."""
+    """The image manifest behind *fetched*; what that names itself is meant, whatever its platform is."""
     body = _object(fetched)
     if "manifests" not in body:
         return body
-    items = _items(body, "manifests")
-    matching = [item for item in items if _rank(item.get("platform"), platform)]
-    if not matching:
+    found = _of_index(registry, reference, body, platform, [_MAX_MANIFESTS], 1)
+    if found is None:
         raise BuildError(f"{reference.familiar} has no image for {platform}")
-    best = max(matching, key=lambda item: _rank(item["platform"], platform))
-    inner = _object(registry.manifest(reference.repository, parse_descriptor(best, "a manifest").digest))
-    if "manifests" in inner:
-        raise Untrusted(f"{reference} is an index of indexes")
-    return inner
+    return found
 
 
-def _rank(stated: object, platform: Platform) -> int:
-    """How well an image for *stated* serves *platform*; 0: not at all. The first of the best wins."""
-    if not isinstance(stated, dict):
-        return 0
-    if (stated.get("os"), stated.get("architecture")) != (platform.os, platform.architecture):
-        return 0
-    variant = stated.get("variant") or ""
-    if platform.architecture == "arm64":
-        variant = variant.replace("v8", "")
-    return 2 if variant == platform.variant else 1
+def _of_index(
+    registry: Registry,
+    reference: Reference,
+    index: dict[str, Any],
+    platform: Platform,
+    left: list[int],
+    depth: int,
+) -> dict[str, Any] | None:
+    """The manifest of an index, or of one in it, that serves *platform* best; of equal ones the first.
+
+    Where an entry does not say what it is for, the image's config does. *left* counts the manifests that
+    may still be asked for.
+    """
+    for item in by_rank(_items(index, "manifests"), platform):
+        left[0] -= 1
+        if left[0] < 0 or depth > _MAX_DEPTH:
+            raise Untrusted(f"{reference} is an index of too many indexes and images")
+        body = _object(registry.manifest(reference.repository, parse_descriptor(item, "a manifest").digest))
+        if "manifests" in body:
+            body = _of_index(registry, reference, body, platform, left, depth + 1) or {}
+        elif item.get("platform") is None and not _serves(registry, reference, body, platform):
+            continue
+        if body:
+            return body
+    return None
+
+
+def _serves(registry: Registry, reference: Reference, body: dict[str, Any], platform: Platform) -> bool:
+    stated = body.get("config")
+    if not isinstance(stated, dict) or not is_config(str(stated.get("mediaType"))):
+        return False
+    at = parse_descriptor(stated, "the config")
+    config = parse_config(_config(registry, reference, at), f"the config of {reference}")
+    return rank(config.platform.to_json(), platform) > 0
 
 
 def _object(fetched: Fetched) -> dict[str, Any]:

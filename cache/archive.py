@@ -1,8 +1,7 @@
 """Read tar headers from a stream: v7, ustar, PAX and GNU long names, nothing trusted.
 
-Multi-volume archives and unknown member types are refused by name, and so are sparse files where
-they are not asked for. Limits are per member, so no header can make the reader hold more than a
-mebibyte.
+Multi-volume archives and unknown member types are refused by name. Limits are per member, so no
+header can make the reader hold more than a mebibyte.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from cache.errors import ArchiveError, UnsupportedMember
+from cache.trees import is_image_xattr
 
 _BLOCK = 512
 _HEADER_LIMIT = 1 << 20
@@ -19,11 +19,13 @@ _PATH_LIMIT = 4096
 _SIZE_LIMIT = 1 << 50
 _ID_LIMIT = 1 << 32
 _TIME_LIMIT = 1 << 40
+_XATTR_NAME, _XATTR_SIZE = 255, 1 << 16  # linux/limits.h
 _ZEROS = bytes(1 << 20)
 
 Read = Callable[[int], bytes]
 
 _KINDS = {b"0": "f", b"\0": "f", b"7": "f", b"1": "h", b"2": "l", b"3": "c", b"4": "b", b"5": "d", b"6": "p"}
+_KINDS[b"S"] = "f"  # a sparse file
 
 
 class Member:
@@ -46,13 +48,14 @@ class TarReader:
     """Members of the tar that *read* delivers; ``read(n)`` returns up to n bytes, b"" at the end.
 
     Iterate over members; call ``chunks`` for a file's content before the next member, or it
-    is skipped. With *sparse*, sparse files of PAX archives are given whole, holes as zeros. Raises
-    ArchiveError for anything malformed, and its UnsupportedMember for what is only unknown here.
+    is skipped. Sparse files are given whole, holes as zeros. With *blank*, nothing at all is an archive
+    without members. Raises ArchiveError for anything malformed, and its UnsupportedMember for what is
+    only unknown here.
     """
 
-    def __init__(self, read: Read, sparse: bool = False) -> None:
+    def __init__(self, read: Read, blank: bool = False) -> None:
         self._read = read
-        self._sparse = sparse
+        self._blank = blank
         self._left = 0
         self._pad = 0
         self._parts: list[tuple[int, int]] | None = None  # of a sparse file: offset and length, then its end
@@ -68,6 +71,9 @@ class TarReader:
             self._skip()
             block = self._exactly(_BLOCK, "a header", end_ok=True)
             if not block:
+                if first and self._blank:
+                    self.ended = True
+                    return
                 if first:
                     raise ArchiveError("the archive is empty")
                 if pax or long_name or long_link:
@@ -97,18 +103,19 @@ class TarReader:
             _apply_pax(member, pax)
             parts = _sparse_parts(pax)
             if parts is not None:
-                if not self._sparse:
-                    raise UnsupportedMember("sparse files are not supported in layers (image-spec layer.md)")
                 member.name = pax.get(b"GNU.sparse.name") or member.name
             if kind == b"\0" and member.name.endswith(b"/"):
                 member.kind = "d"  # v7 archives mark directories so
             _check(member, kind)
+            stored = self._old_map(block, member) if kind == b"S" else None
             if member.kind != "f":
                 member.size = 0  # only files have content, whatever the header says
             self._left = member.size
             self._pad = -member.size % _BLOCK
             self._parts = None
-            if parts is not None and member.kind == "f":
+            if stored is not None:
+                self._begin_sparse(member, {b"GNU.sparse.size": b"%d" % stored[0]}, stored[1])
+            elif parts is not None and member.kind == "f":
                 self._begin_sparse(member, pax, parts)
             pax, long_name, long_link = {}, b"", b""
             yield member
@@ -130,6 +137,24 @@ class TarReader:
             raise ArchiveError(f"{name!r}: the map of a sparse file is wrong")
         member.size = int(size)
         self._parts = [*pairs, (member.size, 0)]
+
+    def _old_map(self, block: bytes, member: Member) -> tuple[int, list[int]]:
+        """The size and the map of a sparse file in GNU tar's own format, which may go on in more blocks."""
+        size, parts = _number(block[483:495], "size"), []
+        table, count, more = block[386:482], 4, block[482]
+        while True:
+            for place in range(0, 24 * count, 24):
+                if not table[place]:
+                    break
+                parts += [_number(table[place + at : place + at + 12], "part of a map") for at in (0, 12)]
+            if not more:
+                return size, parts
+            if len(parts) > 2 * _RECORD_LIMIT:
+                raise ArchiveError(
+                    f"{os.fsdecode(member.name[:200])!r}: the map of a sparse file is too long"
+                )
+            table, count = self._exactly(_BLOCK, "the map of a sparse file"), 21
+            more = table[504]
 
     def _stored_map(self, name: str) -> list[int]:
         """The map that stands before the parts: how many there are, then offset and length of each."""
@@ -317,8 +342,7 @@ def _check(member: Member, kind: bytes) -> None:
     """Everything that must hold after overrides: a kind we know, sane numbers, sane names."""
     shown = os.fsdecode(member.name[:200])
     if not member.kind:
-        what = "sparse files" if kind == b"S" else f"members of type {kind!r}"
-        raise UnsupportedMember(f"{shown!r}: {what} are not supported")
+        raise UnsupportedMember(f"{shown!r}: members of type {kind!r} are not supported")
     if b"\0" in member.name or b"\0" in member.link:
         raise ArchiveError(f"{shown!r}: a name holds a NUL byte")
     if len(member.name) > _PATH_LIMIT or len(member.link) > _PATH_LIMIT:
@@ -327,6 +351,12 @@ def _check(member: Member, kind: bytes) -> None:
         raise ArchiveError(f"{shown!r}: a size of {member.size} bytes")
     if not (0 <= member.uid < _ID_LIMIT - 1 and 0 <= member.gid < _ID_LIMIT - 1):
         raise ArchiveError(f"{shown!r}: owner {member.uid}:{member.gid} is out of range")
+    for key, value in member.xattrs.items():
+        if is_image_xattr(key) and (len(os.fsencode(key)) > _XATTR_NAME or len(value) > _XATTR_SIZE):
+            raise UnsupportedMember(
+                f"{shown!r}: the extended attribute {key[:100]!r} has a name of {len(os.fsencode(key))} "
+                f"and a value of {len(value)} bytes; Linux has {_XATTR_NAME} and {_XATTR_SIZE} at most"
+            )
     if abs(member.mtime) > _TIME_LIMIT:
         member.mtime = 0  # as moby's and containerd's readers have it
     member.mode &= 0o7777

@@ -33,15 +33,22 @@ LEVELS = {GZIP: range(0, 10), ZSTD: range(0, 23), NONE: range(0, 1)}  # 0: the u
 _BY_MEDIA_TYPE = {media: kind for types in (_MEDIA_TYPES, _DOCKER_TYPES) for kind, media in types.items()} | {
     "application/vnd.oci.image.layer.nondistributable.v1.tar": NONE,
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": GZIP,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": ZSTD,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": NONE,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": GZIP,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd": ZSTD,
 }
 _SKIPPABLE = b"\x2a\x4d\x18"  # after a byte of 0x50 to 0x5f: a zstd frame to be passed over (RFC 8878)
 _MAGIC = {b"\x1f\x8b": GZIP, b"\x28\xb5\x2f\xfd": ZSTD, b"\xfd7zXZ\0": "xz", b"BZh": "bzip2"}
 _GZIP_WBITS = 31
 _GZIP_BLOCK = 1 << 20
 _XZ_MEMORY = 256 << 20
-_ZSTD_WINDOW = 128 << 20
+_ZSTD_WINDOW = 512 << 20
 _ZSTD_JOB = 2 << 20
 _CHUNK = 1 << 18
+_PIECE = 1 << 12  # bytes of a member that are looked at first: there may be thousands of small ones
+
+_ERRORS: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError)
 
 Read = Callable[[int], bytes]
 Write = Callable[[bytes], object]
@@ -71,17 +78,34 @@ def is_layer(media: str) -> bool:
 
 
 def detect(start: bytes) -> str:
-    """The compression that the first bytes of a stream show."""
+    """The compression that the first bytes of a stream show; names in a tar may look like some."""
+    if _is_tar(start[:512]):
+        return NONE
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
     return ZSTD if start[1:4] == _SKIPPABLE and start[0] >> 4 == 5 else NONE
 
 
-def detecting(read: Read) -> Read:
-    """A read function over a stream whose first bytes show its compression, or that it has none."""
-    start = read(512)
+def _is_tar(block: bytes) -> bool:
+    """Whether *block* is a tar's header, by its checksum."""
+    digits = block[148:156].strip(b" \0")
+    if len(block) < 512 or not digits or digits.strip(b"01234567"):
+        return False
+    return sum(block[:148]) + 8 * 0x20 + sum(block[156:]) == int(digits, 8)
+
+
+def detecting(read: Read, layer: bool = False) -> Read:
+    """A read function over a stream whose first bytes show its compression, or that it has none.
+
+    Raises ArchiveError where it is that of a *layer*, and one that layers do not have.
+    """
+    start = b""
+    while len(start) < 512 and (data := read(512 - len(start))):
+        start += data
     kind = detect(start)
+    if layer and kind not in _MEDIA_TYPES:
+        raise ArchiveError(f"a layer is compressed by {kind}; layers are plain, or by gzip or zstd")
 
     def source(count: int) -> bytes:
         nonlocal start
@@ -111,8 +135,11 @@ class _Members:
     def __init__(self, read: Read, kind: str) -> None:
         self._source = read
         self._kind = kind
-        self._errors: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError)
+        self._errors = _ERRORS
         self._engine = self._fresh()
+        self._held = b""  # what was read last
+        self._next = 0  # how much of that was taken
+        self._piece = _PIECE
         self._input = b""
         self._buffer = b""
         self._place = 0  # how much of it has been read
@@ -132,7 +159,8 @@ class _Members:
             from isal import isal_zlib
         except ImportError:
             return zlib.decompressobj(_GZIP_WBITS)
-        self._errors = (*self._errors, cast("type[Exception]", isal_zlib.error))
+        if len(self._errors) == len(_ERRORS):
+            self._errors = (*_ERRORS, cast("type[Exception]", isal_zlib.error))
         return isal_zlib.decompressobj(wbits=_GZIP_WBITS)
 
     def read(self, count: int) -> bytes:
@@ -148,20 +176,30 @@ class _Members:
     def _step(self) -> bytes:
         """Decompress a little more; may return b"" without being at the end."""
         if self._engine.eof:
-            rest: bytes = self._engine.unused_data or self._source(_CHUNK)
-            while rest and not rest.strip(b"\0"):
-                rest = self._source(_CHUNK)
+            self._next -= len(self._engine.unused_data)  # the end of what was taken last
+            rest = self._take(_PIECE)
+            while rest and not (rest := rest.lstrip(b"\0")):
+                rest = self._take(_CHUNK)
             if not rest:
                 self._done = True
                 return b""
             self._engine = self._fresh()
-            self._input = rest
+            self._input, self._piece = rest, _PIECE
         if not self._input and getattr(self._engine, "needs_input", True):
-            self._input = self._source(_CHUNK)
+            self._input = self._take(self._piece)
+            self._piece = min(2 * self._piece, _CHUNK)
             if not self._input:
                 raise EOFError("the stream ends early")
         data: bytes = self._engine.decompress(self._input, 1 << 20)
         self._input = self._engine.unconsumed_tail if self._kind == GZIP else b""
+        return data
+
+    def _take(self, count: int) -> bytes:
+        """Up to *count* of the next bytes of the stream, b"" at its end."""
+        if self._next == len(self._held):
+            self._held, self._next = self._source(_CHUNK), 0
+        data = self._held[self._next : self._next + count]
+        self._next += len(data)
         return data
 
 
@@ -180,6 +218,11 @@ def _zstd_reader(read: Read) -> Read:
             data: bytes = stream.read(count)
             return data
         except zstandard.ZstdError as error:
+            if "too much memory" in str(error):
+                raise ArchiveError(
+                    f"zstd data that needs a window of more than {_ZSTD_WINDOW >> 20} MiB",
+                    "compress it without --long, or with --long=29 at most",
+                ) from None
             raise ArchiveError(f"damaged zstd data: {error}") from None
 
     return pull

@@ -194,8 +194,13 @@ def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: P
     if known:
         return known
     with draft(store, ()) as made:
-        size = _verify(store, descriptor, expected, progress, lambda stream: _unpack(made.upper, stream))
-        snapshot = commit(made)
+        implied: list[str] = []
+
+        def take(stream: Read) -> Digest:
+            return _unpack(made.upper, stream, implied=implied)
+
+        size = _verify(store, descriptor, expected, progress, take)
+        snapshot = commit(made, implied=implied)
     store.index.set_diff_id(snapshot, expected, size)
     store.index.set_unpacked(expected, snapshot)
     store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
@@ -235,7 +240,10 @@ def _verify(
     with open(store.blob_path(descriptor.digest), "rb") as file:
         sha = hashlib.sha256()
         raw = _hashing(file, sha.update, progress)
-        unpacked = comp.decompressing(raw, comp.compression_of(descriptor.media_type))
+        comp.compression_of(
+            descriptor.media_type
+        )  # has to be a layer; what it is, its bytes say, as for others
+        unpacked = comp.detecting(raw, layer=True)
         with ahead(unpacked) as stream:
 
             def counted(count: int) -> bytes:
@@ -284,12 +292,12 @@ def _named_plainly(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry
 
 
-def _unpack(folder: str, read: Read, base: bool = False) -> Digest:
+def _unpack(folder: str, read: Read, base: bool = False, implied: list[str] | None = None) -> Digest:
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         space = os.statvfs(root)
         limit = space.f_bavail * space.f_frsize
-        return confined([folder], lambda: unpack_layer(read, root, limit=limit, base=base))
+        return confined([folder], lambda: unpack_layer(read, root, limit, base, implied=implied))
     finally:
         os.close(root)
 

@@ -7,6 +7,7 @@
       blobs/sha256/HEX   configs, manifests and layer blobs, each named by its digest
       snapshots/ID/      layer directories, immutable once here
       layers/HEX         a link to the snapshot that a layer, by its diff ID, is unpacked as
+      implied/ID         folders of a layer of others that it holds without saying what they are like
       files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
       refs/NAME          image names, each a file holding an image ID (the config's digest)
       contexts/HEX       stat indexes of build contexts
@@ -19,8 +20,8 @@
 Publishing is: write below tmp, fsync, rename, fsync the folder. Snapshots are renamed into
 place at once and made durable together, by one syncfs when the build is complete
 (``Store.sync``); until then their records count only in this boot. Lock order: lock, tmp,
-locks/KEY (one key at a time, but for the making of a cache, which waits for nobody), caches by
-name.
+locks/KEY (one key at a time, but for the making of a cache, or of a layer of looks, which wait for
+nobody), caches by name.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ import fcntl
 import marshal
 import os
 import threading
+import time
 
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import BusyError, CacheError, CorruptError, MissingError, SpaceError
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 1
 _LONGEST_NAME = 240  # of a file, in bytes
 _FOLDERS = (
-    *("blobs", "blobs/sha256", "snapshots", "layers", "files"),
+    *("blobs", "blobs/sha256", "snapshots", "layers", "implied", "files"),
     *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
 _FILES = ("lock", "index.db", "reserve", "somebody", "owners", "version")
@@ -60,6 +62,7 @@ _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RESERVE = 512 << 10  # bytes: what a command writes that reads, removes or is cached, many times over
+_TRIES, _PAUSE = 20, 0.05  # to remove a session, and seconds between two of them
 
 
 def default_root() -> str:
@@ -95,6 +98,7 @@ class Store:
         self._emptied = False
         self.overlays = True  # whether containers can have overlays of its folders: else copies
         self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
+        self.implied: dict[str, list[str]] = {}  # what is in the folder of that name, as far as it was read
         try:
             self._prepare()
         except OSError as error:
@@ -267,8 +271,9 @@ class Store:
                 moved.append(self.temporary())
                 with contextlib.suppress(OSError):
                     os.rename(self.path("snapshots", name), moved[-1])
-                with contextlib.suppress(OSError):
-                    os.unlink(self.path("files", name))
+                for folder in ("files", "implied"):
+                    with contextlib.suppress(OSError):
+                        os.unlink(self.path(folder, name))
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         for place in moved:
             with contextlib.suppress(OSError):
@@ -277,12 +282,23 @@ class Store:
     def close(self) -> None:
         self.index.close()
         if self._session:
-            remove_tree(self._session)
+            self._remove_session()
             os.close(self._session_fd)
             self._session = ""
         if not self._emptied:
             self._keep_reserve()
         os.close(self._lock)
+
+    def _remove_session(self) -> None:
+        """Remove what was not published. After a cancel some thread may still be writing to it, or removing
+        it too; what is left in the end is swept by the next session.
+        """
+        for _ in range(_TRIES):
+            try:
+                remove_tree(self._session)
+                return
+            except OSError:
+                time.sleep(_PAUSE)
 
     def __enter__(self) -> "Store":
         return self

@@ -4,7 +4,10 @@ Never through tarfile. Every path resolves inside the target as it would
 after chroot (openat2 RESOLVE_IN_ROOT), the last component is never followed, and what exists
 is unlinked before it is replaced, so no member writes through another. Whiteouts are applied
 after everything else, because they speak of lower layers only and their order must not
-matter (image-spec layer.md).
+matter (image-spec layer.md); they follow no link, as what they hide is not in this layer.
+
+A folder that no member is, but that a member lies in, says nothing of itself: it looks as in the
+layers below (``cache.snapshots.top_down``).
 """
 
 from __future__ import annotations
@@ -26,17 +29,25 @@ _WHITEOUT = os.fsencode(WHITEOUT_PREFIX)
 _OPAQUE_MARK = b".wh..wh..opq"
 _MAX_MEMBERS = 5_000_000
 _MAX_ID = (1 << 31) - 1  # the ids a step can map: builder.runtime.spec.ID_COUNT
+_MAX_LINKS = 40
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unpack_layer(
-    read: Read, root: int, limit: int = 1 << 42, base: bool = False, owners: bool = True
+    read: Read,
+    root: int,
+    limit: int = 1 << 42,
+    base: bool = False,
+    owners: bool = True,
+    implied: list[str] | None = None,
 ) -> Digest:
     """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
 
     *limit* caps the bytes of file content. With *base* the tar is a whole root file system rather
     than a layer: nothing lies below that whiteouts could hide, and no digest says whether it is
-    complete, so it must have its end marker. Without *owners* everything is ours. Returns the diff
+    complete, so it must have its end marker. Without *owners* everything is ours. The paths of
+    folders that no member is are added to *implied*, parents first. Returns the diff
     ID: the digest of the whole stream, whatever follows the end marker included. Raises
     ArchiveError for a malformed or hostile archive and SpaceError when the disk is full; the caller
     removes the directory.
@@ -48,7 +59,7 @@ def unpack_layer(
         sha.update(data)
         return data
 
-    reader = TarReader(hashed)
+    reader = TarReader(hashed, blank=True)
     writer = _Writer(root, limit, base, owners)
     name = b""
     try:
@@ -60,7 +71,9 @@ def unpack_layer(
         name = b""
         if base and not reader.ended:
             raise ArchiveError("the archive ends too early: it has no end marker")
-        writer.finish()
+        folders = writer.finish()
+        if implied is not None:
+            implied += folders
         reader.drain()
     except OSError as error:
         if error.errno in _NO_SPACE:
@@ -84,6 +97,7 @@ class _Writer:
         self._parent = -1
         self._whiteouts: list[tuple[bytes, bytes]] = []
         self._times: dict[bytes, int] = {}
+        self._implied: dict[int, bytes] = {}  # folders that no member is yet: inode, path without links
 
     def close(self) -> None:
         self._forget_parent()
@@ -128,33 +142,70 @@ class _Writer:
         self._parent_path, self._parent = None, -1
 
     def _open_or_make(self, path: bytes) -> int:
-        """Open a directory inside the root; missing parents are made 0755, owned by root."""
-        flags = os.O_RDONLY | os.O_DIRECTORY
+        """Open a directory inside the root; missing parents are made, also where a link leads to them."""
         with contextlib.suppress(FileNotFoundError):
-            return open_in_root(self._root, path, flags)
-        fd, built = os.dup(self._root), b""
-        for name in path.split(b"/"):
-            built += (b"/" if built else b"") + name
-            try:
-                following = open_in_root(self._root, built, flags)
-            except FileNotFoundError:
+            return open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+        fd = self._walk(path, True)
+        assert fd >= 0
+        return fd
+
+    def _walk(self, path: bytes, follow: bool) -> int:
+        """Open the directory *path*, making what is missing; -1 where something else is on the way.
+
+        A link is something else, unless it is to *follow*; then what is on the way is an error.
+        """
+        todo, links = path.split(b"/")[::-1], 0
+        names: list[bytes] = []  # of the real directory that is open
+        fd = os.dup(self._root)
+        try:
+            while todo:
+                name = todo.pop()
+                if name in (b"", b"."):
+                    continue
+                if name == b"..":
+                    fd = self._go_back(fd, names, len(names) - 1)
+                    continue
                 try:
-                    if name in (b"", b".", b".."):
-                        raise ArchiveError(f"a missing directory in {os.fsdecode(path)!r}") from None
-                    os.mkdir(name, 0o755, dir_fd=fd)
-                    os.chmod(name, 0o755, dir_fd=fd)
-                    self._times.setdefault(built, 0)
-                    following = open_in_root(self._root, built, flags)
-                except (OSError, ArchiveError):
-                    os.close(fd)
-                    raise
+                    following = os.open(name, _FOLDER, dir_fd=fd)
+                except FileNotFoundError:
+                    following = self._imply(fd, name, b"/".join([*names, name]))
+                except NotADirectoryError:  # or a link
+                    if not follow:
+                        return -1
+                    target = _link_text(fd, name)
+                    links += 1
+                    if links > _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+                    todo += target.split(b"/")[::-1]
+                    if target.startswith(b"/"):
+                        fd = self._go_back(fd, names, 0)
+                    continue
+                names.append(name)
+                os.close(fd)
+                fd = following
+            return os.dup(fd)
+        finally:
             os.close(fd)
-            fd = following
+
+    def _go_back(self, fd: int, names: list[bytes], count: int) -> int:
+        """Keep *count* of the *names* of real directories, and open that in place of *fd*."""
+        del names[max(count, 0) :]
+        above = open_in_root(self._root, b"/".join(names), _FOLDER)
+        os.close(fd)
+        return above
+
+    def _imply(self, parent: int, name: bytes, path: bytes) -> int:
+        """Make a folder that no member is, 0755 and root's, which it stays if there is none below."""
+        os.mkdir(name, 0o755, dir_fd=parent)
+        fd = os.open(name, _FOLDER, dir_fd=parent)
+        os.fchmod(fd, 0o755)
+        self._implied[os.fstat(fd).st_ino] = path
         return fd
 
     # -- members ---------------------------------------------------------------------------
 
     def _directory(self, parent: int, name: bytes, member: Member) -> None:
+        hides = False
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
@@ -162,9 +213,13 @@ class _Writer:
             if not stat.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=parent)
                 os.mkdir(name, 0o700, dir_fd=parent)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, dir_fd=parent)
+                hides = not self._base  # the file was in the place of all that is below
+        fd = os.open(name, _FOLDER, dir_fd=parent)
         try:
+            if hides:
+                os.setxattr(fd, OPAQUE, b"y")
+            if self._implied:
+                self._implied.pop(os.fstat(fd).st_ino, None)
             self._own(fd, member)
         finally:
             os.close(fd)
@@ -265,22 +320,38 @@ class _Writer:
             raise ArchiveError(f"{os.fsdecode(name)!r} is not a whiteout of anything")
         self._whiteouts.append((parent_path, hidden))
 
-    def finish(self) -> None:
-        """Apply whiteouts, then directory times (children have changed them)."""
+    def finish(self) -> list[str]:
+        """Apply whiteouts, then directory times (children have changed them); what is still implied."""
         self._forget_parent()
-        for parent_path, name in self._whiteouts:
-            parent = self._open_or_make(parent_path)
-            try:
-                self._hide(parent, name)
-            finally:
+        parent, parent_path = -1, None
+        try:
+            for path, name in self._whiteouts:
+                if path != parent_path:
+                    if parent >= 0:
+                        os.close(parent)
+                    parent, parent_path = self._walk(path, False), path
+                if parent >= 0:  # else the layer has something there that no folder of below shows through
+                    self._hide(parent, name)
+        finally:
+            if parent >= 0:
                 os.close(parent)
-        for path, mtime in reversed(self._times.items()):
-            try:
-                fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            except OSError:
-                continue  # replaced by a later member
+        implied = sorted((path, inode) for inode, path in self._implied.items())
+        left = [os.fsdecode(path) for path, inode in implied if self._date(path, 0, inode)]
+        for path, mtime in self._times.items():
+            self._date(path, mtime)
+        return left
+
+    def _date(self, path: bytes, mtime: int, inode: int = 0) -> bool:
+        """Give a directory its time; False if it is no longer there, or another than that with *inode*."""
+        try:
+            fd = open_in_root(self._root, path, _FOLDER)
+        except OSError:
+            return False  # replaced by a later member
+        found = not inode or os.fstat(fd).st_ino == inode
+        if found:
             os.utime(fd, ns=(mtime * 10**9,) * 2)
-            os.close(fd)
+        os.close(fd)
+        return found
 
     def _hide(self, parent: int, name: bytes) -> None:
         """Hide *name* of lower layers in *parent*; "" hides all of the directory's own lower."""
@@ -291,23 +362,31 @@ class _Writer:
             make_whiteout(name, dir_fd=parent)
         except FileExistsError:
             # The layer has its own: a file hides the lower one anyway, a directory must not merge.
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                fd = os.open(name, flags, dir_fd=parent)
+                fd = os.open(name, _FOLDER, dir_fd=parent)
             except OSError:
                 return
             os.setxattr(fd, OPAQUE, b"y")
             os.close(fd)
 
 
+def _link_text(parent: int, name: bytes) -> bytes:
+    """What a link says. Raises NotADirectoryError for anything else."""
+    try:
+        return os.readlink(name, dir_fd=parent)
+    except OSError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+
+
 def _split(member: Member) -> tuple[bytes, bytes]:
-    """The parent path and last component of a member; ("", "") for the root itself."""
-    parts = [part for part in member.name.split(b"/") if part not in (b"", b".")]
-    if not parts:
-        return b"", b""
-    if parts[-1] == b"..":
-        raise ArchiveError(f"{os.fsdecode(member.name)!r}: a member's name ends in ..")
-    return b"/".join(parts[:-1]), parts[-1]
+    """The parent path and last component of a member, without dots; ("", "") for the root itself."""
+    parts: list[bytes] = []
+    for part in member.name.split(b"/"):
+        if part == b"..":
+            del parts[-1:]
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return b"/".join(parts[:-1]), parts[-1] if parts else b""
 
 
 def _ids(member: Member) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from builder.execute.sources import Selected, Source
 from builder.execute.writer import Writer
 from cache.archive import Member, Read, TarReader
 from cache.compression import detecting
-from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, SYMLINK, Entry, kind_of
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, kind_of
 from cache.errors import ArchiveError, SpaceError, UnsupportedMember
 from cache.tree import Node
 from cache.trees import image_xattrs, is_image_xattr
@@ -36,7 +36,7 @@ def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -
     fd = source.open(handle)
     try:
         with writer.unpacking():
-            _unpack(writer, TarReader(_reader(fd), sparse=True), dest)
+            _unpack(writer, TarReader(_reader(fd)), dest)
     except ArchiveError as error:
         raise ArchiveError(f"ADD {selected.name}: {error.message}", error.hint) from None
     finally:
@@ -55,7 +55,7 @@ def is_archive(source: Source, selected: Selected) -> bool:
         return False
     fd = source.open(handle)
     try:
-        reader = TarReader(_reader(fd), sparse=True)
+        reader = TarReader(_reader(fd))
         return next(iter(reader), None) is not None or reader.global_header
     except UnsupportedMember:
         return True
@@ -68,24 +68,42 @@ def is_archive(source: Source, selected: Selected) -> bool:
 def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
     top = writer.resolve(dest)
     writer.make_parents(top)
-    parents: dict[str, str] = {}
+    parents = {"": top}  # where directories of the archive lead
     for member in reader:
         name = _inside(member.name, member.name)
         if not name or member.kind in (CHARACTER, BLOCK):
             continue  # "./" is there, and stays as it is; nobody means to add devices
         above, _, last = name.rpartition("/")
         if above not in parents:
-            parents[above] = _resolve(writer, top, above)
-            writer.make_parents(parents[above], owned=False)  # the archive has no owner for them
+            parents[above] = _parent(writer, top, above, parents)
         path = f"{parents[above]}/{last}".lstrip("/")
         if member.size > _LARGE and member.size > writer.free():
             raise SpaceError(f"{name!r} has {member.size} bytes, more than there is space for", "free some")
+        before = writer.stands(path)
         if member.kind == "h":
-            _link(writer, member, path, top)
+            _link(writer, member, path, top, parents)
         else:
             writer.put(path, _entry(member), reader.chunks())
-        if member.kind != "f":
-            parents.clear()  # a link or directory may have changed where names lead
+        if before in (SYMLINK, HARDLINK) or (before == DIRECTORY and member.kind != DIRECTORY):
+            parents = {"": top}  # it may have changed where names lead
+        if member.kind == DIRECTORY:
+            parents[name] = path
+
+
+def _parent(writer: Writer, top: str, path: str, parents: dict[str, str]) -> str:
+    """Make the directory *path* of the archive where it leads, and say where that is; *parents* are known.
+
+    What lies in a known one is looked up there, as the whole of a long way takes long each time.
+    """
+    above, _, last = path.rpartition("/")
+    if above in parents:
+        place = f"{parents[above]}/{last}".lstrip("/")
+        if writer.stands(place) == DIRECTORY:
+            writer.make_parents(place, owned=False)
+            return place
+    place = _resolve(writer, top, path)
+    writer.make_parents(place, owned=False)  # the archive has no owner for them
+    return place
 
 
 def _resolve(writer: Writer, top: str, path: str) -> str:
@@ -122,11 +140,12 @@ def _entry(member: Member) -> Entry:
     )
 
 
-def _link(writer: Writer, member: Member, path: str, top: str) -> None:
+def _link(writer: Writer, member: Member, path: str, top: str, parents: dict[str, str]) -> None:
     """A hard link: its target counts from the destination, and may be a file that was there before."""
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
-    target = f"{_resolve(writer, top, above)}/{last}".lstrip("/")
+    folder = parents[above] if above in parents else _resolve(writer, top, above)
+    target = f"{folder}/{last}".lstrip("/")
     entry = _entry(member)
     content: Iterator[bytes] = iter(())
     if writer.wrote(target):

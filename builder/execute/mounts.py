@@ -76,7 +76,7 @@ def mounted(
             spec["target"] = os.fsencode(target)
             out.specs.append(spec)
             targets.append((target, is_file))
-        out.points, only_there = _make_points(draft, targets)
+        out.points, only_there = _make_points(draft, [*targets, *hidden_points(draft)])
         yield out
         _drop_points(draft, only_there)
 
@@ -85,7 +85,7 @@ def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) 
     node = tree_of(draft.store, layers).lookup(mount.path) if layers else None
     if node is None and mount.path.strip("/."):
         raise BuildError(f'the source of the mount at {mount.target}: "{mount.path}": not found')
-    lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(layers)]
+    lowers = [os.fsencode(f"snapshots/{name}") for name in top_down(draft.store, layers)]
     spec = MountSpec(kind="bind", lowers=[*lowers, _EMPTY], source=os.fsencode(mount.path or "/"))
     spec["read_only"] = mount.read_only
     if not draft.store.overlays:
@@ -137,6 +137,31 @@ def _socket(draft: Draft, number: int) -> MountSpec:
 
 
 # -- mount points --------------------------------------------------------------------------
+
+# What every container has mounted, and whether it is a file.
+_USUAL = (
+    ("/proc", False),
+    ("/sys", False),
+    ("/dev", False),
+    ("/etc/resolv.conf", True),
+    ("/etc/hosts", True),
+)
+
+
+def hidden_points(draft: Draft) -> list[tuple[str, bool]]:
+    """Usual mount points that the image does not have, and for which those at the bottom of every overlay
+    do not show: a layer has removed the directory, or put a link in its place.
+    """
+    root = draft.lower().root
+    tree = Tree((*(root.folders if root is not None else ()), draft.store.path("mounts")))
+    missing = [(path, is_file) for path, is_file in _USUAL if tree.lookup(path, follow=False) is None]
+    above = {path: tree.lookup(os.path.dirname(path)) for path, _ in missing}
+    return [item for item in missing if (node := above[item[0]]) is None or node.is_dir]
+
+
+def make_usual_points(draft: Draft) -> str:
+    """A layer with the mount points that *draft*'s image hides, relative to the store; "" for none."""
+    return _make_points(draft, hidden_points(draft))[0]
 
 
 def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, list[str]]:

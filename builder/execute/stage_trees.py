@@ -18,7 +18,7 @@ from builder.execute.copies import add_points, take_points
 from builder.runtime.chroot import skeleton
 from cache.confine import confined
 from cache.replicate import replicate
-from cache.snapshots import Draft, tree_of
+from cache.snapshots import Draft, top_down, tree_of
 from cache.store import Store
 from cache.tree import Tree
 from cache.trees import image_xattrs, is_opaque, is_whiteout, make_whiteout, remove_tree
@@ -61,10 +61,15 @@ class StageTree:
         if not layers and not taken:
             return
         merged = tree_of(self._store, self.stack)
+        new = [
+            name
+            for count in range(len(self.stack), len(stack))
+            for name in _added(self._store, stack[: count + 1])
+        ]
 
         def apply() -> None:
             _bring_back(self.root, taken, merged)
-            for layer in layers:
+            for layer in new:
                 apply_layer(self._store.path("snapshots", layer), self.root, self._skipped)
 
         confined([self.folder], apply)
@@ -281,6 +286,12 @@ class _Changes:
             os.close(target)
 
 
+def _added(store: Store, stack: tuple[str, ...]) -> list[str]:
+    """What the last layer of *stack* brings: itself, and what says how folders look that it only implies."""
+    names = top_down(store, stack)
+    return names[names.index(stack[-1]) :: -1]
+
+
 def _date(path: str, folder: int, time: int) -> None:
     os.utime(path, ns=(time, time), dir_fd=folder, follow_symlinks=False)
 
@@ -325,6 +336,10 @@ def apply_layer(layer: str, root: str, skipped: tuple[str, ...] = ()) -> None:
     source, target = os.open(layer, _FOLDER), os.open(root, _FOLDER)
     folders: list[str] = []
     try:
+        if is_opaque(source):
+            for name in os.listdir(target):
+                if name not in skipped:
+                    remove_tree(name, dir_fd=target)
         todo = [""]
         while todo:
             folder = todo.pop()

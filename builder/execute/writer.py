@@ -20,13 +20,13 @@ from builder.execute.packer import Packer, Stream
 from builder.execute.sources import MADE_TIME
 from builder.plan.modes import Mode
 from cache.diff import check_name
-from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Entry, kind_of
+from cache.entries import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, WHITEOUT, Entry, kind_of
 from cache.errors import CacheError
 from cache.kernel import keeps_owners, set_owner, write_all
 from cache.layers import record_packed
 from cache.snapshots import Draft, commit
 from cache.tree import Node, Tree
-from cache.trees import image_xattrs, remove_tree
+from cache.trees import OPAQUE, image_xattrs, make_whiteout, remove_tree
 
 
 class Writer:
@@ -51,6 +51,8 @@ class Writer:
         self._stream = Stream(packer, self._root)
         # The lower directory that each of our directories lies over, None where there is none.
         self._below: dict[str, Node | None] = {"": lower.root}
+        # Directories that took the place of what was written there, and what of below they hide.
+        self._hides: dict[str, Node] = {}
         self._linked: dict[str, list[str]] = {}
         # What is below as it was to be written, and the name of this layer that links to it have.
         self._kept: dict[str, str] = {}
@@ -111,6 +113,13 @@ class Writer:
         """What is below at *path*, if it is no directory: what a hard link may name."""
         node = self._lower.lookup(path, follow=False)
         return node if node is not None and not node.is_dir else None
+
+    def stands(self, path: str) -> str:
+        """The kind of what is at *path*, whose parent is a directory of this layer; "" for nothing."""
+        if path in self._entries:
+            return self._entries[path].kind
+        under = self._under(path)
+        return kind_of(under.found) if under is not None else ""
 
     def is_directory(self, path: str) -> bool:
         entry = self._entries.get(path)
@@ -258,6 +267,10 @@ class Writer:
                 raise BuildError(f"cannot copy to non-directory: /{entry.path}")
             self._clear(entry.path)
             self._directory(entry, None)
+            under = self._under(entry.path)
+            if under is not None and under.is_dir:  # the file had hidden it
+                self._hides[entry.path] = under
+                os.setxattr(os.path.join(self._upper, entry.path), OPAQUE, b"y")
         elif old != entry:
             self._stream.spoil()
             self._entries[entry.path] = entry
@@ -297,6 +310,7 @@ class Writer:
         removed = {name: self._entries.pop(name) for name in gone}
         for name, entry in removed.items():
             self._below.pop(name, None)
+            self._hides.pop(name, None)
             self._promote(entry, [other for other in self._linked.pop(name, []) if other not in removed])
 
     def _promote(self, old: Entry, names: list[str]) -> None:
@@ -319,30 +333,36 @@ class Writer:
                 self._kept[target] = path if path in self._entries else ""
                 return
             target = self._kept[target]
-        first = self._entries.get(target)
-        if first is None:
+        if target not in self._entries:
             raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
         self._make_way(path)
         if target not in self._entries:
             raise BuildError(f"hard link /{path} takes the place of what it names, /{target}")
+        target, first = self._first_name(target)
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
         self._linked.setdefault(target, []).append(path)
 
     def retouch(self, path: str, entry: Entry) -> None:
-        """Give a file written here the owner, mode and time of *entry*, another name of it."""
+        """Give a file written here the owner, mode and time of *entry*, another name of it.
+
+        The entries of its other names get them in the end (``_files_first``).
+        """
         uid, gid = self._ids or (entry.uid, entry.gid)
-        old = self._entries[path]
+        path, old = self._first_name(path)
         new = old._replace(uid=uid, gid=gid)
         if old.kind != SYMLINK:
             new = new._replace(mode=entry.mode, mtime=entry.mtime)
         if new != old:
             self._stream.spoil()
             self._set_metadata(new)
-            for name in (path, *self._linked.get(path, ())):
-                self._entries[name] = self._entries[name]._replace(
-                    mode=new.mode, uid=uid, gid=gid, mtime=new.mtime
-                )
+            self._entries[path] = new
+
+    def _first_name(self, path: str) -> tuple[str, Entry]:
+        """The name under which what is at *path* was written, and its entry."""
+        while (entry := self._entries[path]).kind == HARDLINK:
+            path = entry.link
+        return path, entry
 
     def _link_old(self, entry: Entry) -> bool:
         """Share the file of the previous layer if it is this very file."""
@@ -411,9 +431,22 @@ class Writer:
                 del self._entries[path], self._below[path]
                 inside[path.rpartition("/")[0]] -= 1
 
+    def _hide(self, path: str, under: Node) -> None:
+        """Say by whiteouts that of the directory *under*, which lies below *path*, nothing shows there."""
+        for name in self._lower.names(under):
+            inside, node = f"{path}/{name}", self._lower.child(under, name)
+            if inside not in self._entries:
+                make_whiteout(inside, dir_fd=self._root)
+                self._record(Entry(inside, WHITEOUT))
+            elif self._entries[inside].kind == DIRECTORY and node is not None and node.is_dir:
+                self._hide(inside, node)
+
     def finish(self) -> list[Entry]:
         """Give directories their metadata, children first; the manifest in tar order."""
         self._drop_folders()
+        for path, under in self._hides.items():
+            os.removexattr(os.path.join(self._upper, path), OPAQUE)
+            self._hide(path, under)
         for entry in reversed(self._entries.values()):
             if entry.kind == DIRECTORY:
                 for name, value in entry.xattrs:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from builder.errors import BuildError
-from builder.events import Meter, Sink
+from builder.events import Meter, Notice, Sink
 from builder.execute.files import copy_tree
 from builder.export.archive import destination
 from builder.image.local import snapshots
 from builder.image.model import ImageConfig
 from cache.confine import confined
-from cache.entries import DIRECTORY, Entry
+from cache.entries import DIRECTORY, SYMLINK, Entry
 from cache.pack import pack, walk
 from cache.snapshots import draft, tree_of
 from cache.store import Store
@@ -46,8 +46,9 @@ def write_folder(
     """Write images' files into the folder *dest*, over what is there; they belong to who builds.
 
     With *split* each is in a folder of its name, with *delete* nothing else is left in *dest*.
-    No name or link leads out of it, whatever lies there already. Raises BuildError, also where *delete*
-    would remove the store, or without *split* two images have a file of one name.
+    No name or link leads out of it, whatever lies there already. Files lose their setuid and setgid bits:
+    they would give whoever runs them the rights of who builds. Raises BuildError, also where *delete* would
+    remove the store, or without *split* two images have a file of one name.
     """
     if delete and _holds(dest, store.root):
         raise BuildError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
@@ -59,10 +60,14 @@ def write_folder(
     packed = []
     try:
         seen: dict[str, str] = {}
+        privileged = 0
         for some in [roots] if split else [[one] for one in roots]:
             packed.append(store.temporary())
             with open(packed[-1], "xb") as file:
-                _pack_roots(store, some, file.write, sink, epoch, split, seen)
+                privileged += _pack_roots(store, some, file.write, sink, epoch, split, seen, keep_ids=False)
+        if privileged:
+            note = f"{dest}: {privileged} files lose their setuid or setgid bits, as they belong to you"
+            sink(Notice(note, warning=True))
 
         def write() -> None:
             if delete:
@@ -98,11 +103,22 @@ def _pack_roots(
     epoch: int | None,
     split: bool,
     seen: dict[str, str] | None = None,
-) -> None:
+    keep_ids: bool = True,
+) -> int:
     """The tar of merged trees: a copy of them that is walked.
 
-    *seen* are paths, but of directories, and whose they are: no other image may have them. Raises BuildError.
+    *seen* are paths, but of directories, and whose they are: no other image may have them. Without
+    *keep_ids* no file has a setuid or setgid bit; how many lost theirs. Raises BuildError.
     """
+    privileged = 0
+
+    def plain(entry: Entry) -> Entry:
+        nonlocal privileged
+        if entry.kind in (DIRECTORY, SYMLINK) or not entry.mode & 0o6000:
+            return entry
+        privileged += 1
+        return entry._replace(mode=entry.mode & 0o1777)
+
     meter = Meter("exporting files", 0, sink)
 
     def count(data: bytes) -> None:
@@ -119,7 +135,7 @@ def _pack_roots(
                 os.utime(top, (0, 0))  # as docker has them
         root = os.open(made.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            entries = walk(root)
+            entries = walk(root) if keep_ids else map(plain, walk(root))
             if not split and seen is not None:
                 entries = _apart(entries, roots[0][0], seen)
             if epoch is not None:
@@ -129,6 +145,7 @@ def _pack_roots(
         finally:
             os.close(root)
     meter.finish()
+    return privileged
 
 
 def _apart(entries: Iterator[Entry], whose: str, seen: dict[str, str]) -> Iterator[Entry]:

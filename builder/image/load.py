@@ -12,12 +12,21 @@ import os
 import posixpath
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from builder.errors import BuildError, UsageError
 from builder.image.local import config_of, reference, remember_platform
-from builder.image.model import INDEX_TYPE, Platform, host, parse_config, parse_descriptor
+from builder.image.model import (
+    INDEX_TYPE,
+    Platform,
+    by_rank,
+    host,
+    is_config,
+    parse_config,
+    parse_descriptor,
+    rank,
+)
 from builder.strict_json import loads
 from cache import compression as comp
 from cache.archive import Read, TarReader
@@ -105,6 +114,10 @@ def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
     return name == (tag or "latest")
 
 
+class _Lacking(BuildError):
+    """What the archive names is not in it."""
+
+
 class _Archive:
     """Members of an archive, on disk under numbers; links between them as docker writes them.
 
@@ -142,7 +155,7 @@ class _Archive:
             if name in self.files:
                 return self.files[name]
             name = self._links.get(name, name)
-        raise BuildError(f"the archive lacks {name!r}, which its manifest names")
+        raise _Lacking(f"the archive lacks {name!r}, which its manifest names")
 
     def _small(self, name: str) -> bytes:
         try:
@@ -160,16 +173,23 @@ class _Archive:
         if not isinstance(items, list):
             raise BuildError("manifest.json in the archive is not a list")
         out = []
+        lacking: BuildError | None = None
         for item in items:
             if not isinstance(item, dict) or not isinstance(item.get("Layers"), list):
                 raise BuildError("manifest.json in the archive does not describe an image")
-            data = self._small(_normal(item.get("Config")))
-            paths = [self._path(_normal(name)) for name in item["Layers"]]
+            try:
+                data = self._small(_normal(item.get("Config")))
+                paths = [self._path(_normal(name)) for name in item["Layers"]]
+            except _Lacking as error:
+                lacking = error
+                continue
             tags = item.get("RepoTags") or []
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 raise BuildError("manifest.json in the archive does not name its images as a list of texts")
             names = [str(name) for name in map(_reference, tags) if not name.digest]
             out.append((self._add(data, [(path, None) for path in paths]), names))
+        if lacking is not None and not out:
+            raise lacking
         return out
 
     # -- OCI -------------------------------------------------------------------------------
@@ -181,11 +201,19 @@ class _Archive:
             )
         index = _object(self._small("index.json"), "index.json")
         found: dict[Digest, list[str]] = {}
+        lacking: BuildError | None = None
         for item in _images(index):
             for manifest in self._manifests(item, 0, None):
-                names = found.setdefault(self._from_manifest(manifest), [])
+                try:
+                    image = self._from_manifest(manifest())
+                except _Lacking as error:  # of an index some platforms may have been left out
+                    lacking = error
+                    continue
+                names = found.setdefault(image, [])
                 if name := _name(item):
                     names.append(name)
+        if lacking is not None and not found:
+            raise lacking
         return list(found.items())
 
     def oci_image(self, what: str, tag: str, wanted: str, platform: Platform) -> Digest:
@@ -197,10 +225,9 @@ class _Archive:
             items = all_items
         if not items:
             raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
-        manifest = next(self._manifests(items[0], 0, platform), None)
-        if manifest is None:
-            raise BuildError(f"{what} has no image for {platform}")
-        return self._from_manifest(manifest)
+        for manifest in self._manifests(items[0], 0, platform):
+            return self._from_manifest(manifest())
+        raise BuildError(f"{what} has no image for {platform}")
 
     def _blob(self, item: object, what: str) -> bytes:
         wanted = parse_descriptor(item, what)
@@ -211,25 +238,41 @@ class _Archive:
 
     def _manifests(
         self, item: dict[str, Any], depth: int, wanted: Platform | None
-    ) -> Iterator[dict[str, Any]]:
-        """The image manifests that a descriptor leads to, for *wanted* or for any platform.
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
+        """The image manifests that a descriptor leads to, each when it is called for: those that serve
+        *wanted*, the best first, or those for any platform.
 
         One that is named itself is meant, whatever its platform is.
         """
         platform = item.get("platform")
-        if isinstance(platform, dict) and (
-            platform.get("architecture") == "unknown"
-            or (wanted and depth > 0 and not _matches(platform, wanted))
-        ):
+        if isinstance(platform, dict) and platform.get("architecture") == "unknown":
             return
-        body = _object(self._blob(item, "a manifest"), "a manifest")
+        try:
+            body = _object(self._blob(item, "a manifest"), "a manifest")
+        except _Lacking as error:
+            failure = error
+
+            def fail() -> dict[str, Any]:
+                raise failure
+
+            yield fail
+            return
         if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
-            yield body
+            if wanted is None or depth == 0 or platform is not None or self._serves(body, wanted):
+                yield lambda: body
             return
         if "layers" in body or depth >= _MAX_DEPTH:
             raise BuildError("the archive holds a manifest that is an index and an image at once")
-        for below in _images(body):
+        for below in _images(body) if wanted is None else by_rank(_images(body), wanted):
             yield from self._manifests(below, depth + 1, wanted)
+
+    def _serves(self, manifest: dict[str, Any], wanted: Platform) -> bool:
+        """Whether the config of an image, whose index does not say what it is for, serves *wanted*."""
+        at = manifest.get("config")
+        if not isinstance(at, dict) or not is_config(str(at.get("mediaType"))):
+            return False
+        config = parse_config(self._blob(at, "the config"), "the config in the archive")
+        return rank(config.platform.to_json(), wanted) > 0
 
     def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
         layers = [parse_descriptor(item, "a layer") for item in _list(manifest, "layers")]
@@ -268,13 +311,15 @@ class _Archive:
         value = Digest("sha256:" + sha.hexdigest())
         if stated is not None and (stated.digest, stated.size) != (value, size):
             raise _mismatch(stated)
-        kind = comp.compression_of(stated.media_type) if stated is not None else comp.detect(start)
+        if stated is not None:
+            comp.compression_of(stated.media_type)  # has to be that of a layer
+        kind = comp.detect(start)
         final = self._store.blob_path(value)
         if os.path.exists(final):
             os.unlink(copy)
         else:
             self._store.publish(copy, final)
-        return Descriptor(comp.media_type(kind), value, size)
+        return Descriptor(comp.media_type(kind if kind in comp.LEVELS else comp.NONE), value, size)
 
 
 def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:
@@ -332,10 +377,6 @@ def _reference(name: str) -> Reference:
         return reference(name)
     except UsageError as error:  # nobody typed it
         raise BuildError(f"the archive names an image so: {error.message}") from None
-
-
-def _matches(platform: dict[str, Any], wanted: Platform) -> bool:
-    return (platform.get("os"), platform.get("architecture")) == (wanted.os, wanted.architecture)
 
 
 def _name(item: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from builder.errors import BuildError
@@ -75,6 +75,58 @@ _KNOWN_SYSTEMS = ("linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", 
 _COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
+def normal_architecture(text: str, variant: str) -> tuple[str, str]:
+    """An architecture and its variant as OCI names them."""
+    architecture, implied = _ARCHITECTURES.get(text.lower(), (text.lower(), ""))
+    variant = variant.lower() or implied
+    if architecture == "arm":
+        variant = variant or "v7"
+        variant = f"v{variant}" if variant.isdigit() else variant
+    usual = {"arm64": ("v8", "8", "v8.0"), "amd64": ("v1",)}
+    return architecture, "" if variant in usual.get(architecture, ()) else variant
+
+
+def rank(stated: object, wanted: Platform) -> int:
+    """How well an image for the platform *stated*, as an index has it, serves *wanted*; 0: not at all.
+
+    As in containerd a processor also runs what was made for its older versions, at last for their 32 bits.
+    """
+    if not isinstance(stated, dict) or str(stated.get("os") or "").lower() != wanted.os:
+        return 0
+    texts = [str(stated.get(key) or "") for key in ("architecture", "variant")]
+    known = normal_architecture(texts[0], texts[1])
+    served = _served(*normal_architecture(wanted.architecture, wanted.variant))
+    return len(served) - served.index(known) if known in served else 0
+
+
+def by_rank(items: Iterable[dict[str, Any]], wanted: Platform) -> list[dict[str, Any]]:
+    """The entries of an index that serve *wanted*, the best first, and then those that do not say."""
+    ranks = [(0 if item.get("platform") is None else -rank(item["platform"], wanted), item) for item in items]
+    stated = sorted((pair for pair in ranks if pair[0]), key=lambda pair: pair[0])
+    return [item for _, item in stated] + [item for item in items if item.get("platform") is None]
+
+
+def is_config(media_type: str) -> bool:
+    """Whether a blob of this type is the config of an image, and not of something else kept like one."""
+    return media_type in (CONFIG_TYPE, DOCKER_CONFIG_TYPE)
+
+
+def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
+    """The architectures whose programs one runs, the best first."""
+    digits = variant.removeprefix("v")
+    version = int(digits) if digits.isdigit() and len(digits) < 4 else 0
+    out = [(architecture, variant)]
+    if architecture == "amd64":
+        out += [normal_architecture(architecture, f"v{older}") for older in range(version - 1, 0, -1)]
+        return [*out, ("386", "")]
+    if architecture == "arm64":
+        out += [(architecture, "")] if variant else []
+        return [*out, *(("arm", f"v{older}") for older in range(8, 4, -1))]
+    if architecture == "arm":
+        out += [(architecture, f"v{older}") for older in range(version - 1, 4, -1)]
+    return out
+
+
 def parse_platform(text: str, default: Platform) -> Platform:
     """``os/architecture[/variant]``, or one of the first two alone. Raises ValueError."""
     parts = text.split("/")
@@ -92,13 +144,7 @@ def parse_platform(text: str, default: Platform) -> Platform:
         if system in _KNOWN_SYSTEMS:
             return Platform(system, default.architecture, default.variant)
         parts = [default.os, *parts]
-    architecture, variant = _ARCHITECTURES.get(parts[1], (parts[1], ""))
-    variant = parts[2] if len(parts) == 3 else variant
-    if architecture == "arm":
-        variant = variant or "v7"
-        variant = f"v{variant}" if variant.isdigit() else variant
-    if (architecture, variant) in (("arm64", "v8"), ("arm64", "8"), ("amd64", "v1")):
-        variant = ""
+    architecture, variant = normal_architecture(parts[1], parts[2] if len(parts) == 3 else "")
     return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
 
 
@@ -197,11 +243,10 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         rootfs = _typed(value, "rootfs", dict) or {}
         diff_ids = tuple(digest(str(item)) for item in rootfs.get("diff_ids") or [])
         history = tuple(_history(item) for item in _typed(value, "history", list) or [])
-        where = Platform(
-            str(value.get("os") or "linux"),
-            str(value.get("architecture") or ""),
-            str(value.get("variant") or ""),
-        )
+        architecture, variant = (str(value.get(key) or "") for key in ("architecture", "variant"))
+        if architecture in _ARCHITECTURES:  # a name that another tool has for it
+            architecture, variant = normal_architecture(architecture, variant)
+        where = Platform(str(value.get("os") or "linux"), architecture, variant)
     except (TypeError, CacheError) as error:
         raise BuildError(f"{what} is not an image config: {error}") from None
     # Other fields say nothing of an image: docker's leftovers describe the container that it was

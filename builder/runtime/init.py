@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 # can be set up, and the host's is not needed again.
 _STAGING = b"/proc"
 _ROOT, _STORE, _SPOT = b"/proc/root", b"/proc/store", b"/proc/spot"
+_SNAPSHOTS = b"snapshots/"
 _KERNEL_FILES = (b"proc", b"sys", b"dev")
 _STATUS_FD = 3
 
@@ -264,14 +265,43 @@ def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountS
 
 def _mount_overlay(place: bytes, lowers: list[bytes], upper: bytes, work: bytes) -> int:
     """Mount an overlay of directories of the store, which is entered, at *place*."""
-    options = b"userxattr,xino=off,lowerdir=%s" % b":".join(lowers)
-    if upper:
-        options += b",volatile,upperdir=%s,workdir=%s" % (upper, work)
-    if len(options) >= os.sysconf("SC_PAGE_SIZE"):
-        raise StepError(f"too many layers ({len(lowers)}) for one overlay mount")
-    # No devices, whatever the image holds: the mount says so, and so does the namespace it is made in.
-    sc.mount(b"overlay", place, b"overlay", sc.MS_NODEV, options)
+    if len(_overlay_options(lowers, upper, work)) < os.sysconf("SC_PAGE_SIZE"):
+        _overlay(place, lowers, upper, work)
+    else:  # shorter names from among the snapshots
+        os.chdir(_SNAPSHOTS)
+        upper, work = (b"../" + path if path else b"" for path in (upper, work))
+        _overlay(place, [_from_snapshots(path) for path in lowers], upper, work)
+        os.chdir(b"..")
     return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _from_snapshots(path: bytes) -> bytes:
+    """A path of the store, as seen from the folder of snapshots."""
+    return path.removeprefix(_SNAPSHOTS) if path.startswith(_SNAPSHOTS) else b"../" + path
+
+
+def _overlay_options(lowers: list[bytes], upper: bytes, work: bytes) -> bytes:
+    options = b"userxattr,xino=off,lowerdir=%s" % b":".join(lowers)
+    return options + b",volatile,upperdir=%s,workdir=%s" % (upper, work) if upper else options
+
+
+def _overlay(place: bytes, lowers: list[bytes], upper: bytes, work: bytes) -> None:
+    """Mount an overlay; with more layers than options can hold one by one, from Linux 6.8 on."""
+    options = _overlay_options(lowers, upper, work)
+    # No devices, whatever the image holds: the mount says so, and so does the namespace it is made in.
+    if len(options) < os.sysconf("SC_PAGE_SIZE"):
+        sc.mount(b"overlay", place, b"overlay", sc.MS_NODEV, options)
+        return
+    pairs: list[tuple[bytes, bytes | None]] = [(b"userxattr", None), (b"xino", b"off")]
+    pairs += [(b"lowerdir+", lower) for lower in lowers]
+    if upper:
+        pairs += [(b"upperdir", upper), (b"workdir", work), (b"volatile", None)]
+    try:
+        tree = sc.new_mount(b"overlay", sc.MOUNT_ATTR_NODEV, pairs)
+    except OSError as error:
+        raise StepError(f"{len(lowers)} layers in one overlay mount: {error.strerror}") from None
+    sc.move_mount(tree, sc.AT_FDCWD, place)
+    os.close(tree)
 
 
 def _open_mount(mount: MountSpec) -> int:
@@ -414,9 +444,12 @@ def _bind_files(root: int, staging: int, files: dict[bytes, bytes]) -> None:
         tree = sc.open_tree(staging, name)
         sc.mount_setattr(tree, b"", NO_EXEC | sc.MOUNT_ATTR_RDONLY)
         try:
-            place = open_in_root(root, path, os.O_PATH)
-        except FileNotFoundError:  # a dangling link: cover the link itself
-            place = open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                place = open_in_root(root, path, os.O_PATH)
+            except FileNotFoundError:  # a dangling link: cover the link itself
+                place = open_in_root(root, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as error:
+            raise StepError(f"mounting at {os.fsdecode(path)} of the image: {error.strerror}") from None
         if stat.S_ISDIR(os.fstat(place).st_mode):
             raise StepError(f"{os.fsdecode(path)} in the image is a directory")
         sc.move_mount(tree, place, b"")

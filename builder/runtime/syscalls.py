@@ -236,11 +236,16 @@ def mount_setattr(fd: int, path: bytes, attributes: int, userns: int = 0, recurs
     _check(result, "mount_setattr")
 
 
-def new_mount(kind: bytes, attributes: int, options: dict[bytes, bytes | None]) -> int:
-    """fsopen, fsconfig and fsmount in one: a detached mount of a new file system."""
+def new_mount(
+    kind: bytes, attributes: int, options: "dict[bytes, bytes | None] | list[tuple[bytes, bytes | None]]"
+) -> int:
+    """fsopen, fsconfig and fsmount in one: a detached mount of a new file system.
+
+    *options* are strings, and flags that are None; pairs where a name comes again.
+    """
     context = _check(_libc.syscall(_FSOPEN, kind, 1), f"fsopen {os.fsdecode(kind)}")
     try:
-        for key, value in options.items():
+        for key, value in options.items() if isinstance(options, dict) else options:
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             _check(_libc.syscall(_FSCONFIG, context, command, key, value, 0), f"fsconfig {os.fsdecode(key)}")
         create = _libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import random
 import subprocess
 import sys
+import tarfile
+import time
 
 import pytest
 
@@ -72,3 +75,23 @@ def test_same_bytes_whatever_the_processors() -> None:
     data = sample(4 * BLOCK)
     one = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout
     assert one == packed(data, comp.GZIP)
+
+
+@pytest.mark.parametrize("how", ["gzip", "bzip2", "xz"])
+def test_many_small_members(how: str) -> None:
+    """A stream of nothing but empty members takes no longer than its length."""
+    empty = subprocess.check_output([how], input=b"")
+    source = io.BytesIO(empty * 30_000 + subprocess.check_output([how], input=b"end"))
+    stream = comp.decompressing(source.read, how)
+    started = time.process_time()
+    assert stream(100) + stream(100) == b"end"
+    assert time.process_time() - started < 3
+
+
+def test_what_looks_compressed() -> None:
+    """A tar whose first name begins as a compressed file does is a tar."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        made.addfile(tarfile.TarInfo("BZh9"))
+    assert comp.detect(buffer.getvalue()) == comp.NONE
+    assert comp.detect(gzip.compress(buffer.getvalue())) == comp.GZIP

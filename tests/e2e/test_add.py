@@ -6,8 +6,11 @@ import bz2
 import gzip
 import io
 import lzma
+import os
+import signal
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 import zstandard
 from archives import DIR, FILE, HARD, LINK, PLAIN, tar
 from harness import Pybuild, Tree
+from rootless import command
 
 pytestmark = pytest.mark.e2e
 
@@ -106,13 +110,28 @@ def sparse(version: str, folder: Path) -> bytes:
     return subprocess.check_output(["tar", *how, "--sparse", "-C", folder, "-c", "holes"])
 
 
-@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0", "gnu"])
 def test_sparse(pybuild: Pybuild, tmp_path: Path, version: str) -> None:
-    """Holes of a PAX archive are zeros again."""
+    """Holes of an archive are zeros again, also in one that is imported."""
     data = sparse(version, tmp_path)
     assert len(data) < 50_000
-    image = pybuild.build("FROM scratch\nADD a f /\n", {"a": data, "f": "2"})
-    assert image.read("holes") == SPARSE and image.read("f") == b"2"
+    (tmp_path / "a.tar").write_bytes(data)
+    pybuild("import", tmp_path / "a.tar", f"holes{version}").ok()
+    image = pybuild.build(f"FROM holes{version}\nADD a f /x/\n", {"a": data, "f": "2"})
+    assert image.read("x/holes") == image.read("holes") == SPARSE and image.read("x/f") == b"2"
+
+
+def test_sparse_of_many_parts(pybuild: Pybuild, tmp_path: Path) -> None:
+    """GNU tar's own map of a file goes on in further blocks."""
+    with (tmp_path / "holes").open("wb") as file:
+        for place in range(0, 60 << 16, 1 << 16):
+            file.seek(place)
+            file.write(b"%d" % place)
+    data = subprocess.check_output(["tar", "--format=gnu", "--sparse", "-C", tmp_path, "-c", "holes"])
+    assert (
+        pybuild.build("FROM scratch\nADD a /\n", {"a": data}).read("holes")
+        == (tmp_path / "holes").read_bytes()
+    )
 
 
 def edited(archive: bytes, **records: str) -> bytes:
@@ -168,9 +187,6 @@ def test_sparse_that_lies(pybuild: Pybuild, tmp_path: Path, records: dict[str, s
 
 def test_not_unpacked_but_an_archive(pybuild: Pybuild, tmp_path: Path) -> None:
     """A tar whose first member nothing can be made of is not silently copied."""
-    assert "sparse files are not supported" in pybuild.refuse(
-        "FROM scratch\nADD a /\n", {"a": sparse("gnu", tmp_path)}
-    )
     (tmp_path / "f").write_text("1")
     label = subprocess.check_output(["tar", "-V", "name", "-C", tmp_path, "-c", "f"])
     assert "members of type" in pybuild.refuse("FROM scratch\nADD a /\n", {"a": label})
@@ -382,3 +398,72 @@ def test_hard_links_in_any_order(
             seen.add(member.name)
     assert {name for name, kind, _ in members if kind != DIR} <= set(image.tree())
     fresh("load", pybuild.work / "export.tar").ok()
+
+
+def test_archive_that_replaces_a_folder_twice(pybuild: Pybuild) -> None:
+    """A folder of below that an archive makes a file, or a link, and a folder again has what came since."""
+    archive = tar(
+        ("d", FILE, ""), ("d", DIR, ""), ("d/new", FILE, "1"), ("d/s", DIR, ""), ("d/s/f", FILE, "2"),
+        ("l", LINK, "d"), ("l", DIR, ""),
+    )  # fmt: skip
+    text = "FROM scratch AS made\nCOPY in /\nADD a.tar /\nFROM scratch\nCOPY --from=made / /\n"
+    below: Tree = {"d": {"old": "0", "s": {"old": "0", "f": "0"}}, "l": {"old": "0"}}
+    image = pybuild.build(text, {"in": below, "a.tar": archive})
+    assert image.tree() == {"d": "DIR", "d/new": "1", "d/s": "DIR", "d/s/f": "2", "l": "DIR"}
+    layer = pybuild.build("FROM scratch\nCOPY in /\nADD a.tar /\n", {"in": below, "a.tar": archive}).layers[
+        -1
+    ]
+    assert layer.names == ["d", "d/new", "d/.wh.old", "d/s", "d/s/f", "d/s/.wh.old", "l", "l/.wh.old"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("note", "x" * 65_537), ("n" * 60_000, "x")], ids=["value", "name"]
+)
+def test_attribute_that_is_too_long(pybuild: Pybuild, name: str, value: str) -> None:
+    """The file and the attribute are named, in one line of a decent length."""
+    buffer = io.BytesIO()
+    info = tarfile.TarInfo("marked")
+    info.pax_headers = {f"SCHILY.xattr.user.{name}": value}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as made:
+        made.addfile(info)
+    (pybuild.work / "a.tar").write_bytes(buffer.getvalue())
+    said = pybuild.refuse("FROM scratch\nADD a /\n", {"a": buffer.getvalue()})
+    for text in (said, pybuild("import", pybuild.work / "a.tar", "marked").failed().err):
+        error = text.partition("error: ")[2]
+        assert "marked" in error and f"user.{name}"[:20] in error and len(error) < 500
+
+
+def test_hostile_shapes_are_linear(pybuild: Pybuild) -> None:
+    """Folders one in the other, and hard links whose times alternate: as long as they are, and no longer."""
+    deep = tar(*(("/".join(["d"] * depth), DIR, "") for depth in range(1, 500)))
+    members = [("a", FILE, "1"), *((f"l{count}", HARD, "a") for count in range(3000))]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as made:
+        for count, (name, kind, text) in enumerate(members):
+            info = tarfile.TarInfo(name)
+            info.type, info.mtime = kind, count % 2
+            info.linkname, info.size = (text, 0) if kind == HARD else ("", len(text))
+            made.addfile(info, io.BytesIO(text.encode()))
+    context = pybuild.context("FROM scratch\nADD deep links /\n", {"deep": deep, "links": buffer.getvalue()})
+    started = os.times()
+    layer = pybuild.export(context).layers[-1]
+    ended = os.times()
+    assert ended.children_user - started.children_user < 5
+    assert len(layer.names) == 499 + 3001
+    assert {entry.mtime for name, entry in layer.entries.items() if not entry.isdir()} == {0}
+    assert sum(entry.islnk() for entry in layer.entries.values()) == 3000
+
+
+def test_cancelled_while_an_archive_is_unpacked(fresh: Pybuild) -> None:
+    archive = tar(*((f"d{count % 50}/f{count}", FILE, "1") for count in range(8_000)))
+    context = fresh.context("FROM scratch\nADD a /\n", {"a": archive})
+    words, env = command(fresh, context)
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as build:
+        end = time.monotonic() + 20
+        while not list(fresh.store.glob("tmp/*/*/fs/d0")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        build.send_signal(signal.SIGINT)
+        said = build.communicate(timeout=20)[1]
+    assert build.returncode == 130 and b"Traceback" not in said and b"cancelled" in said
+    assert not list(fresh.store.glob("tmp/*"))

@@ -324,7 +324,7 @@ def test_hostile_archive(fresh: Pybuild, members: list[tuple[tarfile.TarInfo, by
         assert not list((fresh.store / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("cut", [0, 1, 511, 700, 1023, 1024, 1536, 1800, 2048, 2500])
+@pytest.mark.parametrize("cut", [1, 511, 700, 1023, 1024, 1536, 1800, 2048, 2500])
 @pytest.mark.parametrize("how", ["cat", "gzip", "zstd"])
 def test_truncated_archive(fresh: Pybuild, cut: int, how: str) -> None:
     """Cut anywhere, between two members too: nothing is imported."""
@@ -334,6 +334,14 @@ def test_truncated_archive(fresh: Pybuild, cut: int, how: str) -> None:
     fresh("import", path, "cut").failed()
     assert not list((fresh.store / "tmp").iterdir())
     assert "cut" not in fresh("images").out
+
+
+@pytest.mark.parametrize("how", ["cat", "gzip", "zstd"])
+def test_nothing_imported(pybuild: Pybuild, how: str) -> None:
+    """Nothing at all is the root of an image without files."""
+    (pybuild.work / "nothing").write_bytes(subprocess.check_output([how], input=b""))
+    pybuild("import", pybuild.work / "nothing", "nothing").ok()
+    assert pybuild.build("FROM nothing\nCOPY Dockerfile /\n").layers[0].names == []
 
 
 def test_whiteout_name_made_by_a_step(pybuild: Pybuild) -> None:

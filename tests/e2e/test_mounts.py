@@ -307,3 +307,10 @@ def test_bound_files_are_inputs(pybuild: Pybuild) -> None:
     (context / "d/f").write_text("new")
     image = pybuild.export(context, *NONE)
     assert image.read("b") == b"new"
+
+
+@pytest.mark.parametrize("option", ["id=x,value=WORD", "id=x,value=a,WORD=b", "WORD", "=WORD,id=x"])
+def test_secret_on_the_command_line(pybuild: Pybuild, option: str) -> None:
+    """Where somebody gives the secret itself, it is not said again."""
+    said = pybuild("--secret", option, pybuild.context("FROM scratch\nCOPY Dockerfile /\n")).failed(2).err
+    assert "WORD" not in said and "id=ID[,src=FILE|env=NAME]" in said

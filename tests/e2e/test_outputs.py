@@ -323,3 +323,15 @@ def test_metadata_of_what_was_exported(pybuild: Pybuild, tmp_path: Path) -> None
     assert said["containerimage.digest"] == top["digest"] == said["containerimage.descriptor"]["digest"]
     pybuild("--metadata-file", file, context).ok()
     assert "containerimage.digest" not in json.loads(file.read_text())
+
+
+def test_folder_without_privileges(pybuild: Pybuild) -> None:
+    """Files of a folder belong to who builds: none lets others be that user. A tar keeps what the image has."""
+    text = "FROM scratch\nCOPY --chmod=6755 f /d/\nCOPY --chmod=2755 f /g\nCOPY --chmod=1777 f /s\n"
+    context, out = pybuild.context(text, {"f": "1"}), pybuild.work / "out"
+    done = pybuild("-o", f"type=local,dest={out}", "-o", f"type=tar,dest={out}.tar", context).ok()
+    modes = {name: (out / name).stat().st_mode & 0o7777 for name in ("d/f", "g", "s")}
+    assert modes == {"d/f": 0o755, "g": 0o755, "s": 0o1777}
+    assert done.err.count("2 files lose their setuid or setgid bits") == 1
+    with tarfile.open(f"{out}.tar") as tar:
+        assert tar.getmember("d/f").mode == 0o6755
