@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 from builder.errors import BuildError
@@ -148,11 +149,6 @@ def _select(
     """``select_in`` with errors in words; what has to be there is."""
     try:
         found = select_in(tree, item, listed)
-        for pattern in item.parents:
-            if not has_wildcard(item.pattern) and not has_wildcard(pattern):
-                required = f"{item.pattern}/{pattern}"
-                if tree.lookup(required) is None:
-                    raise not_found(required, tree, what)
     except GlobError as error:
         raise BuildError(f"COPY {item.pattern!r}: {error}", "a literal [ is written [[]") from None
     except FileNotFoundError as error:
@@ -162,6 +158,12 @@ def _select(
     if not found and (item.literal or not has_wildcard(item.pattern)):
         raise not_found(item.pattern, tree, what)
     return [(Selected(name, node.path, item.parents, exclude), node) for name, node in found]
+
+
+def _required(item: Picked) -> str:
+    """The path that ``--parents`` without wildcards has to find something at; "" for any other source."""
+    literal = item.parents and not any(map(has_wildcard, (item.pattern, *item.parents)))
+    return f"{item.pattern}/{item.parents[0]}" if literal else ""
 
 
 def _keeper(ignore: Ignore, selected: Selected) -> Keeper | None:
@@ -179,6 +181,22 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
     hint = f"did you mean {above}/{near}?" if near else ""
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
+
+
+def _nothing_kept(item: Picked, tree: Tree, what: str) -> BuildError:
+    """The error for a path of ``--parents`` that gives no file: not there, or not reached as it is written."""
+    required = _required(item)
+    error = not_found(required, tree, what)
+    path, node = tree.resolve(required)
+    if node is None:
+        return error
+    if not item.parents[0]:
+        error.hint = "--parents needs a path below the folder; without it the folder's files are copied"
+    elif path != os.path.normpath("/" + required).lstrip("/"):
+        error.hint = f"--parents follows no links: name /{path}"
+    else:
+        error.hint = "--exclude leaves out all of it"
+    return error
 
 
 class _VisibleTree(Tree):
@@ -258,8 +276,10 @@ class ContextSource:
             kept = [chosen for chosen, node in found if not (node.is_dir and self._emptied(chosen))]
             if not kept and found and not has_wildcard(item.pattern):
                 raise not_found(item.pattern, self._tree, "the build context")
+            if _required(item) and not any(len(self.scanned(one)) > 1 for one in kept):
+                raise _nothing_kept(item, self._tree, "the build context")
         except BuildError as error:
-            if line := self._excluded(item.pattern):
+            if line := self._excluded(_required(item) or item.pattern):
                 error.hint = f"it is excluded by {self._ignore_name} line {line}"
             raise
         return kept
@@ -359,7 +379,10 @@ class TreeSource:
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
         assert isinstance(item, Picked)
-        return [selected for selected, _node in _select(self._tree, item, exclude, "the stage", None)]
+        found = [selected for selected, _node in _select(self._tree, item, exclude, "the stage", None)]
+        if _required(item) and not any(len(list(islice(self.entries(one), 2))) > 1 for one in found):
+            raise _nothing_kept(item, self._tree, "the stage")
+        return found
 
     def digest(self, selected: Selected) -> str:
         sha = hashlib.sha256()

@@ -343,6 +343,12 @@ def test_chmod(pybuild: Pybuild, mode: str, before: int, after: int) -> None:
 
 REFUSED = {
     "T25-missing": ("COPY --parents a/nope /x/", '"/a/nope": not found'),
+    "T25-through-a-link": ("COPY --parents l/b/c /x/", "--parents follows no links: name /a/b/c"),
+    "T25-through-a-link-of-a-folder": ("COPY --parents a/m/c /x/", "--parents follows no links: name /a/b/c"),
+    "T25-only-a-pivot": ("COPY --parents a/./. /x/", '"/a": not found'),
+    "T25-only-a-dot": ("COPY --parents . /x/", "--parents needs a path below the folder"),
+    "T25-all-excluded": ("COPY --parents --exclude=* a/b /x/", "--exclude leaves out all of it"),
+    "T25-one-of-two": ("COPY --parents f l/b/c /x/", '"/l/b/c": not found'),
     "T26-malformed": ("COPY --exclude=[ a /x", "[", ),
     "T19-symbolic": ("COPY --chmod=u~x f /x", "invalid chmod parameter: 'u~x'"),
     "T40-local": ("ADD --checksum=sha256:" + "0" * 64 + " f /x", "checksum requires HTTP(S) or Git sources"),
@@ -351,8 +357,15 @@ REFUSED = {
 
 @pytest.mark.parametrize(("line", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(pybuild: Pybuild, line: str, says: str) -> None:
-    said = pybuild.refuse(f"FROM scratch\n{line}\n", SOURCE)
+    said = pybuild.refuse(f"FROM scratch\n{line}\n", {**SOURCE, "l": "-> a", "a/m": "-> b"})
     assert says in said and "Dockerfile:2" in said
+
+
+def test_parents_through_a_link_of_a_stage(pybuild: Pybuild) -> None:
+    """T25: as in the context, nothing is copied without a word."""
+    text = "FROM scratch AS s\nCOPY . /\nFROM scratch\nCOPY --from=s --parents l/b/c /x/\n"
+    said = pybuild.refuse(text, {**SOURCE, "l": "-> a"})
+    assert "--parents follows no links: name /a/b/c" in said and "Dockerfile:4" in said
 
 
 LINKED = {
