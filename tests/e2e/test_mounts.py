@@ -39,6 +39,7 @@ WORKS: dict[str, tuple[str, str]] = {
     "from-scratch": ("RUN --mount=from=scratch,target=/m ls /m | wc -l > /out", "0\n"),
     "read-only-tmpfs": ("RUN --mount=type=tmpfs,target=/t,ro (touch /t/x || echo no) > /out 2>/dev/null", "no\n"),
     "nested": ("RUN --mount=type=tmpfs,target=/t --mount=source=a,target=/t/n/a cat /t/n/a > /out", "a"),
+    "cache-mode": ("RUN --mount=type=cache,target=/c,id=plain-bits,mode=7777 stat -c %a /c > /out", "777\n"),
     "user": ("RUN --mount=type=secret,id=s,uid=7,target=/s stat -c '%u %a' /s > /out", "7 400\n"),
 }  # fmt: skip
 CONTEXT: Tree = {"a": "a", "d": {"f": "f"}, "l": "-> d"}
