@@ -135,7 +135,7 @@ class _Scanner:
         pieces: list[tuple[int, int, int]] = []
         length, empty, more = 0, False, True
         while more and self._next < len(self._physical):
-            line = self._physical[self._next].removesuffix("\r")
+            line = self._physical[self._next].rstrip("\r")
             self._next += 1
             body = line.strip()
             if parts and body.startswith("#"):
@@ -178,7 +178,7 @@ class _Scanner:
         while self._next < len(self._physical):
             line = self._physical[self._next]
             self._next += 1
-            end = line.removesuffix("\r")
+            end = line.rstrip("\r")
             if (end.lstrip("\t") if heredoc.chomp else end) == heredoc.name:
                 body = "".join(item + "\n" for item in lines)
                 return Heredoc(heredoc.name, body, heredoc.expand, heredoc.chomp, heredoc.fd, heredoc.raw)
@@ -279,7 +279,24 @@ def parse_heredoc(word: str) -> Heredoc | None:
     name = name.removeprefix("-").lstrip()
     if len(raw_words(name)) != 1:
         return None
-    plain = re.sub(r"\\(.)", r"\1", name).replace('"', "").replace("'", "")
+    plain, quoted = _unquote(name)
     if not plain or plain.isspace():
         return None
-    return Heredoc(plain, "", plain == name, chomp, int(digits) if digits else -1, word)
+    return Heredoc(plain, "", not quoted, chomp, int(digits) if digits else -1, word)
+
+
+def _unquote(word: str) -> tuple[str, bool]:
+    """A word without quotes and escapes, as a shell reads it, and whether any of it was quoted."""
+    out: list[str] = []
+    quote, quoted, place = "", False, 0
+    while place < len(word):
+        char, following = word[place], word[place + 1 : place + 2]
+        place += 1
+        if char == "\\" and quote != "'" and following and (not quote or following in '"$\\'):
+            out.append(following)
+            place += 1
+        elif char in "'\"" and quote in ("", char):
+            quote, quoted = "" if quote else char, True
+        else:
+            out.append(char)
+    return "".join(out), quoted

@@ -227,7 +227,7 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
     if node.command.text.strip() != first.raw:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
-    if first.body.startswith("#!"):  # behind a tab that <<- takes away it is a comment
+    if first.content.startswith("#!"):  # also behind tabs that <<- takes away
         _check_name(first, node.span)
         return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
     return ast.ShellForm(first.content), ()
