@@ -418,22 +418,24 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
 
     ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
-    no entry. What looks like a number never falls back to a name (security.md RT-17).
+    no entry. An empty user is 0. What looks like a number never falls back to a name (security.md
+    RT-17). The home is that of the first entry with the uid, also where another one was named.
     """
-    user, colon, group = (text or b"0").partition(b":")
+    user, colon, group = text.partition(b":")
+    user = user or b"0"
     passwd = [line.split(b":") for line in _read_database(root, b"etc/passwd")]
-    entry: list[bytes] | None = None
-    for fields in passwd:
-        wanted = fields[2:3] if _is_number(user) else fields[0:1]
-        if wanted == [user or b"0"]:
-            entry = fields
-            break
-    if entry is None and user and not _is_number(user):
-        name = os.fsdecode(user)
-        raise StepError(f"unable to find user {name}: no matching entries in passwd file")
-    uid = _number_of(entry, 2) if entry else _number(user or b"0")
+    if _is_number(user):
+        uid = _number(user)
+        entry = next((fields for fields in passwd if _number_of(fields, 2) == uid), None)
+    else:
+        entry = next((fields for fields in passwd if fields[0] == user), None)
+        if entry is None:
+            name = os.fsdecode(user)
+            raise StepError(f"unable to find user {name}: no matching entries in passwd file")
+        uid = _number_of(entry, 2)
     gid = _number_of(entry, 3) if entry else 0
-    home = entry[5] if entry and len(entry) > 5 and entry[5] else b"/"
+    homes = (b"".join(fields[5:6]) for fields in passwd if _number_of(fields, 2) == uid)
+    home = next(homes, b"") or b"/"
     if colon and group:
         gid = _find_group(root, group)
         return uid, gid, [gid], home
