@@ -226,6 +226,7 @@ def build_request(options: argparse.Namespace) -> Any:
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
     arguments = _build_args(options.build_arg)
+    epoch = _take_epoch(arguments)
     context, remote = _context(options.context)
     file = options.file or ""
     if file == STDIN and remote == STDIN:
@@ -253,7 +254,7 @@ def build_request(options: argparse.Namespace) -> Any:
         allow=_allowed(options.allow),
         ssh=dict(_ssh(item) for item in options.ssh),
         contexts=dict(_named_context(item) for item in options.build_context),
-        epoch=_epoch(arguments),
+        epoch=epoch,
         sandbox=sandbox(options),
         platforms=_platforms(options.platform),
         cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
@@ -309,11 +310,12 @@ def _build_args(items: list[str]) -> dict[str, str]:
     return out
 
 
-def _epoch(arguments: dict[str, str]) -> int | None:
-    """SOURCE_DATE_EPOCH, as a build argument or from the environment."""
-    text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
+def _take_epoch(arguments: dict[str, str]) -> int | None:
+    """SOURCE_DATE_EPOCH, as a build argument or from the environment, which gives the argument."""
+    text = arguments.pop("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
     if text in ("", "context"):  # the time of a context: a folder has none, as in BuildKit
         return None
+    arguments["SOURCE_DATE_EPOCH"] = text
     from builder.plan.scope import parse_epoch
 
     try:
@@ -485,10 +487,10 @@ def _output(text: str) -> Any:
 
 
 def _platforms(items: list[str]) -> tuple[str, ...]:
-    from builder.image.model import host, parse_platform
+    from builder.image.model import asked_platform
 
     try:
-        found = [str(parse_platform(word, host())) for item in items for word in item.split(",")]
+        found = [str(asked_platform(word)) for item in items for word in item.split(",")]
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     return tuple(dict.fromkeys(found))

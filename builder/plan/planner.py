@@ -90,7 +90,9 @@ class _Planner:
     def plan(self, all_stages: bool) -> Plan:
         self._epoch = self._request.epoch
         text = self._scope.globals.get("SOURCE_DATE_EPOCH", "")
-        if self._epoch is None and text not in ("", "context"):  # a folder has no time
+        if text in ("", "context"):  # a folder has no time
+            self._scope.globals.pop("SOURCE_DATE_EPOCH", None)
+        elif self._epoch is None:
             self._epoch = parse_epoch(text)
         target = self._stages.target()
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from harness import Pybuild
+from oci import read_image
 
 pytestmark = pytest.mark.e2e
 
@@ -316,3 +317,19 @@ def test_epoch_of_a_global_argument(pybuild: Pybuild) -> None:
     image = pybuild.build("ARG SOURCE_DATE_EPOCH=context\nFROM scratch\nCOPY f /\n", {"f": "1"})
     assert image.config["created"] > "2020"
     assert "not a number" in pybuild.refuse("ARG SOURCE_DATE_EPOCH=x\nFROM scratch\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "value"),
+    [
+        ("1000", "", "1000"), ("1000", "2000", "2000"), ("", "", "unset"), ("", "3000", "3000"),
+        ("context", "", "unset"), ("1000", "context", "unset"),
+    ],
+)  # fmt: skip
+def test_epoch_as_argument(pybuild: Pybuild, env: str, given: str, value: str) -> None:
+    """T89: ARG holds the time that the environment gives, as if it were given as a build argument."""
+    context = pybuild.context("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL a=${SOURCE_DATE_EPOCH-unset}\n")
+    options = [f"--build-arg=SOURCE_DATE_EPOCH={given}"] if given else []
+    archive = pybuild.work / "export.tar"
+    pybuild(*options, "-o", archive, context, env={"SOURCE_DATE_EPOCH": env} if env else {}).ok()
+    assert read_image(archive).config["config"]["Labels"]["a"] == value
