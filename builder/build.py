@@ -19,7 +19,7 @@ from builder.execute.run import check_shared_network
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config
-from builder.image.model import ImageConfig
+from builder.image.model import ImageConfig, doubt, host, parse_platform
 from builder.inputs import Inputs, read_ignore
 from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
@@ -96,6 +96,10 @@ def build(
 def _prepare(plans: list[Plan], workshop: Workshop, session: Session) -> None:
     """See that steps have what they need, and say what they have to do without."""
     sink = workshop.sink
+    platforms = {made.config.platform for made in plans}
+    platforms |= {parse_platform(place, host()) for made in plans for *_, place in made.bases}
+    for text in sorted(filter(None, map(doubt, platforms))):
+        sink(Notice(text, True))
     runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
     workshop.runs = len(runs)
     if any(op.network == "default" for op in runs):

@@ -184,7 +184,7 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
 
 
 def _nothing_kept(item: Picked, tree: Tree, what: str) -> BuildError:
-    """The error for a path of ``--parents`` that gives no file: not there, or not reached as it is written."""
+    """The error for a path of ``--parents`` that gives no file: not there, or not reached as written."""
     required = _required(item)
     error = not_found(required, tree, what)
     path, node = tree.resolve(required)

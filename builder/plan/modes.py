@@ -40,7 +40,7 @@ class Mode:
 
     @property
     def of_parent(self) -> int:
-        """The permission bits of a directory made on the way: those of an octal mode, without its special bits."""
+        """The permission bits of a directory made on the way: the plain ones of an octal mode."""
         return 0o755 if self._octal is None else self._octal & 0o777
 
     def apply(self, mode: int, is_dir: bool) -> int:

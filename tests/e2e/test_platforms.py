@@ -293,6 +293,29 @@ def test_not_emulated(pybuild: Pybuild) -> None:
     )
 
 
+def test_local_is_this_machine(pybuild: Pybuild) -> None:
+    image = pybuild.export(pybuild.context("FROM scratch\nLABEL a=b\n"), "--platform=local")
+    assert image.config["architecture"] == str(host()).split("/")[1]
+
+
+@pytest.mark.parametrize("word", ["armv7", "amd65", "ubuntu", "v7"])
+def test_unknown_word(pybuild: Pybuild, word: str) -> None:
+    """A word alone has to be a system or an architecture; in a pair anything goes, and is doubted."""
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    said = pybuild(f"--platform={word}", context).failed(2).err
+    assert f'--platform: "{word}": unknown operating system or architecture' in said
+    said = pybuild.refuse(f"FROM --platform={word} scratch\n")
+    assert "unknown operating system or architecture" in said and "Dockerfile:1" in said
+
+
+def test_doubtful_platform(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    said = pybuild("--platform=linux/amd65", context).ok().err
+    assert "linux/amd65: no architecture is known by the name amd65 (did you mean amd64?)" in said
+    said = pybuild(NONE, pybuild.context("FROM --platform=linus/amd64 busybox\nLABEL a=b\n")).ok().err
+    assert "no system is known by the name linus (did you mean linux?)" in said
+
+
 def test_platform_that_is_none(pybuild: Pybuild) -> None:
     assert "--platform" in pybuild("--platform=linux/a b", pybuild.context("FROM scratch\n")).failed(2).err
     assert "--platform" in pybuild("--platform=a/b/c/d", pybuild.context("FROM scratch\n")).failed(2).err
