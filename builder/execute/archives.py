@@ -75,7 +75,7 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
             continue  # "./" is there, and stays as it is; nobody means to add devices
         above, _, last = name.rpartition("/")
         if above not in parents:
-            parents[above] = _resolve(writer, top, above)
+            parents[above] = writer.resolve_below(top, above)
             writer.make_parents(parents[above], owned=False)  # the archive has no owner for them
         path = f"{parents[above]}/{last}".lstrip("/")
         if member.size > _LARGE and member.size > writer.free():
@@ -86,14 +86,6 @@ def _unpack(writer: Writer, reader: TarReader, dest: str) -> None:
             writer.put(path, _entry(member), reader.chunks())
         if member.kind != "f":
             parents.clear()  # a link or directory may have changed where names lead
-
-
-def _resolve(writer: Writer, top: str, path: str) -> str:
-    """Where a path of the archive leads: links are followed, but never out of the destination."""
-    found = writer.resolve_below(top, path)
-    if found is None:
-        raise BuildError(f'archive path "{path}" points outside extraction root')
-    return found
 
 
 def _inside(text: bytes, member: bytes) -> str:
@@ -126,7 +118,7 @@ def _link(writer: Writer, member: Member, path: str, top: str) -> None:
     """A hard link: its target counts from the destination, and may be a file that was there before."""
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
-    target = f"{_resolve(writer, top, above)}/{last}".lstrip("/")
+    target = f"{writer.resolve_below(top, above)}/{last}".lstrip("/")
     entry = _entry(member)
     content: Iterator[bytes] = iter(())
     if writer.wrote(target):
