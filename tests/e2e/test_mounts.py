@@ -308,3 +308,24 @@ def test_bound_files_are_inputs(pybuild: Pybuild) -> None:
     (context / "d/f").write_text("new")
     image = pybuild.export(context, *NONE)
     assert image.read("b") == b"new"
+
+
+@pytest.mark.parametrize(
+    ("option", "emptied"),
+    [("--no-cache", "a b"), ("--no-cache-filter=one", "a"), ("--no-cache-filter=two", "b"), ("--jobs=1", "")],
+)
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+def test_no_cache_empties(fresh: Pybuild, option: str, emptied: str, isolation: str) -> None:
+    """The caches of the RUNs that are not taken from the cache, once in a build and before its first step."""
+    text = (
+        "FROM busybox AS one\nARG n\nRUN --mount=type=cache,id=a,target=/c echo $n >> /c/f; cat /c/f > /1\n"
+        "RUN --mount=type=cache,id=a,target=/c echo x$n >> /c/f; cat /c/f > /2\n"
+        "FROM one AS two\nCOPY f /\nRUN --mount=type=cache,id=b,from=busybox,source=/bin,target=/c "
+        "echo $n >> /c/f; cat /c/f > /3\n"
+    )
+    context = fresh.context(text, {"f": ""})
+    words = ("--network=none", f"--isolation={isolation}")
+    fresh(*words, "--build-arg=n=old", context).ok()
+    tree = fresh.export(context, *words, "--build-arg=n=new", option).tree()
+    a, b = ("" if name in emptied.split() else f"old\n{also}" for name, also in (("a", "xold\n"), ("b", "")))
+    assert (tree["1"], tree["2"], tree["3"]) == (f"{a}new\n", f"{a}new\nxnew\n", f"{b}new\n")
