@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -333,3 +336,47 @@ def test_epoch_as_argument(pybuild: Pybuild, env: str, given: str, value: str) -
     archive = pybuild.work / "export.tar"
     pybuild(*options, "-o", archive, context, env={"SOURCE_DATE_EPOCH": env} if env else {}).ok()
     assert read_image(archive).config["config"]["Labels"]["a"] == value
+
+
+def with_history(layout: Path, history: list[dict[str, Any]] | None) -> None:
+    """Give the one image of an OCI layout another history."""
+    blobs = layout / "blobs/sha256"
+
+    def stored(value: Any) -> dict[str, Any]:
+        data = json.dumps(value).encode()
+        name = hashlib.sha256(data).hexdigest()
+        (blobs / name).write_bytes(data)
+        return {"digest": f"sha256:{name}", "size": len(data)}
+
+    def read(item: dict[str, Any]) -> Any:
+        return json.loads((blobs / item["digest"][7:]).read_bytes())
+
+    index = json.loads((layout / "index.json").read_text())
+    manifest = read(index["manifests"][0])
+    config = {**read(manifest["config"]), "history": history}
+    if history is None:
+        del config["history"]
+    manifest["config"] |= stored(config)
+    index["manifests"][0] |= stored(manifest)
+    (layout / "index.json").write_text(json.dumps(index))
+
+
+LAYER, EMPTY = {"created_by": "layer"}, {"created_by": "empty", "empty_layer": True}
+HISTORIES: list[tuple[list[dict[str, Any]] | None, str]] = [
+    (None, "LL"), ([], "LL"), ([EMPTY], "eLL"), ([LAYER], "LL"), ([LAYER, EMPTY], "LeL"), ([LAYER, LAYER], "LL"),
+    ([LAYER, LAYER, LAYER], "LLe"), ([EMPTY, LAYER, EMPTY, LAYER, LAYER, LAYER], "eLeLee"),
+]  # fmt: skip
+
+
+def test_histories_that_do_not_fit(pybuild: Pybuild, tmp_path: Path) -> None:
+    """T87: as many lines have a layer as there are layers, whatever the base says of its own."""
+    context = pybuild.context("FROM scratch\nCOPY a /\nCOPY b /\n", {"a": "1", "b": "2"})
+    layout = tmp_path / "layout"
+    pybuild("-o", f"type=oci,tar=false,dest={layout}", context).ok()
+    child = pybuild.context("FROM base\nLABEL a=b\nCOPY c /\n", {"c": "3"}, "child")
+    for history, shape in HISTORIES:
+        with_history(layout, history)
+        image = pybuild.export(child, f"--build-context=base=oci-layout://{layout}")
+        found = "".join("e" if line.get("empty_layer") else "L" for line in image.history)
+        assert found == shape + "eL", history
+        assert all(line["created"] for line in image.history) and len(image.layers) == found.count("L")
