@@ -9,9 +9,9 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from builder import VERSION
 from builder.assemble import assemble
 from builder.deliver import Built, check_places, deliver, first_of, known_steps
+from builder.edition import edition
 from builder.errors import BuildError, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
@@ -165,7 +165,7 @@ def plan_file(
     With *metadata_only* no base image is pulled; see ``plan`` for *all_stages*. Raises BuildError
     with an excerpt of the file.
     """
-    file = parsed(inputs, workshop.store)
+    file = parsed(inputs, workshop.store, request.no_cache)
     try:
         resolver = StoreResolver(
             workshop,
@@ -203,14 +203,15 @@ def _checks(request: BuildRequest, file: ast.Dockerfile) -> Checks:
         raise BuildError(f"failed to parse check options: {error}") from None
 
 
-def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
-    """The file's syntax tree; that of an equal file is kept, as lark alone costs 40 ms.
+def parsed(inputs: Inputs, store: Store, anew: bool = False) -> ast.Dockerfile:
+    """The file's syntax tree; that of an equal file is kept, as lark alone costs 40 ms, unless it is to be
+    read *anew*.
 
     Raises BuildError with an excerpt of the file.
     """
     text = inputs.text
-    key = "ast:" + hashlib.sha256(f"{VERSION}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
-    data = store.index.memo(key)
+    key = "ast:" + hashlib.sha256(f"{edition()}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
+    data = store.index.memo(key) if not anew else None
     if data is not None:
         with contextlib.suppress(Exception):  # a damaged record: parse again
             stored: ast.Dockerfile = pickle.loads(data)

@@ -15,7 +15,7 @@ import marshal
 import os
 import sys
 
-from builder import VERSION
+from builder.edition import edition
 from builder.progress import lines
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -93,7 +93,7 @@ def memo_key(argv: "Sequence[str]") -> str:
     # A bare --build-arg NAME takes its value from the environment.
     bare = [item.rpartition("=")[2] for item in argv]
     environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
-    text = repr((VERSION, os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
+    text = repr((edition(), os.getcwd(), list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
 
 
