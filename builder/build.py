@@ -84,9 +84,9 @@ def build(
     chosen = first_of(built)
     result = BuildResult(
         chosen.image,
-        chosen.made.unused_args,
+        tuple(name for name in plans[0].unused_args if all(name in made.unused_args for made in plans)),
         tuple(dict.fromkeys(shown_findings(findings, inputs))),
-        tuple(argument.name for argument in chosen.made.arguments),
+        chosen.made.declared,
         tuple((str(one.platform), one.image) for one in built if one is not chosen),
         top.to_json() if top is not None else None,
     )

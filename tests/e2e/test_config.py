@@ -274,6 +274,13 @@ def test_a_typo_in_the_target(pybuild: Pybuild) -> None:
     assert 'target stage "biuld" could not be found' in said and "did you mean build" in said
 
 
+def test_argument_of_what_is_not_built(pybuild: Pybuild) -> None:
+    """A file knows its arguments, whichever of its stages a target or platform needs."""
+    text = "FROM busybox AS amd64\nARG X\nFROM busybox AS other\nARG Y\nFROM scratch\nLABEL a=b\n"
+    done = pybuild("--build-arg=X=1", "--build-arg=Y=1", "--build-arg=Z=1", pybuild.context(text)).ok()
+    assert "build arguments that no ARG instruction declares: Z\n" in done.err
+
+
 def test_unused_build_arg_is_said(pybuild: Pybuild) -> None:
     said = pybuild("--build-arg", "verison=1", pybuild.context("FROM scratch\nARG version\n")).ok().err
     assert "verison" in said
@@ -336,6 +343,16 @@ def test_epoch_as_argument(pybuild: Pybuild, env: str, given: str, value: str) -
     archive = pybuild.work / "export.tar"
     pybuild(*options, "-o", archive, context, env={"SOURCE_DATE_EPOCH": env} if env else {}).ok()
     assert read_image(archive).config["config"]["Labels"]["a"] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["FROM bad:Name:x AS u\n", "FROM busybox AS u\nCOPY --from=bad:Name:x a /\n",
+             "FROM busybox AS u\nRUN --mount=from=BAD,target=/x true\n"],
+)  # fmt: skip
+def test_names_of_what_is_not_needed(pybuild: Pybuild, text: str) -> None:
+    """T66: a stage that nothing needs is not built, but its names have to be names."""
+    said = pybuild.refuse(f"{text}FROM scratch\nLABEL a=b\n")
+    assert "neither a stage of this file nor an image name" in said and "Dockerfile:" in said
 
 
 def with_history(layout: Path, history: list[dict[str, Any]] | None) -> None:
