@@ -25,8 +25,10 @@ def failed(number: int, seconds: float) -> str:
     return f"#{number} FAILED {seconds:.1f}s"
 
 
-def output(number: int, seconds: float, line: str) -> str:
-    return f"#{number} {seconds:.2f} {line}"
+def output(number: int, seconds: float, text: str) -> str:
+    """*text* of a step, which has no surrogates, each line of it for itself."""
+    start = f"#{number} {seconds:.2f} "
+    return start + text.translate(_ESCAPES).replace("\n", f"\n{start}")
 
 
 def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":

@@ -56,9 +56,9 @@ class Plain:
 
     def _output(self, event: StepOutput) -> None:
         data = self._rest.get(event.number, b"") + event.data
-        *whole, rest = data.replace(b"\r\n", b"\n").split(b"\n")
-        for line in whole:
-            self._show(event.number, line)
+        whole, newline, rest = data.rpartition(b"\n")
+        if newline:
+            self._show(event.number, whole.replace(b"\r\n", b"\n").removesuffix(b"\r"))
         if len(rest) > _LONGEST:
             self._show(event.number, rest)
             rest = b""
@@ -68,10 +68,10 @@ class Plain:
         if rest := self._rest.pop(number, b""):
             self._show(number, rest)
 
-    def _show(self, number: int, line: bytes) -> None:
+    def _show(self, number: int, text: bytes) -> None:
+        """Show lines of a step, all at once: a step may write millions."""
         seconds = time.monotonic() - self._started.get(number, time.monotonic())
-        text = line.decode("utf-8", "replace")
-        self.line(lines.output(number, seconds, lines.printable(text)))
+        self.line(lines.output(number, seconds, text.decode("utf-8", "replace")))
 
     def transfer(self, event: Transfer) -> None:
         """A transfer shows once, when it is complete."""
