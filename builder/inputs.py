@@ -56,6 +56,11 @@ def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
     real = os.path.realpath(path) if request.dockerfile else path
     data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
     if data is None:
+        if os.path.islink(path):
+            raise BuildError(
+                f"the Dockerfile {path} is a link to {os.readlink(path)}, which is not in the context",
+                "name the file itself with -f, which may lie anywhere",
+            )
         raise BuildError(
             f"there is no Dockerfile at {path}",
             "name it with -f, or give the folder that holds it as the context",

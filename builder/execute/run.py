@@ -84,6 +84,8 @@ def _contained(
             draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
         )
         spec["mounts"] = extra.specs
+        for mount in extra.specs:
+            spec["files"].pop(mount["target"], None)  # a mount in the place of one of ours is what is meant
         spec["any_socketcall"] = op.foreign == "386"
         if op.security == "insecure":
             spec["capabilities"], spec["filtered"], spec["frame"]["masked"] = ALL_CAPABILITIES, False, False
@@ -162,7 +164,14 @@ def container_spec(
     hostname: str,
     sandbox: Sandbox,
 ) -> ContainerSpec:
-    """The runtime's description of a container on *draft*."""
+    """The runtime's description of a container on *draft*. Raises BuildError for what no process can have."""
+    for name, value in env.items():
+        if not name or "\0" in name + value:
+            what = "has a NUL in it" if name else "has no name"
+            raise BuildError(
+                f"the environment variable {name + '=' + value!r} {what}, so no process can be given it",
+                "set it otherwise: it comes from an ENV of the file, or of the base image",
+            )
     overlay = draft.overlay()
     encode = os.fsencode
     frame = FrameSpec(

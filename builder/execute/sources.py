@@ -179,7 +179,14 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     above, _, name = shown.rpartition("/")
     parent = tree.lookup(above)
     near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
-    hint = f"did you mean {above}/{near}?" if near else ""
+    hint = f"did you mean {above}/{near}?" if near not in ("", name) else ""
+    if (
+        near == name
+        and parent is not None
+        and (link := tree.child(parent, name)) is not None
+        and link.is_link
+    ):
+        hint = f"it is a link to {os.readlink(link.real)}, which is not there"
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
 
 
@@ -279,8 +286,9 @@ class ContextSource:
             if _required(item) and not any(len(self.scanned(one)) > 1 for one in kept):
                 raise _nothing_kept(item, self._tree, "the build context")
         except BuildError as error:
-            if line := self._excluded(_required(item) or item.pattern):
-                error.hint = f"it is excluded by {self._ignore_name} line {line}"
+            path, line = self._excluded(_required(item) or item.pattern)
+            if line:
+                error.hint = f"{path or 'it'} is excluded by {self._ignore_name} line {line}"
             raise
         return kept
 
@@ -289,10 +297,16 @@ class ContextSource:
         path = selected.path
         return bool(path) and self._tree.ignored(path) and len(self.scanned(Selected("", path))) <= 1
 
-    def _excluded(self, pattern: str) -> int:
-        """The line of the ignore file that takes a path away which is there; 0 if none does."""
-        path, node = Tree((self._folder,)).resolve(pattern, follow=False)
-        return self._ignore.why(path) if node is not None and path else 0
+    def _excluded(self, pattern: str) -> tuple[str, int]:
+        """The line of the ignore file that takes a path away which is there, 0 if none does; and where a
+        link led to that path, what it is.
+        """
+        tree = Tree((self._folder,))
+        for follow in (False, True):
+            path, node = tree.resolve(pattern, follow)
+            if node is not None and path and (line := self._ignore.why(path)):
+                return f"/{path}" if follow else "", line
+        return "", 0
 
     def scanned(self, selected: Selected) -> list[Stat]:
         """The stats of everything selected, taken once per build."""

@@ -281,7 +281,8 @@ def _open_mount(mount: MountSpec) -> int:
         top = _mount_overlay(_SPOT, mount["lowers"], mount.get("upper", b""), mount.get("work", b""))
         tree = _clone(top, mount["source"], mount["read_only"])
     else:
-        top = sc.new_mount(b"tmpfs", NO_EXEC, {b"mode": b"0700"})
+        flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV if mount["mode"] & 0o111 else NO_EXEC
+        top = sc.new_mount(b"tmpfs", flags, {b"mode": b"0700"})
         sc.move_mount(top, sc.AT_FDCWD, _SPOT)
         fd = os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=top)
         os.write(fd, mount["content"])
@@ -320,7 +321,9 @@ def _attach(root: int, target: bytes, tree: int) -> None:
     except OSError as error:
         kinds = _kind(root, target), _kind(tree, b".")
         what = error.strerror
-        if kinds[0] == "link":
+        if target.startswith(b"/sys/") and kinds[0] == "link":
+            what = "nothing can be made in /sys, only what is there be mounted over"
+        elif kinds[0] == "link":
             what = "the image has a link to nowhere there"
         elif error.errno == errno.EINVAL and kinds[0] != kinds[1]:
             what = f"the image has a {kinds[0]} there, what is mounted is a {kinds[1]}"

@@ -355,8 +355,8 @@ def test_names_of_what_is_not_needed(pybuild: Pybuild, text: str) -> None:
     assert "neither a stage of this file nor an image name" in said and "Dockerfile:" in said
 
 
-def with_history(layout: Path, history: list[dict[str, Any]] | None) -> None:
-    """Give the one image of an OCI layout another history."""
+def with_history(layout: Path, history: list[dict[str, Any]] | None, **settings: Any) -> None:
+    """Give the one image of an OCI layout another history, and other settings."""
     blobs = layout / "blobs/sha256"
 
     def stored(value: Any) -> dict[str, Any]:
@@ -371,6 +371,7 @@ def with_history(layout: Path, history: list[dict[str, Any]] | None) -> None:
     index = json.loads((layout / "index.json").read_text())
     manifest = read(index["manifests"][0])
     config = {**read(manifest["config"]), "history": history}
+    config["config"] = {**config["config"], **settings}
     if history is None:
         del config["history"]
     manifest["config"] |= stored(config)
@@ -397,3 +398,15 @@ def test_histories_that_do_not_fit(pybuild: Pybuild, tmp_path: Path) -> None:
         found = "".join("e" if line.get("empty_layer") else "L" for line in image.history)
         assert found == shape + "eL", history
         assert all(line["created"] for line in image.history) and len(image.layers) == found.count("L")
+
+
+@pytest.mark.parametrize("entry", ["=x", "NAME=a\0b", "NA\0ME=x"])
+def test_variable_that_no_process_can_have(
+    pybuild: Pybuild, busybox: Path, tmp_path: Path, entry: str
+) -> None:
+    layout = tmp_path / "layout"
+    pybuild("-o", f"type=oci,tar=false,dest={layout}", pybuild.context("FROM busybox\nLABEL a=b\n")).ok()
+    with_history(layout, [], Env=["PATH=/bin", entry])
+    child = pybuild.context("FROM base\nRUN true\n", None, "child")
+    said = pybuild("--network=none", f"--build-context=base=oci-layout://{layout}", child).failed().err
+    assert f"the environment variable {entry!r} has" in said and "Dockerfile:2" in said

@@ -394,3 +394,29 @@ def test_mode_of_folders_made_on_the_way(pybuild: Pybuild, mode: str, made: int)
     """T18: plain octal modes are also those of new folders, others are not."""
     image = pybuild.build(f"FROM scratch\nCOPY --chmod={mode} f /new/f\n", {"f": "1"})
     assert image.root()["new"][0].mode == made
+
+
+HINTS = {
+    "COPY lnk /x": "hint: /d/secret is excluded by",
+    "COPY folder /x": "hint: /d is excluded by",
+    "COPY folder/secret /x": "excluded by",
+    "COPY dangling /x": "hint: it is a link to nowhere, which is not there",
+    "COPY lnq /x": "hint: did you mean /lnk?",
+}
+
+
+@pytest.mark.parametrize(("line", "hint"), HINTS.items(), ids=HINTS.keys())
+def test_hint_of_what_is_not_there(pybuild: Pybuild, line: str, hint: str) -> None:
+    """Where a link leads to what is ignored or missing, that is said, and not the same name again."""
+    files: Tree = {"d": {"secret": ""}, "lnk": "-> d/secret", "folder": "-> d", "dangling": "-> nowhere"}
+    said = pybuild.refuse(f"FROM scratch\n{line}\n", {**files, ".dockerignore": "d\n"})
+    assert hint in said and ("line 1" in said) == ("excluded" in hint)
+
+
+def test_dockerfile_that_links_out(pybuild: Pybuild, tmp_path: Path) -> None:
+    context = pybuild.context(None, {"a": ""})
+    (tmp_path / "other").write_text("FROM scratch\nCOPY a /\n")
+    (context / "Dockerfile").symlink_to(tmp_path / "other")
+    said = pybuild(context).failed().err
+    assert f"is a link to {tmp_path}/other, which is not in the context" in said and "-f" in said
+    pybuild("-f", context / "Dockerfile", context).ok()

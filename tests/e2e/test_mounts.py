@@ -329,3 +329,28 @@ def test_no_cache_empties(fresh: Pybuild, option: str, emptied: str, isolation: 
     tree = fresh.export(context, *words, "--build-arg=n=new", option).tree()
     a, b = ("" if name in emptied.split() else f"old\n{also}" for name, also in (("a", "xold\n"), ("b", "")))
     assert (tree["1"], tree["2"], tree["3"]) == (f"{a}new\n", f"{a}new\nxnew\n", f"{b}new\n")
+
+
+IN_PLACE = {
+    "resolver": ("RUN --mount=type=cache,target=/etc/resolv.conf ls -ld /etc/resolv.conf | cut -c1-4 > /out", "drwx\n"),
+    "hosts": ("RUN --mount=type=tmpfs,target=/etc/hosts ls -ld /etc/hosts | cut -c1-4 > /out", "drwx\n"),
+    "file": ("RUN --mount=source=a,target=/etc/resolv.conf cat /etc/resolv.conf > /out", "a"),
+    "script": ("RUN --mount=type=secret,id=s,mode=0700,target=/s /s > /out", "ran\n"),
+    "script-of-all": ("USER 5\nRUN --mount=type=secret,id=s,mode=0555,target=/s /s > /tmp/o\nUSER 0\nRUN cp /tmp/o /out", "ran\n"),
+    "no-script": ("RUN --mount=type=secret,id=s,mode=0600,target=/s (/s || echo $?) > /out 2>/dev/null", "126\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+@pytest.mark.parametrize(("lines", "out"), IN_PLACE.values(), ids=IN_PLACE.keys())
+def test_mounts_in_our_places(pybuild: Pybuild, lines: str, out: str, isolation: str, tmp_path: Path) -> None:
+    """What stands in the place of a file of ours is what is meant; a secret with an x bit is run."""
+    (tmp_path / "secret").write_text("#!/bin/sh\necho ran\n")
+    text = f"RUN mkdir -m 1777 -p /tmp\n{lines}"
+    given = (f"--isolation={isolation}", "--secret", f"id=s,src={tmp_path}/secret")
+    assert run(pybuild, text, CONTEXT, *given).read("out").decode() == out
+
+
+def test_mount_below_sys(pybuild: Pybuild) -> None:
+    said = pybuild.refuse("FROM busybox\nRUN --mount=type=cache,target=/sys/x true\n", None, *NONE)
+    assert "mounting at /sys/x: nothing can be made in /sys" in said
