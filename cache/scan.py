@@ -6,6 +6,7 @@ mtime alone serve wrong files (dockerfile.md T100). A file whose ctime is too cl
 moment it was read is never remembered, since it may change again within the clock's tick.
 """
 
+import errno
 import hashlib
 import marshal
 import os
@@ -30,6 +31,7 @@ Content = tuple[str, tuple[tuple[str, bytes], ...]]
 _SETTLED = 50_000_000  # ns: coarse clocks tick every 4 to 10 ms
 _FORMAT = 1
 _CHUNK = 1 << 20
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _BATCH = 500  # entries between two signs of progress
 
 
@@ -52,7 +54,8 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
 
     *path* is relative and must not pass through a link. *keep(path, is_dir)* answers 2 to
     take an entry, 0 to leave it out, and 1 to look into a directory without taking it (it is
-    taken after all when something below is). Raises OSError naming the path that failed.
+    taken after all when something below is). Raises OSError naming the path that failed, CacheError for
+    a directory that is removed meanwhile.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     found = os.stat(path or ".", dir_fd=root, follow_symlinks=False)
@@ -64,7 +67,10 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
     while folders:
         folder = folders.pop()
         prefix = folder + "/" if folder else ""
-        fd = os.open(folder or ".", flags, dir_fd=root)
+        try:
+            fd = os.open(folder or ".", flags, dir_fd=root)
+        except (FileNotFoundError, NotADirectoryError):
+            raise changed(folder) from None
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -73,7 +79,10 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
                     verdict = 2 if keep is None else keep(name, is_dir)
                     if not verdict:
                         continue
-                    item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    try:
+                        item = stat_entry(name, entry.stat(follow_symlinks=False))
+                    except FileNotFoundError:
+                        continue  # removed a moment ago, as if it had been before
                     if is_dir:
                         folders.append(name)
                     if verdict == 1:
@@ -184,14 +193,34 @@ def signature(entries: "list[Stat]") -> str:
 
 
 def open_file(root: int, path: str, item: Stat) -> int:
-    """Open a scanned regular file for reading, and check that it is still that file."""
+    """Open a scanned regular file for reading, and check that it is still that file. Raises CacheError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    fd = open_in_root(root, os.fsencode(path), flags)
+    try:
+        fd = open_in_root(root, os.fsencode(path), flags)
+    except OSError as error:
+        if error.errno in _GONE:
+            raise changed(path) from None
+        raise
     now = os.fstat(fd)
     if (now.st_ino, now.st_dev, now.st_size, now.st_mtime_ns) != (item[6], item[5], item[2], item[3]):
         os.close(fd)
-        raise CacheError(f"{path} changed while the build was reading it", "build again")
+        raise changed(path)
     return fd
+
+
+def read_link(root: int, path: str) -> str:
+    """Where a scanned link leads. Raises CacheError when it is no longer one."""
+    try:
+        return os.readlink(path, dir_fd=root)
+    except OSError as error:
+        if error.errno in (*_GONE, errno.EINVAL):
+            raise changed(path) from None
+        raise
+
+
+def changed(path: str) -> CacheError:
+    """The error for a file of a context that is not what it was when the context was scanned."""
+    return CacheError(f"{path} changed while the build was reading it", "build again")
 
 
 def read_content(root: int, path: str, item: Stat) -> Content:
@@ -210,7 +239,7 @@ def read_content(root: int, path: str, item: Stat) -> Content:
                 sha.update(buffer[:count])
                 total += count
         if total != size:
-            raise CacheError(f"{path} changed while the build was reading it", "build again")
+            raise changed(path)
         return sha.hexdigest(), xattrs
     finally:
         os.close(fd)
@@ -241,7 +270,7 @@ def content_digest(
             content, xattrs = index.content(root, item)
             detail += content + hash_xattrs(xattrs)
         elif kind == stat.S_IFLNK:
-            detail, mode = os.readlink(path, dir_fd=root), 0o777
+            detail, mode = read_link(root, path), 0o777
         elif kind == stat.S_IFSOCK:
             kind, size = stat.S_IFREG, 0  # arrives as an empty file (T21)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):

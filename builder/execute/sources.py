@@ -20,7 +20,7 @@ from builder.events import Meter, Sink
 from builder.execute.keeper import Keeper, Selector, keeper, selector_name
 from builder.plan.ops import Inline, Picked
 from cache.entries import DIRECTORY, FILE, SYMLINK, Entry, kind_of
-from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, scan
+from cache.scan import Stat, StatIndex, content_digest, hash_xattrs, open_file, read_link, scan
 from cache.tree import Node, Tree
 from cache.trees import CAPABILITY, image_xattrs
 from grammar.errors import IgnoreError
@@ -360,7 +360,7 @@ class ContextSource:
             elif kind == FILE:
                 size = 0
             elif kind == SYMLINK:
-                link = os.readlink(path, dir_fd=self._root)
+                link = read_link(self._root, path)
             length = size if kind == FILE else 0
             entry = Entry(inside, kind, mode & 0o7777, 0, 0, length, mtime, link, item[8], xattrs, digest)
             implied = chosen is not None and inside and chosen(inside, kind == DIRECTORY) == 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from harness import Pybuild, Tree
+from harness import PYBUILD, Pybuild, Tree
 
 pytestmark = pytest.mark.e2e
 
@@ -420,3 +421,21 @@ def test_dockerfile_that_links_out(pybuild: Pybuild, tmp_path: Path) -> None:
     said = pybuild(context).failed().err
     assert f"is a link to {tmp_path}/other, which is not in the context" in said and "-f" in said
     pybuild("-f", context / "Dockerfile", context).ok()
+
+
+@pytest.mark.parametrize("gone", ["d/f", "d/sub", "d/link"])
+def test_context_that_changes(pybuild: Pybuild, gone: str) -> None:
+    """What is removed while the build reads it is named, not the store that it was to be written to."""
+    text = f"FROM busybox\nCOPY d /1\nRUN echo ready-{os.urandom(4).hex()}; sleep 0.5\nCOPY d /2\n"
+    context = pybuild.context(text, {"d": {"f": "1", "link": "-> f", "sub": {"g": "2"}}})
+    command = [PYBUILD, "--network=none", "--progress=plain", str(context)]
+    with subprocess.Popen(command, env=pybuild.environment(), stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        for line in build.stderr:
+            if " ready-" in line and not line.startswith("#3 [") and "RUN" not in line:
+                subprocess.run(["rm", "-r", context / gone], check=True)
+                break
+        said = build.stderr.read()
+    assert build.returncode == 1
+    name = "d/sub/g" if gone == "d/sub" else gone
+    assert f"error: {name} changed while the build was reading it\nhint: build again" in said, said
