@@ -25,7 +25,7 @@ from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import BuildRequest, BuildResult
+from builder.request import TRUE, BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime import cgroups
 from builder.runtime.isolation import CHROOT, NAMESPACES
@@ -57,6 +57,9 @@ def build(
     seen of the context a moment ago.
     """
     check_places(request)
+    if request.build_args.get("BUILDKIT_MULTI_PLATFORM") in TRUE and len(request.platforms) < 2:
+        note = "BUILDKIT_MULTI_PLATFORM has no effect: an image for one platform is no index here"
+        workshop.sink(Notice(note, warning=True))
     findings: list[Finding] = []
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]

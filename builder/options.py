@@ -258,7 +258,7 @@ def build_request(options: argparse.Namespace) -> Any:
         sandbox=sandbox(options),
         platforms=_platforms(options.platform),
         cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
-        cache_to=tuple(_cache(text, "--cache-to") for text in options.cache_to),
+        cache_to=_caches_to(options.cache_to, arguments),
         sbom=wanted.sbom,
         provenance=wanted.provenance,
         builder_id=wanted.builder_id,
@@ -494,6 +494,17 @@ def _platforms(items: list[str]) -> tuple[str, ...]:
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     return tuple(dict.fromkeys(found))
+
+
+def _caches_to(items: list[str], arguments: dict[str, str]) -> tuple[Any, ...]:
+    """The ``--cache-to``; the build argument BUILDKIT_INLINE_CACHE is one too, as in docker's buildx."""
+    found = tuple(_cache(text, "--cache-to") for text in items)
+    from builder.request import TRUE
+
+    wanted = arguments.get("BUILDKIT_INLINE_CACHE") in TRUE
+    if not wanted or any(place.kind == "inline" for place in found):
+        return found
+    return (*found, _cache("type=inline", "--cache-to"))
 
 
 def _cache(text: str, option: str) -> Any:
