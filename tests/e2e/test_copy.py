@@ -389,10 +389,10 @@ def test_time_of_the_folder_copied_to(pybuild: Pybuild) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "made"), [("640", 0o640), ("1777", 0o755), ("go=", 0o755), ("a+rwx", 0o755)]
+    ("mode", "made"), [("640", 0o640), ("1777", 0o777), ("go=", 0o755), ("a+rwx", 0o755)]
 )
 def test_mode_of_folders_made_on_the_way(pybuild: Pybuild, mode: str, made: int) -> None:
-    """T18: plain octal modes are also those of new folders, others are not."""
+    """T18: the plain bits of an octal mode are also those of new folders, symbolic ones are not."""
     image = pybuild.build(f"FROM scratch\nCOPY --chmod={mode} f /new/f\n", {"f": "1"})
     assert image.root()["new"][0].mode == made
 
