@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from builder.image.model import History, ImageConfig
 from builder.plan.graph import Plan, Step
+from builder.plan.ops import FromImage
 from cache.digest import Digest
 from grammar.structs import replace
 
-_COMMENT = "buildkit.dockerfile.v0"  # what readers of a history know such lines by
+# What readers of a history know lines by: those of a file, those of layers that had none.
+_COMMENT, _EXPORTER = "buildkit.dockerfile.v0", "buildkit.exporter.image.v0"
 
 
 def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int]) -> ImageConfig:
@@ -30,9 +32,25 @@ def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step],
         History(line.created_by, empty_layer=line.step is None, created=time(line.step), comment=_COMMENT)
         for line in plan.lines
     ]
-    history = _fill_times([*plan.base_history, *lines])
+    history = _fill_times([*_fitting(plan), *lines])
     made = history[-1].created if history else ""
     return replace(plan.config, history=tuple(history), diff_ids=diff_ids, created=made)
+
+
+def _fitting(plan: Plan) -> list[History]:
+    """The base's history, with as many lines that have a layer as the base has layers."""
+    bottom = plan.root
+    while bottom is not None and bottom.parent is not None:
+        bottom = bottom.parent
+    base = bottom.op if bottom is not None and isinstance(bottom.op, FromImage) else None
+    layers = len(base.diff_ids) if base is not None else 0
+    out = []
+    for line in plan.base_history:
+        out.append(line if layers or line.empty_layer else replace(line, empty_layer=True))
+        layers -= not out[-1].empty_layer
+    if base is not None:
+        out += [History(f"pulled from {base.name}", comment=_EXPORTER)] * layers
+    return out
 
 
 def _fill_times(history: list[History]) -> list[History]:

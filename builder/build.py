@@ -9,9 +9,9 @@ import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from builder import VERSION
 from builder.assemble import assemble
 from builder.deliver import Built, check_outputs, deliver, first_of, known_steps
+from builder.edition import edition
 from builder.errors import BuildError, ChecksFailed, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
 from builder.execute.layers import is_packed
@@ -19,13 +19,13 @@ from builder.execute.run import check_shared_network
 from builder.execute.sources import ContextSource
 from builder.execute.workshop import Workshop
 from builder.image.local import put_config
-from builder.image.model import ImageConfig
+from builder.image.model import ImageConfig, doubt, host, parse_platform
 from builder.inputs import Inputs, read_ignore
 from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import HOST_GATEWAY, BuildRequest, BuildResult
+from builder.request import HOST_GATEWAY, TRUE, BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime import cgroups
 from builder.runtime.isolation import CHROOT, NAMESPACES
@@ -63,6 +63,9 @@ def build(
     seen of the context a moment ago. What the checks find is added to *findings*, also when the build fails.
     """
     check_outputs(request)
+    if request.build_args.get("BUILDKIT_MULTI_PLATFORM") in TRUE and len(request.platforms) < 2:
+        note = "BUILDKIT_MULTI_PLATFORM has no effect: an image for one platform is no index here"
+        workshop.sink(Notice(note, warning=True))
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, workshop, findings) for wanted in requests]
     _prepare(request, plans, workshop, session)
@@ -89,9 +92,9 @@ def build(
     chosen = first_of(built)
     result = BuildResult(
         done.image,
-        chosen.made.unused_args,
+        tuple(name for name in plans[0].unused_args if all(name in made.unused_args for made in plans)),
         shown_findings(findings, inputs),
-        tuple(argument.name for argument in chosen.made.arguments),
+        chosen.made.declared,
         tuple((str(one.platform), one.image) for one in done.built) if len(built) > 1 else (),
         done.top.to_json() if done.top is not None else None,
     )
@@ -101,6 +104,10 @@ def build(
 def _prepare(request: BuildRequest, plans: list[Plan], workshop: Workshop, session: Session) -> None:
     """See that steps have what they need, and say what they have to do without."""
     sink = workshop.sink
+    platforms = {made.config.platform for made in plans}
+    platforms |= {parse_platform(place, host()) for made in plans for *_, place in made.bases}
+    for text in sorted(filter(None, map(doubt, platforms))):
+        sink(Notice(text, True))
     runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
     workshop.runs = len(runs)
     if any(op.network == "default" for op in runs):
@@ -170,7 +177,7 @@ def plan_file(
     With *metadata_only* no base image is pulled; see ``plan`` for *all_stages*. Raises BuildError
     with an excerpt of the file.
     """
-    file = parsed(inputs, workshop.store)
+    file = parsed(inputs, workshop.store, request.no_cache)
     try:
         resolver = StoreResolver(
             workshop,
@@ -208,14 +215,15 @@ def _checks(request: BuildRequest, file: ast.Dockerfile) -> Checks:
         raise BuildError(f"failed to parse check options: {error}") from None
 
 
-def parsed(inputs: Inputs, store: Store) -> ast.Dockerfile:
-    """The file's syntax tree; that of an equal file is kept, as lark alone costs 40 ms.
+def parsed(inputs: Inputs, store: Store, anew: bool = False) -> ast.Dockerfile:
+    """The file's syntax tree; that of an equal file is kept, as lark alone costs 40 ms, unless it is to be
+    read *anew*.
 
     Raises BuildError with an excerpt of the file.
     """
     text = inputs.text
-    key = "ast:" + hashlib.sha256(f"{VERSION}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
-    data = store.index.memo(key)
+    key = "ast:" + hashlib.sha256(f"{edition()}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
+    data = store.index.memo(key) if not anew else None
     if data is not None:
         with contextlib.suppress(Exception):  # a damaged record: parse again
             stored: ast.Dockerfile = pickle.loads(data)

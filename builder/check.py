@@ -15,7 +15,6 @@ from builder.errors import BuildError
 from builder.execute.workshop import Workshop
 from builder.inputs import Inputs
 from builder.plan.graph import Plan
-from builder.plan.ops import CacheMount, RunCommand, SecretMount
 from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import excerpt, file_lines
@@ -81,7 +80,8 @@ def _warning(finding: Finding) -> dict[str, Any]:
 def _location(span: Span | None) -> dict[str, Any]:
     if span is None:
         return {}
-    return {"ranges": [{"start": {"line": span.first}, "end": {"line": span.last}}]}
+    lines = range(span.first, span.last + 1)
+    return {"ranges": [{"start": {"line": line}, "end": {"line": line}} for line in lines]}
 
 
 def _base64(text: str) -> str:
@@ -133,15 +133,7 @@ def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> dict
     wanted = request.target.lower()
     stages = [stage.start for stage in file.stages if not wanted or stage.start.name == wanted]
     start = stages[-1]
-    mounts = [
-        (mount, step.span)
-        for step in planned.steps
-        if isinstance(step.op, RunCommand)
-        for mount in step.op.mounts
-    ]
-    arguments = {argument.name: argument for argument in planned.arguments}
-    secrets = {m.id: (m, span) for m, span in mounts if isinstance(m, SecretMount)}
-    caches = {m.id: (m, span) for m, span in mounts if isinstance(m, CacheMount)}
+    found = planned.outline
     return _given(
         name=start.name,
         description=describing(file, start.span, start.name) if start.name else "",
@@ -150,13 +142,15 @@ def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> dict
                 **_given(name=a.name, description=a.description, value=a.value),
                 "location": _location(a.span),
             }
-            for a in arguments.values()
+            for a in found.arguments
         ],
-        secrets=[
-            {**_given(name=name, required=mount.required), "location": _location(span)}
-            for name, (mount, span) in secrets.items()
-        ],
-        cache=[{"ID": name, "location": _location(span)} for name, (_, span) in caches.items()],
+        **{
+            kind: [
+                {**_given(name=need.name, required=need.required), "location": _location(need.span)}
+                for need in needs
+            ]
+            for kind, needs in (("secrets", found.secrets), ("ssh", found.agents))
+        },
     )
 
 
@@ -170,12 +164,10 @@ def _outline_table(answer: dict[str, Any]) -> str:
         rows = [("BUILD ARG", "VALUE", "DESCRIPTION")]
         rows += [(a["name"], a.get("value", ""), a.get("description", "")) for a in arguments]
         out += ("\n" if out else "") + _table(rows)
-    if secrets := answer.get("secrets"):
-        rows2 = [
-            ("SECRET", "REQUIRED"),
-            *((s["name"], str(bool(s.get("required"))).lower()) for s in secrets),
-        ]
-        out += ("\n" if out else "") + _table(rows2)
+    for key, title in (("secrets", "SECRET"), ("ssh", "SSH")):
+        if needs := answer.get(key):
+            rows2 = [(title, "REQUIRED"), *((n["name"], "true" if n.get("required") else "") for n in needs)]
+            out += ("\n" if out else "") + _table(rows2)
     return out
 
 

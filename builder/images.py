@@ -12,7 +12,7 @@ from typing import Any
 
 from builder.errors import BuildError, UsageError
 from builder.image.local import config_of, find, named, new_name, reference, remember_platform, size
-from builder.image.model import ImageConfig, host, parse_platform
+from builder.image.model import ImageConfig, asked_platform, host
 from builder.options import add_timeout
 from builder.shape import show
 from cache.digest import Digest
@@ -45,7 +45,7 @@ def pull(args: Sequence[str], tools: Tools) -> int:
     )
     options = parser.parse_args(args)
     try:
-        platform = parse_platform(options.platform, host()) if options.platform else host()
+        platform = asked_platform(options.platform) if options.platform else host()
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     tools.enter(options)

@@ -68,6 +68,11 @@ def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
 
 def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
     other = os.path.join(request.context, "Containerfile")
+    if os.path.islink(path) and os.path.exists(path):
+        return BuildError(
+            f"the Dockerfile {path} is a link to {os.readlink(path)}, which is not in the context",
+            "name the file itself with -f, which may lie anywhere",
+        )
     hint = "name it with -f, or give the folder that holds it as the context"
     if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
         hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."

@@ -312,6 +312,7 @@ def build_request(options: argparse.Namespace) -> Any:
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
     arguments = _build_args(options.build_arg)
+    epoch = _take_epoch(arguments)
     context, remote = _context(options.context)
     file = options.file or ""
     if file == STDIN and remote == STDIN:
@@ -340,11 +341,11 @@ def build_request(options: argparse.Namespace) -> Any:
         allow=_allowed(options.allow),
         ssh=dict(_ssh(item) for item in options.ssh),
         contexts=dict(_named_context(item) for item in options.build_context),
-        epoch=_epoch(arguments),
+        epoch=epoch,
         sandbox=sandbox(options),
         platforms=_platforms(options.platform),
         cache_from=tuple(_cache(text, "--cache-from") for text in options.cache_from),
-        cache_to=tuple(_cache(text, "--cache-to") for text in options.cache_to),
+        cache_to=_caches_to(options.cache_to, arguments),
         sbom=wanted.sbom,
         provenance=wanted.provenance,
         builder_id=wanted.builder_id,
@@ -423,11 +424,12 @@ def _build_args(items: list[str]) -> dict[str, str]:
     return out
 
 
-def _epoch(arguments: dict[str, str]) -> int | None:
-    """SOURCE_DATE_EPOCH, as a build argument or from the environment."""
-    text = arguments.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
+def _take_epoch(arguments: dict[str, str]) -> int | None:
+    """SOURCE_DATE_EPOCH, as a build argument or from the environment, which gives the argument."""
+    text = arguments.pop("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH", ""))
     if text in ("", "context"):  # the time of a context: a folder has none, as in BuildKit
         return None
+    arguments["SOURCE_DATE_EPOCH"] = text
     from builder.plan.scope import parse_epoch
 
     try:
@@ -492,13 +494,24 @@ def _ssh(text: str) -> tuple[str, Any]:
 
 
 def _platforms(items: list[str]) -> tuple[str, ...]:
-    from builder.image.model import host, parse_platform
+    from builder.image.model import asked_platform
 
     try:
-        found = [str(parse_platform(word, host())) for item in items for word in item.split(",")]
+        found = [str(asked_platform(word)) for item in items for word in item.split(",")]
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     return tuple(dict.fromkeys(found))
+
+
+def _caches_to(items: list[str], arguments: dict[str, str]) -> tuple[Any, ...]:
+    """The ``--cache-to``; the build argument BUILDKIT_INLINE_CACHE is one too, as in docker's buildx."""
+    found = tuple(_cache(text, "--cache-to") for text in items)
+    from builder.request import TRUE
+
+    wanted = arguments.get("BUILDKIT_INLINE_CACHE") in TRUE
+    if not wanted or any(place.kind == "inline" for place in found):
+        return found
+    return (*found, _cache("type=inline", "--cache-to"))
 
 
 def _cache(text: str, option: str) -> Any:

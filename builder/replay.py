@@ -15,7 +15,7 @@ import marshal
 import os
 import sys
 
-from builder import VERSION
+from builder.edition import edition
 from builder.progress import lines
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -100,7 +100,7 @@ def memo_key(argv: "Sequence[str]") -> str:
         folder = os.getcwd()
     except OSError:  # it has been removed: who names nothing in it can do without
         folder = ""
-    text = repr((VERSION, folder, list(argv), environment)).encode("utf-8", "surrogateescape")
+    text = repr((edition(), folder, list(argv), environment)).encode("utf-8", "surrogateescape")
     return "build:" + hashlib.sha256(text).hexdigest()
 
 

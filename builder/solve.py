@@ -29,6 +29,7 @@ from builder.events import (
 )
 from builder.execute.files import copy_files, make_dir
 from builder.execute.layers import is_packed
+from builder.execute.mounts import empty_caches
 from builder.execute.run import run_command
 from builder.execute.sources import InlineSource, Selected, Selection, Source, TreeSource
 from builder.execute.workshop import Workshop
@@ -123,6 +124,9 @@ class Solver:
         """Solve every step. Raises the first failure after every running step has ended."""
         steps = self._plan.steps
         self._sink(SolveStarted(len(steps)))
+        for step in steps:
+            if isinstance(step.op, RunCommand) and self._is_fresh(step):
+                empty_caches(step.op.mounts, None, self._workshop)
         waiting = {id(step): len(step.inputs) for step in steps}
         users: dict[int, list[Step]] = {id(step): [] for step in steps}
         for step in steps:
@@ -211,7 +215,7 @@ class Solver:
                 inputs += [self._bound(mount, step, sources) for mount in step.op.mounts]
             key = derive(kind, fields, inputs)
             with self._store.making(key):
-                fresh = self._no_cache or id(step) in self._plan.fresh
+                fresh = self._is_fresh(step)
                 described = json.dumps([kind, fields, inputs, chained(below.run)])
                 found = None if fresh else self._found(step, parent, key, described, below.run)
                 if found is not None:
@@ -234,6 +238,10 @@ class Solver:
             raise
         except (BuildError, CacheError) as error:
             raise StepError(error.message, step.name, step.span, error.hint) from error
+
+    def _is_fresh(self, step: Step) -> bool:
+        """Whether the cache is not to be asked for a step."""
+        return self._no_cache or id(step) in self._plan.fresh
 
     def _solved(self, step: Step, parent: Solved, key: str, layer: str, created: int) -> Solved:
         """The result of a step that gave *layer*. Raises LayerLost."""
@@ -312,7 +320,7 @@ class Solver:
         would have to be read.
         """
         op = step.op
-        if not isinstance(op, RunCommand | CopyFiles | MakeDir) or id(step) in self._plan.fresh:
+        if not isinstance(op, RunCommand | CopyFiles | MakeDir) or self._is_fresh(step):
             return None
         kind, fields = identity(op)
         below = _NOTHING if isinstance(op, CopyFiles) and op.link else parent
@@ -395,7 +403,7 @@ class Solver:
 
     def _fetch(self, step: Step, op: Fetch) -> Solved:
         """What is elsewhere; its key is what it is, so that all who use it hit if it is unchanged."""
-        fresh = self._no_cache or id(step) in self._plan.fresh
+        fresh = self._is_fresh(step)
         with self._shown(step):
             if isinstance(op, FetchUrl):
                 from builder.execute.fetch import fetch_url  # HTTP takes 40 ms to import
@@ -431,11 +439,14 @@ class Solver:
             match step.op:
                 case RunCommand():
                     number = self._numbers[id(step)]
+                    unpacked = [self._workshop.layers.unpacked(source.stack) for source in sources]
+                    if self._is_fresh(step):
+                        empty_caches(step.op.mounts, unpacked, self._workshop)
                     snapshot, outcome = run_command(
                         step.op,
                         step,
                         made,
-                        [self._workshop.layers.unpacked(source.stack) for source in sources],
+                        unpacked,
                         self._workshop,
                         lambda data: self._sink(StepOutput(number, data)),
                     )

@@ -17,8 +17,6 @@ from cache.pack import WHITEOUT_PREFIX
 from cache.tree import Node, Tree, merged_names
 from cache.trees import OPAQUE, image_xattrs, is_opaque, is_whiteout, make_whiteout
 
-_DEEPEST = 400  # directories of a path that a layer's other readers can still follow
-
 
 def normalise(upper: str, lower: Tree) -> None:
     """Reduce the directory *upper* in place to its difference from *lower*.
@@ -26,7 +24,7 @@ def normalise(upper: str, lower: Tree) -> None:
     Raises LayerError for what no layer can say.
     """
     if lower.root is not None:
-        _directory(upper, lower.root, lower, 0)
+        _reduce(upper, lower.root, lower)
 
 
 def check_name(name: str) -> None:
@@ -38,39 +36,59 @@ def check_name(name: str) -> None:
         )
 
 
-def _directory(upper: str, below: Node, lower: Tree, depth: int) -> bool:
-    """Reduce one directory that exists on both sides; whether anything in it is left."""
-    if depth > _DEEPEST:
-        raise LayerError(f"directories are nested more than {_DEEPEST} deep")
-    before = os.lstat(upper)
-    if is_opaque(upper):
-        _expand_opaque(upper, below, lower)
-    changed = False
-    for name in os.listdir(upper):
-        check_name(name)
-        path = f"{upper}/{name}"
-        found = os.lstat(path)
-        under = lower.child(below, name)
-        if is_whiteout(found):
-            if under is None:
-                os.unlink(path)
-                continue
-        elif under is None:
-            if stat.S_ISDIR(found.st_mode):
-                _strip(path)
-        elif stat.S_ISDIR(found.st_mode):
-            if under.is_dir and not _directory(path, under, lower, depth + 1) and _same(path, found, under):
-                os.rmdir(path)
-                continue
-            if not under.is_dir:
-                _strip(path)
-        elif _same(path, found, under):
-            os.unlink(path)
+class _Folder:
+    """A directory that exists on both sides, while what is in it is reduced."""
+
+    def __init__(self, path: str, found: os.stat_result, below: Node, lower: Tree) -> None:
+        self.path = path
+        self.found = found
+        self.below = below
+        if is_opaque(path):
+            _expand_opaque(path, below, lower)
+        self.left = os.listdir(path)
+        self.changed = False  # whether anything in it is left
+
+
+def _reduce(upper: str, below: Node, lower: Tree) -> None:
+    """Reduce a directory and those in it, however deep, children first."""
+    stack = [_Folder(upper, os.lstat(upper), below, lower)]
+    while stack:
+        folder = stack[-1]
+        if folder.left:
+            inside = _entry(folder, folder.left.pop(), lower)
+            if inside is not None:
+                stack.append(inside)
             continue
-        changed = True
-    # Taking entries out has touched the directory: give it back the time the step left.
-    os.utime(upper, ns=(before.st_atime_ns, before.st_mtime_ns))
-    return changed
+        stack.pop()
+        # Taking entries out has touched the directory: give it back the time the step left.
+        os.utime(folder.path, ns=(folder.found.st_atime_ns, folder.found.st_mtime_ns))
+        if not stack:
+            return
+        if not folder.changed and _same(folder.path, folder.found, folder.below):
+            os.rmdir(folder.path)
+        else:
+            stack[-1].changed = True
+
+
+def _entry(folder: _Folder, name: str, lower: Tree) -> _Folder | None:
+    """Reduce one entry of a directory; one that is a directory on both sides is handed back instead."""
+    check_name(name)
+    path = f"{folder.path}/{name}"
+    found = os.lstat(path)
+    under = lower.child(folder.below, name)
+    if is_whiteout(found):
+        if under is None:
+            os.unlink(path)
+            return None
+    elif stat.S_ISDIR(found.st_mode):
+        if under is not None and under.is_dir:
+            return _Folder(path, found, under, lower)
+        _strip(path)
+    elif under is not None and _same(path, found, under):
+        os.unlink(path)
+        return None
+    folder.changed = True
+    return None
 
 
 def _expand_opaque(upper: str, below: Node, lower: Tree) -> None:

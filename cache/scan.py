@@ -55,7 +55,8 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
 
     *path* is relative and must not pass through a link. *keep(path, is_dir)* answers 2 to
     take an entry, 0 to leave it out, and 1 to look into a directory without taking it (it is
-    taken after all when something below is). Raises OSError naming the path that failed.
+    taken after all when something below is). Raises OSError naming the path that failed, CacheError for
+    a directory that is removed meanwhile.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     found = os.stat(path or ".", dir_fd=root, follow_symlinks=False)
@@ -67,7 +68,10 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
     while folders:
         folder = folders.pop()
         prefix = folder + "/" if folder else ""
-        fd = os.open(folder or ".", flags, dir_fd=root)
+        try:
+            fd = os.open(folder or ".", flags, dir_fd=root)
+        except (FileNotFoundError, NotADirectoryError):
+            raise changed(folder) from None
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:

@@ -72,42 +72,34 @@ class Tree:
         """
         if self.root is None:
             return _normal(path), None
-        found = self._walk([self.root], path, follow, stop=True)
-        assert found is not None
-        return found
+        return self._walk([self.root], path, follow)
 
-    def resolve_below(self, top: str, path: str) -> str | None:
+    def resolve_below(self, top: str, path: str) -> str:
         """Where *path* leads from the directory *top* on, which links take for the root.
 
-        None when it leads out of *top*. What does not exist is kept literally.
+        What does not exist is kept literally.
         """
         start, node = self.resolve(top)
         if node is None:
-            return None if _climbs(path.split("/"), 0) else _normal(f"{start}/{path}")
-        found = self._walk([node], path, True, stop=False)
-        return None if found is None else found[0]
+            return _normal(f"{start}/{_normal(path)}")
+        return self._walk([node], path, True)[0]
 
-    def _walk(self, trail: list[Node], path: str, follow: bool, stop: bool) -> tuple[str, Node | None] | None:
-        """Go along *path* from the last of *trail*, whose first is the root that links mean.
-
-        At that root ``..`` stays where it is with *stop*, else it leads out: None.
+    def _walk(self, trail: list[Node], path: str, follow: bool) -> tuple[str, Node | None]:
+        """Go along *path* from the last of *trail*, whose first is the root that links mean and ``..``
+        does not leave.
         """
         todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
-        links = 0
+        links, top = 0, trail[0].path
         while todo:
             part = todo.pop()
             if part == "..":
                 if len(trail) > 1:
                     trail.pop()
-                elif not stop:
-                    return None
                 continue
             node = self.child(trail[-1], part) if trail[-1].is_dir else None
             if node is None:
-                base = trail[-1].path
-                if not stop and _climbs([part, *reversed(todo)], len(trail) - 1):
-                    return None
-                return _normal("/".join([base, part, *reversed(todo)])), None
+                inside = trail[-1].path[len(top) :]
+                return _normal(f"{top}/{_normal('/'.join([inside, part, *reversed(todo)]))}"), None
             if node.is_link and (todo or follow):
                 links += 1
                 self.followed = True
@@ -120,16 +112,6 @@ class Tree:
                 continue
             trail.append(node)
         return trail[-1].path, trail[-1]
-
-
-def _climbs(parts: list[str], depth: int) -> bool:
-    """Whether *parts*, from *depth* on, lead above depth 0 at any moment."""
-    for part in parts:
-        if part not in ("", "."):
-            depth += -1 if part == ".." else 1
-        if depth < 0:
-            return True
-    return False
 
 
 def _normal(path: str) -> str:

@@ -27,6 +27,7 @@ class LogicalLine:
     """One instruction with its continuations joined, and where each part of it stood.
 
     ``pieces`` holds ``(offset in text, physical line, column)`` of each physical line used.
+    ``empty_until`` is the line that a command ends at which has an empty line in it, else 0.
     """
 
     text: str
@@ -34,7 +35,7 @@ class LogicalLine:
     last: int
     heredocs: tuple[Heredoc, ...]
     pieces: tuple[tuple[int, int, int], ...]
-    empty_continuation: bool = False
+    empty_until: int = 0
     comments: tuple[str, ...] = ()
 
     def span(self, offset: int = -1, width: int = 0) -> Span:
@@ -58,6 +59,8 @@ def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLi
     directives of its own.
     """
     physical = text.removeprefix("\ufeff").split("\n")
+    if not physical[-1]:
+        physical.pop()  # what ends with a line feed has no line after it
     for number, line in enumerate(physical, 1):
         if "\0" in line:
             raise DockerfileError("a NUL byte: this is not a Dockerfile", Span(number, number))
@@ -65,12 +68,12 @@ def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLi
             raise DockerfileError(
                 f"dockerfile line greater than max allowed size of {_LINE_LIMIT}", Span(number, number)
             )
-    directives = Directives(escape=escape) if escape else _directives(physical)
-    return directives, _Scanner(physical, directives.escape).run()
+    directives, count = (Directives(escape=escape), 0) if escape else _directives(physical)
+    return directives, _Scanner(physical, directives.escape, count).run()
 
 
-def _directives(physical: list[str]) -> Directives:
-    """Directives stand at the very top; the first line that is none ends them."""
+def _directives(physical: list[str]) -> tuple[Directives, int]:
+    """Directives stand at the very top; the first line that is none ends them. How many lines they are."""
     found: dict[str, str] = {}
     for number, line in enumerate(physical, 1):
         body = line.strip()
@@ -87,7 +90,8 @@ def _directives(physical: list[str]) -> Directives:
         if key == "syntax":
             _check_syntax(value.split(None, 1)[0], Span(number, number))
         found[key] = value
-    return Directives(found.get("syntax", ""), found.get("escape", "\\"), found.get("check", ""))
+    made = Directives(found.get("syntax", ""), found.get("escape", "\\"), found.get("check", ""))
+    return made, len(found)
 
 
 def _check_syntax(name: str, span: Span) -> None:
@@ -101,12 +105,12 @@ def _check_syntax(name: str, span: Span) -> None:
 
 
 class _Scanner:
-    """Goes over the physical lines once."""
+    """Goes over the physical lines once; the first *directives* of them are no comments."""
 
-    def __init__(self, physical: list[str], escape: str) -> None:
+    def __init__(self, physical: list[str], escape: str, directives: int) -> None:
         self._physical = physical
         self._escape = escape
-        self._next = 0
+        self._next = directives
         self._comments: list[str] = []
 
     def run(self) -> list[LogicalLine]:
@@ -135,7 +139,7 @@ class _Scanner:
         pieces: list[tuple[int, int, int]] = []
         length, empty, more = 0, False, True
         while more and self._next < len(self._physical):
-            line = self._physical[self._next].removesuffix("\r")
+            line = self._physical[self._next].rstrip("\r")
             self._next += 1
             body = line.strip()
             if parts and body.startswith("#"):
@@ -151,12 +155,12 @@ class _Scanner:
             pieces.append((length, self._next, lead + 1))
             parts.append(line)
             length += len(line)
-        text = "".join(parts)
+        text, until = "".join(parts), self._next if empty else 0
         heredocs = self._heredocs(text, first)
         last = self._next
         while last > first and not self._physical[last - 1].strip():
             last -= 1
-        return LogicalLine(text, first, last, heredocs, tuple(pieces), empty, tuple(self._comments))
+        return LogicalLine(text, first, last, heredocs, tuple(pieces), until, tuple(self._comments))
 
     def _continuation(self, line: str) -> tuple[str, bool]:
         """Take a final escape off *line*; a doubled one is text, not a continuation (L5)."""
@@ -178,7 +182,7 @@ class _Scanner:
         while self._next < len(self._physical):
             line = self._physical[self._next]
             self._next += 1
-            end = line.removesuffix("\r")
+            end = line.rstrip("\r")
             if (end.lstrip("\t") if heredoc.chomp else end) == heredoc.name:
                 body = "".join(item + "\n" for item in lines)
                 return Heredoc(heredoc.name, body, heredoc.expand, heredoc.chomp, heredoc.fd, heredoc.raw)
@@ -279,7 +283,24 @@ def parse_heredoc(word: str) -> Heredoc | None:
     name = name.removeprefix("-").lstrip()
     if len(raw_words(name)) != 1:
         return None
-    plain = re.sub(r"\\(.)", r"\1", name).replace('"', "").replace("'", "")
+    plain, quoted = _unquote(name)
     if not plain or plain.isspace():
         return None
-    return Heredoc(plain, "", plain == name, chomp, int(digits) if digits else -1, word)
+    return Heredoc(plain, "", not quoted, chomp, int(digits) if digits else -1, word)
+
+
+def _unquote(word: str) -> tuple[str, bool]:
+    """A word without quotes and escapes, as a shell reads it, and whether any of it was quoted."""
+    out: list[str] = []
+    quote, quoted, place = "", False, 0
+    while place < len(word):
+        char, following = word[place], word[place + 1 : place + 2]
+        place += 1
+        if char == "\\" and quote != "'" and following and (not quote or following in '"$\\'):
+            out.append(following)
+            place += 1
+        elif char in "'\"" and quote in ("", char):
+            quote, quoted = "" if quote else char, True
+        else:
+            out.append(char)
+    return "".join(out), quoted

@@ -214,11 +214,13 @@ def parse_checks(text: str) -> Checks:
     error = found.get("error", "false").lower()
     if error not in ("1", "t", "true", "0", "f", "false"):
         raise ValueError(f'failed to parse check option "error={found["error"]}"')
-    names = {
-        key: frozenset(name.strip() for name in found.get(key, "").split(","))
-        for key in ("skip", "experimental")
-    }
-    return Checks(names["skip"], names["experimental"], error in ("1", "t", "true"))
+    names = {key: found.get(key, "").split(",") for key in ("skip", "experimental")}
+    # "all" stands alone; among others it is the name of no rule.
+    skip, experimental = (
+        frozenset(name.strip() for name in items) - ({"all"} if len(items) > 1 else set())
+        for items in names.values()
+    )
+    return Checks(skip, experimental, error in ("1", "t", "true"))
 
 
 class Linter:

@@ -58,7 +58,7 @@ def parse(text: str) -> ast.Dockerfile:
         raise DockerfileError("dockerfile contains no stages to build", hint="add a FROM instruction")
     made = tuple(ast.Stage(start, tuple(body)) for start, body in stages)
     comments = {line.first: line.comments for line in lines if line.comments}
-    empty = tuple(line.pieces[-1][1] for line in lines if line.empty_continuation)
+    empty = tuple(line.empty_until for line in lines if line.empty_until)
     return ast.Dockerfile(text, directives, tuple(global_args), made, sources, comments, empty)
 
 

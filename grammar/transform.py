@@ -128,7 +128,9 @@ def _run(line: Line) -> ast.Run:
     command = _command(line)
     texts = [command.text] if isinstance(command, ast.ShellForm) else []
     heredocs = line.source.heredocs
-    if len(heredocs) != 1 or not heredocs[0].body.startswith("#!"):  # that is a file of its own, of any bytes
+    if len(heredocs) != 1 or not heredocs[0].content.startswith(
+        "#!"
+    ):  # that is a file of its own, of any bytes
         texts += [heredoc.body for heredoc in heredocs]
     _only_text(texts, line)
     for name, known, wrong in _MODES:

@@ -101,17 +101,9 @@ def _parent(writer: Writer, top: str, path: str, parents: dict[str, str]) -> str
         if writer.stands(place) == DIRECTORY:
             writer.make_parents(place, owned=False)
             return place
-    place = _resolve(writer, top, path)
+    place = writer.resolve_below(top, path)
     writer.make_parents(place, owned=False)  # the archive has no owner for them
     return place
-
-
-def _resolve(writer: Writer, top: str, path: str) -> str:
-    """Where a path of the archive leads: links are followed, but never out of the destination."""
-    found = writer.resolve_below(top, path)
-    if found is None:
-        raise BuildError(f'archive path "{path}" points outside extraction root')
-    return found
 
 
 def _inside(text: bytes, member: bytes) -> str:
@@ -144,7 +136,7 @@ def _link(writer: Writer, member: Member, path: str, top: str, parents: dict[str
     """A hard link: its target counts from the destination, and may be a file that was there before."""
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
-    folder = parents[above] if above in parents else _resolve(writer, top, above)
+    folder = parents[above] if above in parents else writer.resolve_below(top, above)
     target = f"{folder}/{last}".lstrip("/")
     entry = _entry(member)
     content: Iterator[bytes] = iter(())

@@ -7,6 +7,7 @@ runs no hook, asks nobody, and speaks http, https, ssh and git only.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import resource
@@ -37,6 +38,7 @@ _CONFIG = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
     "core.symlinks": "true",
+    "core.logAllRefUpdates": "false",
     "protocol.file.allow": "never",
     "protocol.ext.allow": "never",
     "advice.detachedHead": "false",
@@ -72,7 +74,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         fields: dict[str, object] = {
             "commit": wanted,
             "subdir": op.subdir,
-            "keep": op.keep_git_dir and [redacted(op.remote), where],
+            "keep": op.keep_git_dir and [redacted(op.remote), where, hashes[0]],
             "submodules": op.submodules,
             "commit_time": op.commit_time,
         }
@@ -81,7 +83,7 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         memo = f"git:{key}"
         if not fresh and (last := workshop.store.index.remembered(memo)):
             return key, last
-        confined([made.folder, os.devnull], lambda: git.check_out(made, where, wanted))
+        confined([made.folder, os.devnull], lambda: git.check_out(made, where, hashes))
         snapshot = commit(made)
         workshop.store.index.set_memo(memo, snapshot.encode())
     return key, snapshot
@@ -102,12 +104,17 @@ class _Git:
             return ref, [ref]
         wanted = ref or "HEAD"
         found = {}
-        arguments = ["ls-remote", "--", self._remote, wanted, f"{wanted}^{{}}"]
+        arguments = ["ls-remote", "--symref", "--", self._remote, wanted, f"{wanted}^{{}}"]
         for line in self._run(arguments).split("\n"):
             value, _, name = line.partition("\t")
             if is_commit(value):
                 found[name] = value
-        for name in (f"refs/heads/{wanted}", f"refs/tags/{wanted}", wanted):  # branches first, as git
+            elif name == "HEAD" and not ref and value.startswith("ref: refs/heads/"):
+                wanted = value.removeprefix("ref: ")  # the default branch
+        if not ref and "HEAD" in found:
+            return wanted, [found["HEAD"]]
+        whole = [f"{space}{ref.removeprefix(space)}" for space in ("refs/", "refs/heads/", "refs/tags/")]
+        for name in (*whole, wanted):  # branches before tags, as git
             if name in found:
                 return name, list(dict.fromkeys((found[name], found.get(f"{name}^{{}}", found[name]))))
         raise BuildError(
@@ -115,18 +122,20 @@ class _Git:
             "a commit is named by its whole hash",
         )
 
-    def check_out(self, made: Draft, where: str, wanted: str) -> None:
-        """Leave the files of the commit *wanted* in the draft."""
-        here = made.upper
+    def check_out(self, made: Draft, where: str, hashes: list[str]) -> None:
+        """Leave in the draft the files of the last of *hashes*, what the ref *where* stands for."""
+        here, wanted = made.upper, hashes[-1]
         self._run(["init", "-q"], here)
         self._run(["remote", "add", "origin", without_credentials(self._op.remote)], here)
-        self._fetch(where, wanted, here)
+        self._fetch(where, hashes if self._op.keep_git_dir else [wanted], here)
         self._run(["checkout", "-q", "-f", "--detach", wanted], here)
         if self._op.submodules and os.path.lexists(os.path.join(here, ".gitmodules")):
             self._run(["submodule", "update", "--init", "--recursive", "--depth=1", "--progress"], here)
         when = int(self._run(["show", "-s", "--format=%ct", wanted], here)) if self._op.commit_time else None
         try:
-            if not self._op.keep_git_dir:
+            if self._op.keep_git_dir:
+                self._tidy(here, where, hashes[0])
+            else:
                 _forget(here)
             if self._op.subdir:
                 _only(made, self._op.subdir)
@@ -134,11 +143,31 @@ class _Git:
         except RecursionError:
             raise BuildError(f"{redacted(self._op.remote)} has folders nested too deeply") from None
 
-    def _fetch(self, where: str, wanted: str, here: str) -> None:
-        """Only the commit; everything where the server cannot give that."""
+    def _tidy(self, here: str, where: str, value: str) -> None:
+        """Leave in .git what is the same whoever fetched it: the ref that was asked for and no other, and of
+        each index the names and contents, not this machine's inodes and times.
+        """
+        folder = os.path.join(here, ".git")
+        for name in ("heads", "tags", "remotes"):
+            remove_tree(os.path.join(folder, "refs", name))
+        for name in ("packed-refs", "ORIG_HEAD"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+        os.mkdir(os.path.join(folder, "refs/heads"))
+        if where.startswith("refs/"):
+            self._run(["update-ref", where, value], here)
+        for repository, _names, files in os.walk(folder):
+            if "FETCH_HEAD" in files:
+                os.unlink(os.path.join(repository, "FETCH_HEAD"))
+            if "index" in files and "HEAD" in files:
+                os.unlink(os.path.join(repository, "index"))
+                self._run([f"--git-dir={repository}", "read-tree", "HEAD"], here)
+
+    def _fetch(self, where: str, hashes: list[str], here: str) -> None:
+        """Only the first of *hashes*, which brings the others; everything where the server gives no less."""
         begun = time.monotonic()
         try:
-            self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, wanted], here)
+            self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, hashes[0]], here)
             return
         except BuildError:
             if time.monotonic() - begun >= limits.silence():
@@ -148,9 +177,11 @@ class _Git:
             if where.startswith("refs/") and not where.startswith(("refs/heads/", "refs/tags/")):
                 everything.append(where)
             self._run(["fetch", "--progress", "--no-tags", "--", self._remote, *everything], here)
-            self._run(["cat-file", "-e", f"{wanted}^{{commit}}"], here)
+            self._run(["cat-file", "-e", f"{hashes[-1]}^{{commit}}"], here)
         except BuildError as error:
-            raise BuildError(f"fetching {wanted} of {redacted(self._op.remote)}: {error.message}") from None
+            raise BuildError(
+                f"fetching {hashes[-1]} of {redacted(self._op.remote)}: {error.message}"
+            ) from None
 
     def _run(self, arguments: Sequence[str], folder: str | None = None) -> str:
         """git's output. Raises BuildError with the last it said, Cancelled."""
@@ -240,6 +271,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
         "GIT_CONFIG_COUNT": str(len(config)),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TEMPLATE_DIR": "",  # no files of this machine's git
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_ALLOW_PROTOCOL": "http:https:ssh:git",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from builder.errors import BuildError
+from builder.events import Notice
 from builder.execute.copies import copy_bound
 from builder.execute.files import copy_tree
 from builder.execute.secrets import read_secret
@@ -27,7 +28,7 @@ from cache.kernel import set_owner
 from cache.locks import try_lock
 from cache.snapshots import Draft, top_down, tree_of
 from cache.tree import Tree
-from cache.trees import real_folder, remove_devices
+from cache.trees import real_folder, remove_devices, remove_tree
 from grammar.structs import field, struct
 
 _EMPTY = b"mounts/proc"  # an empty directory of the store
@@ -259,15 +260,74 @@ def _take_cache(
     while True:
         relative = f"caches/{name}" + (f".{instance}" if instance else "")
         _ensure(workshop, relative, name, mount, layers)
-        fd = os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = _open_cache(workshop, relative)
+        except FileNotFoundError:
+            continue  # it was emptied a moment ago
         # Its entries can be in one root only where nothing can be mounted.
-        if try_lock(fd, shared=mount.sharing == "shared" and workshop.isolation == NAMESPACES):
+        used = not try_lock(fd, shared=mount.sharing == "shared" and workshop.isolation == NAMESPACES)
+        if not used and _is_still(fd, workshop, relative):
             held.callback(os.close, fd)
             return relative
         os.close(fd)
-        if mount.sharing == "private":
+        if mount.sharing == "private" and used:
             instance += 1
         else:
+            workshop.check()
+            time.sleep(_POLL)
+
+
+def _open_cache(workshop: Workshop, relative: str) -> int:
+    return os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_still(fd: int, workshop: Workshop, relative: str) -> bool:
+    """Whether a cache that is locked now has not been emptied, and so replaced, before."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(workshop.store.path(relative)))
+    except FileNotFoundError:
+        return False
+
+
+def empty_caches(
+    mounts: tuple[Mount, ...], sources: list[tuple[str, ...]] | None, workshop: Workshop
+) -> None:
+    """Throw away what is in the caches of a RUN that is not to come from the cache, once in a build.
+
+    A cache of somebody's files goes by their layers: *sources*, None while they are not known.
+    """
+    for mount in mounts:
+        if isinstance(mount, CacheMount) and (mount.origin < 0) == (sources is None):
+            name = cache_name(mount, sources[mount.origin] if sources else ())
+            with workshop.store.making(f"empty-{name}"):
+                if name not in workshop.emptied:
+                    workshop.emptied.add(name)
+                    _empty(workshop, name, mount.sharing)
+
+
+def _empty(workshop: Workshop, name: str, sharing: str) -> None:
+    """Move away every instance of a cache, once nobody uses it; a private one in use is nobody else's."""
+    folder = workshop.store.path("caches")
+    for found in [item for item in os.listdir(folder) if item.partition(".")[0] == name]:
+        relative, told = f"caches/{found}", False
+        while True:
+            try:
+                fd = _open_cache(workshop, relative)
+            except FileNotFoundError:
+                break
+            try:
+                if try_lock(fd):
+                    aside = workshop.store.temporary()
+                    os.rename(os.path.join(folder, found), aside)
+                    remove_tree(aside)
+                    break
+            finally:
+                os.close(fd)
+            if sharing == "private":
+                break
+            if not told:
+                workshop.sink(Notice("waiting for a cache mount that is to be emptied and is in use"))
+                told = True
             workshop.check()
             time.sleep(_POLL)
 
@@ -283,7 +343,8 @@ def _ensure(workshop: Workshop, relative: str, name: str, mount: CacheMount, lay
             return
         made = store.temporary()
         os.mkdir(made, 0o700)
-        if workshop.fill_cache is not None and workshop.fill_cache(name, made):
+        fill = workshop.fill_cache if name not in workshop.emptied else None
+        if fill is not None and fill(name, made):
             pass
         elif layers:
             copy_tree(tree_of(store, layers), made)

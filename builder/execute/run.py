@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import time
@@ -31,6 +32,7 @@ from builder.runtime.spec import (
     MountSpec,
 )
 from builder.runtime.uplink import FORWARDER
+from cache.kernel import keeps_owners
 from cache.snapshots import Draft, commit
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def _contained(
             draft, op.argv, env | extra.env, op.cwd, op.user, network, op.hostname, op.sandbox
         )
         spec["mounts"] = extra.specs
+        for mount in extra.specs:
+            spec["files"].pop(mount["target"], None)  # a mount in the place of one of ours is what is meant
         spec["any_socketcall"] = op.foreign == "386"
         if op.security == "insecure":
             spec["capabilities"], spec["filtered"], spec["frame"]["masked"] = ALL_CAPABILITIES, False, False
@@ -113,6 +117,8 @@ def _contained(
         hint = _NETWORK_HINT if outcome.network_failed else ""
         if op.foreign and "Exec format error" in outcome.error:
             hint = _FOREIGN_HINT.format(op.foreign)
+        elif op.foreign and "interpreter" in outcome.error and _emulators_may_be_unheld():
+            hint = _UNHELD_HINT.format(op.foreign)
         raise StepError(outcome.error, step.name, step.span, hint)
     if outcome.code:
         raise _failure(op, step, outcome, _oom_kills() > killed_before)
@@ -156,7 +162,22 @@ _FOREIGN_HINT = (
     "this machine does not run programs for {}: register qemu for them (package qemu-user-static, with the F "
     "flag), or compile in a stage FROM --platform=$BUILDPLATFORM"
 )
+_UNHELD_HINT = (
+    "if qemu for {} is registered without the F flag, the kernel looks for it in the image: register it "
+    "with F (package qemu-user-static, or update-binfmts with fix_binary yes)"
+)
 _NETWORK_HINT = "build with --network=none, or with --network=host if you trust the Dockerfile"
+
+
+def _emulators_may_be_unheld() -> bool:
+    """Whether the kernel has emulators registered that it does not hold open, or says of none."""
+    folder = "/proc/sys/fs/binfmt_misc"
+    try:
+        entries = [_read(os.path.join(folder, name)) for name in os.listdir(folder)]
+    except OSError:
+        entries = []
+    flags = [line[7:] for text in entries for line in text.splitlines() if line.startswith("flags: ")]
+    return not flags or any("F" not in item for item in flags)
 
 
 def check_shared_network() -> None:
@@ -179,7 +200,14 @@ def container_spec(
     hostname: str,
     sandbox: Sandbox,
 ) -> ContainerSpec:
-    """The runtime's description of a container on *draft*."""
+    """The runtime's description of a container on *draft*. Raises BuildError for what no process can have."""
+    for name, value in env.items():
+        if not name or "\0" in name + value:
+            what = "has a NUL in it" if name else "has no name"
+            raise BuildError(
+                f"the environment variable {name + '=' + value!r} {what}, so no process can be given it",
+                "set it otherwise: it comes from an ENV of the file, or of the base image",
+            )
     overlay = draft.overlay()
     encode = os.fsencode
     frame = FrameSpec(
@@ -301,6 +329,8 @@ def _failure(op: RunCommand, step: Step, outcome: Outcome, somebody_was_killed: 
         if outcome.oom_kills > 0:
             how += f", after the kernel killed a process of it because {_ran_out(op)}"
             hint = _MEMORY_HINT
+        elif outcome.code == _APT_FAILED and not keeps_owners() and re.search(r"\bapt(-get)?\b", command):
+            hint = _APT_HINT
         elif outcome.code == 127:
             hint = "127 means that a command was not found: is it installed in this stage?"
         elif outcome.code == 126:
@@ -315,6 +345,11 @@ def _ran_out(op: RunCommand) -> str:
     return "the machine's memory, or that of the group the build runs in, was used up"
 
 
+_APT_FAILED = 100
+_APT_HINT = (
+    "with one id apt cannot become its own user: run it with -o APT::Sandbox::User=root, or give this user "
+    "ranges of ids (pybuild doctor says how)"
+)
 _MEMORY_HINT = "raise the limit or give the build more memory, or let the step use less (fewer parallel jobs)"
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Protocol
 
 from builder.errors import BuildError
@@ -160,11 +161,6 @@ def _select(
     """``select_in`` with errors in words; what has to be there is."""
     try:
         found = select_in(tree, item, listed)
-        for pattern in item.parents:
-            if not has_wildcard(item.pattern) and not has_wildcard(pattern):
-                required = f"{item.pattern}/{pattern}"
-                if tree.lookup(required) is None:
-                    raise not_found(required, tree, what)
     except GlobError as error:
         raise BuildError(f"COPY {item.pattern!r}: {error}", "a literal [ is written [[]") from None
     except FileNotFoundError as error:
@@ -174,6 +170,12 @@ def _select(
     if not found and (item.literal or not has_wildcard(item.pattern)):
         raise not_found(item.pattern, tree, what)
     return [(Selected(name, node.path, item.parents, exclude), node) for name, node in found]
+
+
+def _required(item: Picked) -> str:
+    """The path that ``--parents`` without wildcards has to find something at; "" for any other source."""
+    literal = item.parents and not any(map(has_wildcard, (item.pattern, *item.parents)))
+    return f"{item.pattern}/{item.parents[0]}" if literal else ""
 
 
 def _keeper(ignore: Ignore, selected: Selected) -> Keeper | None:
@@ -200,8 +202,25 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     above, _, name = shown.rpartition("/")
     parent = tree.lookup(above)
     near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
-    hint = _broken_link(shown, tree) or (f"did you mean {above}/{near}?" if near else "")
+    suggestion = f"did you mean {above}/{near}?" if near not in ("", name) else ""
+    hint = _broken_link(shown, tree) or suggestion
     return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
+
+
+def _nothing_kept(item: Picked, tree: Tree, what: str) -> BuildError:
+    """The error for a path of ``--parents`` that gives no file: not there, or not reached as written."""
+    required = _required(item)
+    error = not_found(required, tree, what)
+    path, node = tree.resolve(required)
+    if node is None:
+        return error
+    if not item.parents[0]:
+        error.hint = "--parents needs a path below the folder; without it the folder's files are copied"
+    elif path != os.path.normpath("/" + required).lstrip("/"):
+        error.hint = f"--parents follows no links: name /{path}"
+    else:
+        error.hint = "--exclude leaves out all of it"
+    return error
 
 
 class _VisibleTree(Tree):
@@ -281,9 +300,12 @@ class ContextSource:
             kept = [chosen for chosen, node in found if not (node.is_dir and self._emptied(chosen))]
             if not kept and found and not has_wildcard(item.pattern):
                 raise not_found(item.pattern, self._tree, "the build context")
+            if _required(item) and not any(len(self.scanned(one)) > 1 for one in kept):
+                raise _nothing_kept(item, self._tree, "the build context")
         except BuildError as error:
-            if line := self._excluded(item.pattern):
-                error.hint = f"it is excluded by {self._ignore_name} line {line}"
+            path, line = self._excluded(_required(item) or item.pattern)
+            if line:
+                error.hint = f"{path or 'it'} is excluded by {self._ignore_name} line {line}"
             raise
         return kept
 
@@ -292,10 +314,16 @@ class ContextSource:
         path = selected.path
         return bool(path) and self._tree.ignored(path) and len(self.scanned(Selected("", path))) <= 1
 
-    def _excluded(self, pattern: str) -> int:
-        """The line of the ignore file that takes a path away which is there; 0 if none does."""
-        path, node = Tree((self._folder,)).resolve(pattern, follow=False)
-        return self._ignore.why(path) if node is not None and path else 0
+    def _excluded(self, pattern: str) -> tuple[str, int]:
+        """The line of the ignore file that takes a path away which is there, 0 if none does; and where a
+        link led to that path, what it is.
+        """
+        tree = Tree((self._folder,))
+        for follow in (False, True):
+            path, node = tree.resolve(pattern, follow)
+            if node is not None and path and (line := self._ignore.why(path)):
+                return f"/{path}" if follow else "", line
+        return "", 0
 
     def scanned(self, selected: Selected) -> list[Stat]:
         """The stats of everything selected, taken once per build."""
@@ -405,7 +433,10 @@ class TreeSource:
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
         assert isinstance(item, Picked)
-        return [selected for selected, _node in _select(self._tree, item, exclude, "the stage", None)]
+        found = [selected for selected, _node in _select(self._tree, item, exclude, "the stage", None)]
+        if _required(item) and not any(len(list(islice(self.entries(one), 2))) > 1 for one in found):
+            raise _nothing_kept(item, self._tree, "the stage")
+        return found
 
     def digest(self, selected: Selected) -> str:
         sha = hashlib.sha256()

@@ -84,9 +84,9 @@ class StageTree:
         made: list[str] = []
 
         def make() -> None:
-            made.extend(add_points(self.root, self._store.path("mounts")))
-            if points:
+            if points:  # they cover ours
                 made.extend(add_points(self.root, points))
+            made.extend(add_points(self.root, self._store.path("mounts")))
             if self._skipped and self._kernel_files() != self._filled:
                 self._fill_kernel_folders()
 

@@ -51,6 +51,7 @@ class Workshop:
         self.layers = Layers(store, sink)
         # Puts what a shared cache has into the folder of a new cache mount, by its name; whether it had some.
         self.fill_cache: Callable[[str, str], bool] | None = None
+        self.emptied: set[str] = set()  # the cache mounts that --no-cache has emptied, by their names
         self.shares_network = False  # steps have this machine's network where they want the usual one
         self.runs = 0  # RUN steps that may still come: containers are made ahead for them
         self._running: set[Running] = set()

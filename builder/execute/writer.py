@@ -76,11 +76,8 @@ class Writer:
         """Where *path* leads in what is below and what was written, links followed."""
         return self._merged().resolve(path)[0]
 
-    def resolve_below(self, top: str, path: str) -> str | None:
-        """Where *path* leads from the directory *top* on, which links take for the root.
-
-        None when it leads out of it.
-        """
+    def resolve_below(self, top: str, path: str) -> str:
+        """Where *path* leads from the directory *top* on, which links take for the root."""
         return self._merged().resolve_below(top, path)
 
     def _merged(self) -> Tree:

@@ -16,6 +16,7 @@ from builder.strict_json import valid_text
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
+from grammar.guess import suggestion
 from grammar.structs import field, replace, struct
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -71,7 +72,19 @@ _ARCHITECTURES = {
     "i386": ("386", ""),
 }
 _SYSTEMS = {"macos": "darwin"}
-_KNOWN_SYSTEMS = ("linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasip1", "js")
+# What Go's lists of systems and architectures have.
+_SYSTEM_NAMES = """
+    aix android darwin dragonfly freebsd hurd illumos ios js linux nacl netbsd openbsd plan9 solaris wasip1
+    windows zos
+"""
+_ARCHITECTURE_NAMES = """
+    386 amd64 amd64p32 arm armbe arm64 arm64be ppc64 ppc64le loong64 mips mipsle mips64 mips64le mips64p32
+    mips64p32le ppc riscv riscv64 s390 s390x sparc sparc64 wasm
+"""
+_KNOWN_SYSTEMS, _KNOWN_ARCHITECTURES = (
+    frozenset(_SYSTEM_NAMES.split()),
+    frozenset(_ARCHITECTURE_NAMES.split()),
+)
 _COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -82,8 +95,11 @@ def normal_architecture(text: str, variant: str) -> tuple[str, str]:
     if architecture == "arm":
         variant = variant or "v7"
         variant = f"v{variant}" if variant.isdigit() else variant
-    usual = {"arm64": ("v8", "8", "v8.0"), "amd64": ("v1",)}
-    return architecture, "" if variant in usual.get(architecture, ()) else variant
+    elif architecture == "arm64":
+        variant = {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"}.get(variant, variant)
+    if (architecture, variant) == ("amd64", "v1") or text.lower() == "i386":
+        variant = ""
+    return architecture, variant
 
 
 def rank(stated: object, wanted: Platform) -> int:
@@ -128,7 +144,10 @@ def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
 
 
 def parse_platform(text: str, default: Platform) -> Platform:
-    """``os/architecture[/variant]``, or one of the first two alone. Raises ValueError."""
+    """``os/architecture[/variant]``, or one of the first two alone, which then has to be known.
+
+    Raises ValueError.
+    """
     parts = text.split("/")
     for part in parts:
         if not part or not _COMPONENT.issuperset(part):
@@ -143,9 +162,27 @@ def parse_platform(text: str, default: Platform) -> Platform:
         system = _SYSTEMS.get(parts[0], parts[0])
         if system in _KNOWN_SYSTEMS:
             return Platform(system, default.architecture, default.variant)
+        if _ARCHITECTURES.get(parts[0], parts)[0] not in _KNOWN_ARCHITECTURES:
+            raise ValueError(f'"{text}": unknown operating system or architecture')
         parts = [default.os, *parts]
     architecture, variant = normal_architecture(parts[1], parts[2] if len(parts) == 3 else "")
     return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
+
+
+def asked_platform(text: str) -> Platform:
+    """The platform that an option of the command line names; ``local`` is this machine. Raises ValueError."""
+    return host() if text.lower() == "local" else parse_platform(text, host())
+
+
+def doubt(platform: Platform) -> str:
+    """What is to be said of a platform that nobody knows, "" of any other."""
+    for what, name, known in (
+        ("system", platform.os, _KNOWN_SYSTEMS),
+        ("architecture", platform.architecture, _KNOWN_ARCHITECTURES),
+    ):
+        if name not in known:
+            return f"{platform}: no {what} is known by the name {name}{suggestion(name, sorted(known))}"
+    return ""
 
 
 @struct

@@ -118,8 +118,18 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             assert_never(node)
 
 
-def _word(text: str, state: StageState, context: StageContext, span: Span, raw_quotes: bool = False) -> str:
-    """*text* with its variables replaced; with *raw_quotes* it is the body of a here-document."""
+def _word(
+    text: str,
+    state: StageState,
+    context: StageContext,
+    span: Span,
+    raw_quotes: bool = False,
+    whole: Span | None = None,
+) -> str:
+    """*text* with its variables replaced; with *raw_quotes* it is the body of a here-document.
+
+    *whole* is the span of the instruction, where *span* is only that of the text.
+    """
     missing: set[str] = set()
     try:
         escape = "\\" if raw_quotes else context.escape
@@ -128,7 +138,7 @@ def _word(text: str, state: StageState, context: StageContext, span: Span, raw_q
         what = "the here-document" if raw_quotes else repr(text)
         raise PlanError(f"failed to process {what}: {error}", span) from None
     finally:
-        _undefined(missing, state, context, span)
+        _undefined(missing, state, context, whole or span)
 
 
 def _undefined(missing: set[str], state: StageState, context: StageContext, span: Span) -> None:
@@ -227,7 +237,7 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
     if node.command.text.strip() != first.raw:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
-    if first.body.startswith("#!"):  # behind a tab that <<- takes away it is a comment
+    if first.content.startswith("#!"):  # also behind tabs that <<- takes away
         _check_name(first, node.span)
         return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
     return ast.ShellForm(first.content), ()
@@ -356,22 +366,21 @@ def clean(path: str) -> str:
 
 def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
     """Every value is expanded with what held before the line (T41)."""
-    pairs = _pairs(node.pairs, state, context)
+    pairs = _pairs(node, state, context)
     kept = state.config.env if state.kept is None else state.kept
     shown = " ".join(f"{key}={value}" for key, value in pairs)
     return replace(state, env=state.env | dict(pairs), kept=kept | dict(pairs)).noted(f"ENV {shown}")
 
 
-def _pairs(pairs: tuple[ast.Pair, ...], state: StageState, context: StageContext) -> list[tuple[str, str]]:
-    out = []
-    for pair in pairs:
-        key = _word(pair.key, state, context, pair.span)
-        out.append((key, _word(pair.value or "", state, context, pair.span)))
-    return out
+def _pairs(node: ast.Env | ast.Label, state: StageState, context: StageContext) -> list[tuple[str, str]]:
+    def expanded(text: str, span: Span) -> str:
+        return _word(text, state, context, span, whole=node.span)
+
+    return [(expanded(pair.key, pair.span), expanded(pair.value or "", pair.span)) for pair in node.pairs]
 
 
 def _label(node: ast.Label, state: StageState, context: StageContext) -> StageState:
-    pairs = _pairs(node.pairs, state, context)
+    pairs = _pairs(node, state, context)
     labels = (state.config.settings.get("Labels") or {}) | dict(pairs)
     shown = " ".join(f"{key}={value}" for key, value in pairs)
     return replace(state, config=state.config.with_settings(Labels=labels)).noted(f"LABEL {shown}")
@@ -384,7 +393,7 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
         before = replace(state, env=env)
         default = None
         if pair.value is not None and pair.key not in context.scope.build_args:
-            default = _word(pair.value, before, context, pair.span)
+            default = _word(pair.value, before, context, pair.span, whole=node.span)
         value = context.scope.value_of(pair.key, default)
         if value is not None and pair.key not in NOT_IN_ENV:
             env[pair.key] = value
@@ -420,13 +429,13 @@ def _entrypoint(node: ast.Entrypoint, state: StageState) -> StageState:
 
 def _expose(node: ast.Expose, state: StageState, context: StageContext) -> StageState:
     words: list[str] = []
-    missing: set[str] = set()
     for item in sorted(node.ports):
         try:
-            words += expand_words(item, state.env, context.escape, missing)
+            words += expand_words(
+                item, state.env, context.escape
+            )  # unset ones are no finding, as in BuildKit
         except ExpansionError as error:
             raise PlanError(f"failed to process {item!r}: {error}", node.span) from None
-    _undefined(missing, state, context, node.span)
     ports = parse_ports(words, node.span)
     for word in words:
         if word.partition("/")[2] != word.partition("/")[2].lower():

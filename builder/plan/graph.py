@@ -54,11 +54,29 @@ class Argument:
 
 
 @struct
+class Need:
+    """A secret or an ssh agent that a file asks for."""
+
+    name: str
+    required: bool
+    span: Span
+
+
+@struct
+class Outline:
+    """What a target can be given."""
+
+    arguments: tuple[Argument, ...]
+    secrets: tuple[Need, ...]
+    agents: tuple[Need, ...]
+
+
+@struct
 class Plan:
     """All that is to be done: ``root`` is the target's last step (None: an empty image).
 
     ``base_history`` came with the base image; ``lines`` are this build's own. ``bases`` are the
-    base images: name, image ID, platform. ``arguments`` are the ARGs that count;
+    base images: name, image ID, platform. ``declared`` are the names of all ARGs;
     ``epoch`` is when everything new was made, in seconds, if that is given. ``fresh`` are
     the steps (by ``id``) that the cache is not asked for.
     """
@@ -70,7 +88,8 @@ class Plan:
     lines: tuple[HistoryLine, ...]
     bases: tuple[tuple[str, str, str], ...]
     unused_args: tuple[str, ...]
-    arguments: tuple[Argument, ...]
+    declared: tuple[str, ...]
+    outline: Outline
     epoch: int | None
     fresh: frozenset[int] = frozenset()
 

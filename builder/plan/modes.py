@@ -40,8 +40,8 @@ class Mode:
 
     @property
     def of_parent(self) -> int:
-        """The permission bits of a directory made on the way: BuildKit takes plain octal modes only."""
-        return self._octal if self._octal is not None and self._octal <= 0o777 else 0o755
+        """The permission bits of a directory made on the way: the plain ones of an octal mode."""
+        return 0o755 if self._octal is None else self._octal & 0o777
 
     def apply(self, mode: int, is_dir: bool) -> int:
         """The permission bits that a file or directory of *mode* gets."""

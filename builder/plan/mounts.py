@@ -98,7 +98,7 @@ def _cache(
         origin,
         path,
         mount.read_only is True,
-        0o755 if mount.mode is None else mount.mode & 0o7777,
+        0o755 if mount.mode is None else mount.mode & 0o777,
         mount.uid or 0,
         mount.gid or 0,
     )

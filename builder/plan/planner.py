@@ -10,18 +10,19 @@ from builder.errors import BuildError, Cancelled, PlanError
 from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
 from builder.plan.context import Local, Origin, StageContext
 from builder.plan.convert import StageState, clean, convert
-from builder.plan.graph import Argument, HistoryLine, Plan, Step, needed
-from builder.plan.ops import CONTEXT, CopyFiles, Files, FromImage, Op, Picked
+from builder.plan.graph import HistoryLine, Plan, Step, needed
+from builder.plan.ops import CONTEXT, CopyFiles, Files, FromImage, Mount, Op, Picked, RunCommand
+from builder.plan.outline import outline
 from builder.plan.remote import redacted
 from builder.plan.scope import Scope, parse_epoch, platform_args
-from builder.plan.stages import Stage, Stages
+from builder.plan.stages import Stage, Stages, check_image_name
 from builder.request import BuildRequest, NamedContext
 from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ReferenceError_
 from grammar.guess import suggestion
-from grammar.lint import RESERVED, Linter, check_file, check_stage, describing
+from grammar.lint import RESERVED, Linter, check_file, check_stage
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -84,13 +85,16 @@ class _Planner:
         self._steps: dict[tuple[Op, int, tuple[int, ...]], Step] = {}
         self._bases: list[tuple[str, str, str]] = []
         self._fresh: set[int] = set()
+        self._mounts: dict[int, list[tuple[Mount, Span]]] = {}  # of the RUNs of each stage
         self._named_targets: list[str] = []  # the contexts of kind "target" being looked into
         self._stages = Stages(file, request, self._scope, linter, self._platform)
 
     def plan(self, all_stages: bool) -> Plan:
         self._epoch = self._request.epoch
         text = self._scope.globals.get("SOURCE_DATE_EPOCH", "")
-        if self._epoch is None and text not in ("", "context"):  # a folder has no time
+        if text in ("", "context"):  # a folder has no time
+            self._scope.globals.pop("SOURCE_DATE_EPOCH", None)
+        elif self._epoch is None:
             self._epoch = parse_epoch(text)
         target = self._stages.target()
         try:
@@ -105,6 +109,7 @@ class _Planner:
         if self._request.labels:
             labels = {**(config.settings.get("Labels") or {}), **self._request.labels}
             config = config.with_settings(Labels=labels)
+        declared = self._declared()
         return Plan(
             state.root,
             needed(state.root),
@@ -112,31 +117,18 @@ class _Planner:
             config.history,
             state.history.all() if state.history is not None else (),
             tuple(self._bases),
-            self._scope.unused(),
-            self._arguments(target),
+            tuple(name for name in self._scope.unused() if name not in declared),
+            declared,
+            outline(self._file, self._stages, self._scope, target, self._mounts),
             self._epoch,
             frozenset(self._fresh),
         )
 
-    def _arguments(self, target: int) -> tuple[Argument, ...]:
-        """The global ARGs, and those of the stages that the target needs."""
-        out = []
-        for node in self._file.global_args:
-            for pair in node.pairs:
-                out.append(self._argument(node, pair.key, self._scope.globals.get(pair.key, "")))
-        for index in self._stages.reachable(target):
-            state = self._stages.all[index].state
-            assert state is not None
-            values = dict(state.args)
-            for stage_node in self._stages.all[index].node.instructions:
-                for pair in stage_node.pairs if isinstance(stage_node, ast.Arg) else ():
-                    if pair.value is not None or pair.key not in self._scope.globals:
-                        out.append(self._argument(stage_node, pair.key, values.get(pair.key, "")))
-        return tuple(out)
-
-    def _argument(self, node: ast.Instruction, name: str, value: str) -> Argument:
-        comment = describing(self._file, node.span, name)
-        return Argument(name, value, comment, node.span)
+    def _declared(self) -> tuple[str, ...]:
+        """The names of all ARGs of the file, also of stages that are not needed."""
+        bodies = (self._file.global_args, *(stage.instructions for stage in self._file.stages))
+        nodes = (node for body in bodies for node in body if isinstance(node, ast.Arg))
+        return tuple(dict.fromkeys(pair.key for node in nodes for pair in node.pairs))
 
     # -- converting ------------------------------------------------------------------------
 
@@ -193,6 +185,8 @@ class _Planner:
             step = self._intern(op, parent, sources, span, counter.name(redacted(shown)))
             if fresh:
                 self._fresh.add(id(step))
+            if isinstance(op, RunCommand):
+                self._mounts.setdefault(stage.index, []).extend((mount, span) for mount in op.mounts)
             return step
 
         return StageContext(
@@ -248,12 +242,7 @@ class _Planner:
             raise PlanError(error.message, span, error.hint) from error
 
     def _image(self, name: str, span: Span, platform: Platform) -> tuple[FromImage, ImageConfig]:
-        try:
-            reference = parse_reference(name)
-        except ReferenceError_ as error:
-            raise PlanError(
-                f"{name!r} is neither a stage of this file nor an image name: {error}", span
-            ) from None
+        reference = check_image_name(name, span)
         try:
             image, config = self._resolver.resolve(reference, platform)
         except Cancelled:

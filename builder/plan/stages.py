@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from builder.errors import PlanError
 from builder.image.model import Platform, parse_platform
@@ -13,15 +14,40 @@ from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
 from grammar.guess import suggestion
 from grammar.lint import Linter
-from grammar.reference import parse_reference
+from grammar.reference import Reference, parse_reference
 from grammar.span import Span
 from grammar.structs import field, struct
 from grammar.words import expand_word
 
 
+@struct
+class GlobalArg:
+    """An ARG before the first FROM: its value, and the names of those that are in it."""
+
+    node: ast.Arg
+    value: str
+    needs: frozenset[str]
+
+
+class _Recording(dict[str, str]):
+    """An environment that takes note of what is found in it."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        super().__init__(env)
+        self.found: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name in self:
+            self.found.add(name)
+        return super().get(name, default)
+
+
 @struct(frozen=False)
 class Stage:
-    """One FROM: the stages it is made from and copies from, its state once it is converted."""
+    """One FROM: the stages it is made from and copies from, its state once it is converted.
+
+    ``used`` are the arguments that are in its words.
+    """
 
     index: int
     node: ast.Stage
@@ -30,11 +56,22 @@ class Stage:
     base_index: int | None
     sources: dict[int, Span] = field(factory=dict)
     state: StageState | None = None
+    used: frozenset[str] = frozenset()
 
     @property
     def shown(self) -> str:
         """What errors call it."""
         return self.node.start.name or f"stage-{self.index}"
+
+
+def check_image_name(name: str, span: Span) -> Reference:
+    """What a *name* that is no stage's means. Raises PlanError where it cannot be an image's either."""
+    try:
+        return parse_reference(name)
+    except ReferenceError_ as error:
+        raise PlanError(
+            f"{name!r} is neither a stage of this file nor an image name: {error}", span
+        ) from None
 
 
 class Stages:
@@ -57,6 +94,7 @@ class Stages:
         self._global_env = {
             name: request.build_args.get(name, value) for name, value in scope.globals.items()
         }
+        self.global_args: dict[str, GlobalArg] = {}
         self._check_defaults()
         self._read_global_args()
         self.all: list[Stage] = []
@@ -74,23 +112,37 @@ class Stages:
         for node in self._file.global_args:
             for pair in node.pairs:
                 value = None
+                needs: set[str] = set()
                 if pair.value is not None and pair.key not in self._request.build_args:
-                    value = self._expand_global(pair.value, pair.span)
+                    value = self._expand_global(pair.value, pair.span, None, needs)
                 value = self._scope.value_of(pair.key, value)
                 if value is not None:
                     self._scope.globals[pair.key] = self._global_env[pair.key] = value
+                if pair.key in needs and pair.key in self.global_args:  # its own value before
+                    needs |= self.global_args[pair.key].needs
+                self.global_args[pair.key] = GlobalArg(node, value or "", frozenset(needs - {pair.key}))
 
-    def _expand_global(self, text: str, span: Span, missing: set[str] | None = None) -> str:
+    def _expand_global(
+        self, text: str, span: Span, missing: set[str] | None = None, found: set[str] | None = None
+    ) -> str:
+        """*text* with global ARGs replaced; the names of unset ones go to *missing*, of others to *found*."""
+        env = _Recording(self._global_env)
+        if found is not None:
+            env.found = found
         try:
-            return expand_word(text, self._global_env, self._escape, missing)
+            return expand_word(text, env, self._escape, missing)
         except ExpansionError as error:
             raise PlanError(f"failed to process {text!r}: {error}", span) from None
 
-    def _expand_from(self, text: str, start: ast.From, span: Span, missing: set[str] | None = None) -> str:
-        """A word of FROM; it may use global ARGs and the predefined ones. Unset ones go to *missing*."""
+    def _expand_from(
+        self, text: str, start: ast.From, span: Span, used: set[str], missing: set[str] | None = None
+    ) -> str:
+        """A word of FROM; it may use global ARGs and the predefined ones. Set ones go to *used*, others to
+        *missing*.
+        """
         missing = set() if missing is None else missing
         try:
-            return self._expand_global(text, span, missing)
+            return self._expand_global(text, span, missing, used)
         finally:
             if missing:
                 declared = {pair.key for node in self._file.global_args for pair in node.pairs}
@@ -122,15 +174,19 @@ class Stages:
 
     def _resolve_base(self, index: int, node: ast.Stage) -> Stage:
         start = node.start
-        base = self._expand_from(start.base, start, start.base_span or start.span)
+        used: set[str] = set()
+        base = self._expand_from(start.base, start, start.base_span or start.span, used)
         if not base:
             raise PlanError(
                 f"base name ({start.base}) should not be blank",
                 start.base_span or start.span,
                 "give the ARG a default, or pass --build-arg",
             )
+        if base != "scratch" and base not in self._by_name:
+            check_image_name(base, start.base_span or start.span)
         # As written: a stage is named in lower case, so FROM Base never finds stage "base" (T63).
-        return Stage(index, node, base, self._platform_of(start), self._by_name.get(base))
+        platform = self._platform_of(start, used)
+        return Stage(index, node, base, platform, self._by_name.get(base), used=frozenset(used))
 
     def target(self) -> int:
         wanted = self._request.target
@@ -180,6 +236,8 @@ class Stages:
                 index = self.named(name, span, mount)
                 if index is not None:
                     found.setdefault(index, span)
+                elif name != "scratch":
+                    check_image_name(name, span)
         return found
 
     def _check_circles(self) -> None:
@@ -218,13 +276,13 @@ class Stages:
             return index
         return self._by_name.get(name.lower())
 
-    def _platform_of(self, start: ast.From) -> Platform:
-        """The platform that a FROM asks for, else ours."""
+    def _platform_of(self, start: ast.From, used: set[str]) -> Platform:
+        """The platform that a FROM asks for, else ours; the arguments in it go to *used*."""
         if not start.platform:
             return self._platform
         missing: set[str] = set()
         try:
-            wanted = self._expand_from(start.platform, start, start.span, missing)
+            wanted = self._expand_from(start.platform, start, start.span, used, missing)
             guess = "".join(suggestion(name, self._scope.globals, 0.75) for name in sorted(missing)[:1])
             if not wanted:
                 raise ValueError(f"empty platform value from expression {start.platform}{guess}")

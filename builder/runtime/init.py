@@ -322,7 +322,8 @@ def _open_mount(mount: MountSpec) -> int:
         top = _mount_overlay(_SPOT, mount["lowers"], mount.get("upper", b""), mount.get("work", b""))
         tree = _clone(top, mount["source"], mount["read_only"])
     else:
-        top = sc.new_mount(b"tmpfs", NO_EXEC, {b"mode": b"0700"})
+        flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV if mount["mode"] & 0o111 else NO_EXEC
+        top = sc.new_mount(b"tmpfs", flags, {b"mode": b"0700"})
         sc.move_mount(top, sc.AT_FDCWD, _SPOT)
         fd = os.open(b"file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=top)
         os.write(fd, mount["content"])
@@ -361,7 +362,9 @@ def _attach(root: int, target: bytes, tree: int) -> None:
     except OSError as error:
         kinds = _kind(root, target), _kind(tree, b".")
         what = error.strerror
-        if error.errno == errno.EROFS:
+        if target.startswith(b"/sys/") and kinds[0] == "link":
+            what = "nothing can be made in /sys, only what is there be mounted over"
+        elif error.errno == errno.EROFS:
             what = "there is no such place, and none can be made in what is mounted read-only above it"
         elif kinds[0] == "link":
             what = "the image has a link to nowhere there"
@@ -464,22 +467,24 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
 
     ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
-    no entry. What looks like a number never falls back to a name (security.md RT-17).
+    no entry. An empty user is 0. What looks like a number never falls back to a name (security.md
+    RT-17). The home is that of the first entry with the uid, also where another one was named.
     """
-    user, colon, group = (text or b"0").partition(b":")
+    user, colon, group = text.partition(b":")
+    user = user or b"0"
     passwd = [line.split(b":") for line in _read_database(root, b"etc/passwd")]
-    entry: list[bytes] | None = None
-    for fields in passwd:
-        wanted = fields[2:3] if _is_number(user) else fields[0:1]
-        if wanted == [user or b"0"]:
-            entry = fields
-            break
-    if entry is None and user and not _is_number(user):
-        name = os.fsdecode(user)
-        raise StepError(f"unable to find user {name}: no matching entries in passwd file")
-    uid = _number_of(entry, 2) if entry else _number(user or b"0")
+    if _is_number(user):
+        uid = _number(user)
+        entry = next((fields for fields in passwd if _number_of(fields, 2) == uid), None)
+    else:
+        entry = next((fields for fields in passwd if fields[0] == user), None)
+        if entry is None:
+            name = os.fsdecode(user)
+            raise StepError(f"unable to find user {name}: no matching entries in passwd file")
+        uid = _number_of(entry, 2)
     gid = _number_of(entry, 3) if entry else 0
-    home = entry[5] if entry and len(entry) > 5 and entry[5] else b"/"
+    homes = (b"".join(fields[5:6]) for fields in passwd if _number_of(fields, 2) == uid)
+    home = next(homes, b"") or b"/"
     if colon and group:
         gid = _find_group(root, group)
         return uid, gid, [gid], home

@@ -243,8 +243,27 @@ def test_links_of_an_archive_stay_inside(pybuild: Pybuild) -> None:
     data = tar(("l", LINK, "/tmp"), ("l/BREAKOUT", FILE, "x"))
     tree = pybuild.build("FROM scratch\nADD evil /d\n", {"evil": data}).tree()
     assert tree["d/tmp/BREAKOUT"] == "x" and "tmp" not in tree
-    out = tar(("m", LINK, "../../../.."), ("m/BREAKOUT2", FILE, "x"))
-    assert "points outside" in pybuild.refuse("FROM scratch\nADD evil /d\n", {"evil": out})
+
+
+CLAMPED: dict[str, tuple[list[tuple[str, bytes, str]], str]] = {
+    "to the parent": ([("d", LINK, ".."), ("d/etc/f", FILE, "x")], "x/etc/f"),
+    "far above": ([("m", LINK, "../../../.."), ("m/f", FILE, "x")], "x/f"),
+    "above, from a folder": ([("a", DIR, ""), ("a/m", LINK, "../../../etc"), ("a/m/f", FILE, "x")], "x/etc/f"),
+    "through what is not there": ([("m", LINK, "no/../../../etc"), ("m/f", FILE, "x")], "x/etc/f"),
+    "link to a link": ([("k", LINK, "/m"), ("m", LINK, "../b"), ("k/f", FILE, "x")], "x/b/f"),
+    "hard link": ([("t/f", FILE, "x"), ("m", LINK, "../.."), ("h", HARD, "m/t/f")], "x/h"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "path"), CLAMPED.values(), ids=CLAMPED.keys())
+@pytest.mark.parametrize("made", ["", "COPY f /x/there\n"], ids=["new", "existing"])
+def test_links_take_the_destination_for_the_root(
+    pybuild: Pybuild, members: list[tuple[str, bytes, str]], path: str, made: str
+) -> None:
+    """T34: ``..`` of a link stops there, as for a process whose root it is."""
+    files: Tree = {"evil": tar(*members), "f": "1"}
+    tree = pybuild.build(f"FROM scratch\n{made}ADD evil /x/\n", files).tree()
+    assert tree[path] == "x" and all(name.split("/")[0] == "x" for name in tree)
 
 
 def test_devices_of_an_archive_are_skipped(pybuild: Pybuild) -> None:
@@ -359,6 +378,12 @@ def test_chmod(pybuild: Pybuild, mode: str, before: int, after: int) -> None:
 
 REFUSED = {
     "T25-missing": ("COPY --parents a/nope /x/", '"/a/nope": not found'),
+    "T25-through-a-link": ("COPY --parents l/b/c /x/", "--parents follows no links: name /a/b/c"),
+    "T25-through-a-link-of-a-folder": ("COPY --parents a/m/c /x/", "--parents follows no links: name /a/b/c"),
+    "T25-only-a-pivot": ("COPY --parents a/./. /x/", '"/a": not found'),
+    "T25-only-a-dot": ("COPY --parents . /x/", "--parents needs a path below the folder"),
+    "T25-all-excluded": ("COPY --parents --exclude=* a/b /x/", "--exclude leaves out all of it"),
+    "T25-one-of-two": ("COPY --parents f l/b/c /x/", '"/l/b/c": not found'),
     "T26-malformed": ("COPY --exclude=[ a /x", "[", ),
     "T19-symbolic": ("COPY --chmod=u~x f /x", "invalid chmod parameter: 'u~x'"),
     "T40-local": ("ADD --checksum=sha256:" + "0" * 64 + " f /x", "checksum requires HTTP(S) or Git sources"),
@@ -367,8 +392,15 @@ REFUSED = {
 
 @pytest.mark.parametrize(("line", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(pybuild: Pybuild, line: str, says: str) -> None:
-    said = pybuild.refuse(f"FROM scratch\n{line}\n", SOURCE)
+    said = pybuild.refuse(f"FROM scratch\n{line}\n", {**SOURCE, "l": "-> a", "a/m": "-> b"})
     assert says in said and "Dockerfile:2" in said
+
+
+def test_parents_through_a_link_of_a_stage(pybuild: Pybuild) -> None:
+    """T25: as in the context, nothing is copied without a word."""
+    text = "FROM scratch AS s\nCOPY . /\nFROM scratch\nCOPY --from=s --parents l/b/c /x/\n"
+    said = pybuild.refuse(text, {**SOURCE, "l": "-> a"})
+    assert "--parents follows no links: name /a/b/c" in said and "Dockerfile:4" in said
 
 
 LINKED = {

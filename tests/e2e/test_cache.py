@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -502,3 +506,42 @@ def test_half_made_mark_of_owners(fresh: Pybuild) -> None:
     (fresh.store / "owners").write_text("")
     fresh("--network=none", fresh.context("FROM busybox\nRUN true\n")).ok()
     assert (fresh.store / "owners").read_text() == "all\n"
+
+
+@pytest.mark.parametrize("keep_times", [False, True], ids=["edited", "same-size-and-time"])
+def test_changed_code_believes_nothing_of_the_old(fresh: Pybuild, tmp_path: Path, keep_times: bool) -> None:
+    """Under one version number: neither a syntax tree nor the conclusion of the same command line."""
+    code = tmp_path / "code"
+    for package in ("builder", "cache", "grammar"):
+        shutil.copytree(Path(__file__).parents[2] / package, code / package)
+    context = fresh.context("FROM busybox\nLABEL some=thing\n")
+    start = f"import sys; sys.path.insert(0, {str(code)!r}); from builder.main import main; main()"
+
+    def build() -> str:
+        words = [sys.executable, "-c", start, "-t", "a", str(context)]
+        subprocess.run(words, env=fresh.environment(), check=True, capture_output=True)
+        return fresh("history", "--json", "a").ok().out
+
+    assert "LABEL some=thing" in build()
+    assert "LABEL some=thing" in build()  # now of its memo
+    path = code / "builder/plan/convert.py"
+    text, found = path.read_bytes(), path.stat()
+    path.write_bytes(text.replace(b'f"LABEL {shown}"', b'f"LaBeL {shown}"'))
+    if keep_times:
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    subprocess.run(
+        ["find", code, "-name", "*.pyc", "-delete"], check=True
+    )  # Python looks at time and size only
+    assert "LaBeL some=thing" in build()
+
+
+def test_no_cache_parses_anew(fresh: Pybuild) -> None:
+    texts = [f"FROM busybox\nLABEL a={value}\n" for value in ("1", "2")]
+    for text in texts:
+        fresh.build(text)
+    with contextlib.closing(sqlite3.connect(fresh.store / "index.db")) as index:
+        (one, first), (two, second) = index.execute("SELECT key, value FROM memos WHERE key LIKE 'ast:%'")
+        index.executemany("UPDATE memos SET value = ? WHERE key = ?", [(first, two), (second, one)])
+        index.commit()
+    assert fresh.build(texts[0]).settings["Labels"] == {"a": "2"}  # what the index says is believed
+    assert fresh.build(texts[0], None, "--no-cache").settings["Labels"] == {"a": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import pytest
 from harness import Pybuild
@@ -78,6 +79,15 @@ def test_argument_replaces_the_directive(pybuild: Pybuild) -> None:
     context = pybuild.context("# check=error=true\n" + TEXT)
     done = pybuild("--build-arg", "BUILDKIT_DOCKERFILE_CHECK=skip=all", context).ok()
     assert "WARNING" not in done.err
+    both = "BUILDKIT_DOCKERFILE_CHECK=skip=ConsistentInstructionCasing;error=true"
+    for text in (
+        "#check=skip=all\n",
+        "# syntax=docker/dockerfile:1\n# check=skip=FromAsCasing;error=false\n",
+    ):
+        said = pybuild.refuse(
+            text + TEXT, None, "--build-arg", both
+        )  # the file's own is no comment of a FROM
+        assert "FromAsCasing" in said
     assert 'invalid check option "x"' in pybuild.refuse("# check=x=1\n" + TEXT)
 
 
@@ -98,12 +108,69 @@ def test_outline(pybuild: Pybuild) -> None:
     context = pybuild.context(OUTLINE)
     text = pybuild("--call=outline", "--build-arg", "MODE=slow", context).ok().out
     assert text.split("\n\n")[0] == "TARGET:       app\nDESCRIPTION:  what is shipped"
-    assert "VERSION     1       which one" in text and "MODE        slow    how" in text
-    assert "ELSEWHERE" not in text and "key      true" in text
+    assert "MODE        slow    how" in text and "key      true" in text
+    assert "ELSEWHERE" not in text and "UNUSED" not in text
     answer = json.loads(pybuild("--call=outline,format=json", context).ok().out)
     assert answer["name"] == "app" and answer["secrets"][0]["name"] == "key"
-    assert answer["cache"][0]["ID"] == "cc"
-    assert [item["name"] for item in answer["args"]] == ["VERSION", "UNUSED", "MODE"]
+    assert [item["name"] for item in answer["args"]] == ["MODE"]
+
+
+WHOLE = """# G1 one
+ARG G1=1
+ARG G2=2
+ARG G3=$G2 G4=4
+ARG UNUSED=$G4
+ARG IMG=busybox
+ARG TWICE=1
+ARG TWICE=$TWICE$G2
+FROM $IMG AS base
+ARG B1=$G1
+ARG G1
+RUN --mount=type=secret,id=s2 --mount=type=ssh,id=k,required true
+RUN --mount=type=ssh true
+FROM scratch AS other
+ARG O1
+ARG G4
+RUN --mount=type=secret,id=other true
+FROM base AS last
+ARG \\
+  Z1=1
+ARG B1=again
+ARG G3
+ARG TARGETARCH
+COPY --from=other a /
+RUN --mount=type=secret,id=s1,required \\
+  --mount=type=cache,target=/c,id=cc true
+RUN --mount=type=secret,id=s2,required true
+"""
+# As BuildKit's head answers it: name, value, lines; "!" for what is required.
+OUTLINES = {
+    "last": ("G1 1 2; G2 2 3; G3 2 4; G4 4 4; IMG busybox 6; O1 - 15; Z1 1 19 20; B1 again 21",
+             "other 17; s1! 25 26; s2! 27", "k! 12; default 13"),
+    "base": ("G1 1 2; IMG busybox 6; B1 - 10", "s2 12", "k! 12; default 13"),
+    "other": ("G4 4 4; O1 - 15", "other 17", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", OUTLINES)
+def test_whole_outline(pybuild: Pybuild, target: str) -> None:
+    """What the target uses, in the order of the file, by the line where it is seen first."""
+    context = pybuild.context(WHOLE)
+    answer = json.loads(pybuild("--call=outline,format=json", f"--target={target}", context).ok().out)
+
+    def shown(items: list[dict[str, Any]], values: bool) -> str:
+        out = []
+        for item in items:
+            words = [item["name"] + "!" * item.get("required", False)]
+            words += [item.get("value", "-")] if values else []
+            ranges = item["location"]["ranges"]
+            assert all(one["start"] == one["end"] for one in ranges)
+            out.append(" ".join([*words, *(str(one["start"]["line"]) for one in ranges)]))
+        return "; ".join(out)
+
+    found = tuple(shown(answer.get(kind, []), kind == "args") for kind in ("args", "secrets", "ssh"))
+    assert found == OUTLINES[target]
+    assert "cache" not in answer
 
 
 def test_targets(pybuild: Pybuild) -> None:

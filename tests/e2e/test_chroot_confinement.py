@@ -34,6 +34,7 @@ pytestmark = pytest.mark.e2e
 
 # Root that may chroot again, which has to be asked for, reaches the most.
 CHROOT = ("--isolation=chroot", "--network=none", "--no-cache", "--cap-add=SYS_CHROOT")
+KEEPING = tuple(option for option in CHROOT if option != "--no-cache")  # what is in cache mounts
 NO_EFFECT = 199
 USER = 1234
 
@@ -584,10 +585,10 @@ def test_kernel_folders_are_made_anew(chroot: Pybuild, probe: Path) -> None:
 def test_read_only_cache_is_a_copy(chroot: Pybuild, probe: Path) -> None:
     """A step that changes a cache mounted read-only fails, and has changed a copy."""
     mount = "--mount=type=cache,id=tools,target=/c"
-    chroot(*CHROOT, probing(chroot, probe, f"RUN {mount} echo good > /c/tool")).ok()
+    chroot(*KEEPING, probing(chroot, probe, f"RUN {mount} echo good > /c/tool")).ok()
     evil = f"RUN {mount},readonly /busybox ln -s /c /d && /busybox rm /d/tool && echo evil > /d/tool"
-    assert "mounted read-only" in chroot(*CHROOT, probing(chroot, probe, evil)).failed().err
-    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox cp /c/tool /tool"), *CHROOT)
+    assert "mounted read-only" in chroot(*KEEPING, probing(chroot, probe, evil)).failed().err
+    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox cp /c/tool /tool"), *KEEPING)
     assert image.read("tool") == b"good\n"
 
 
@@ -606,7 +607,7 @@ def test_sweep_follows_no_link(chroot: Pybuild, probe: Path, tmp_path: Path, do:
     with building(chroot, probing(chroot, probe, line)):
         pass  # it is killed
     assert eventually(lambda: steps_of(chroot) == [])
-    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox ls /a/c > /found"), *CHROOT)
+    image = chroot.export(probing(chroot, probe, f"RUN {mount} /busybox ls /a/c > /found"), *KEEPING)
     assert image.read("found") == b""
     assert (home / "c/config.json").exists()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import Pybuild
+from oci import read_image
 
 pytestmark = pytest.mark.e2e
 
@@ -271,6 +274,13 @@ def test_a_typo_in_the_target(pybuild: Pybuild) -> None:
     assert 'target stage "biuld" could not be found' in said and "did you mean build" in said
 
 
+def test_argument_of_what_is_not_built(pybuild: Pybuild) -> None:
+    """A file knows its arguments, whichever of its stages a target or platform needs."""
+    text = "FROM busybox AS amd64\nARG X\nFROM busybox AS other\nARG Y\nFROM scratch\nLABEL a=b\n"
+    done = pybuild("--build-arg=X=1", "--build-arg=Y=1", "--build-arg=Z=1", pybuild.context(text)).ok()
+    assert "build arguments that no ARG instruction declares: Z\n" in done.err
+
+
 def test_unused_build_arg_is_said(pybuild: Pybuild) -> None:
     said = pybuild("--build-arg", "verison=1", pybuild.context("FROM scratch\nARG version\n")).ok().err
     assert "verison" in said
@@ -338,3 +348,86 @@ def test_proxies_of_dockers_configuration(pybuild: Pybuild) -> None:
     config.write_text("{")
     pybuild("--network=none", "-t", "p", "--no-cache", context, env=env).ok()
     assert pybuild("run", "p", "cat", "/p").ok().out == ""
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "value"),
+    [
+        ("1000", "", "1000"), ("1000", "2000", "2000"), ("", "", "unset"), ("", "3000", "3000"),
+        ("context", "", "unset"), ("1000", "context", "unset"),
+    ],
+)  # fmt: skip
+def test_epoch_as_argument(pybuild: Pybuild, env: str, given: str, value: str) -> None:
+    """T89: ARG holds the time that the environment gives, as if it were given as a build argument."""
+    context = pybuild.context("FROM scratch\nARG SOURCE_DATE_EPOCH\nLABEL a=${SOURCE_DATE_EPOCH-unset}\n")
+    options = [f"--build-arg=SOURCE_DATE_EPOCH={given}"] if given else []
+    archive = pybuild.work / "export.tar"
+    pybuild(*options, "-o", archive, context, env={"SOURCE_DATE_EPOCH": env} if env else {}).ok()
+    assert read_image(archive).config["config"]["Labels"]["a"] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["FROM bad:Name:x AS u\n", "FROM busybox AS u\nCOPY --from=bad:Name:x a /\n",
+             "FROM busybox AS u\nRUN --mount=from=BAD,target=/x true\n"],
+)  # fmt: skip
+def test_names_of_what_is_not_needed(pybuild: Pybuild, text: str) -> None:
+    """T66: a stage that nothing needs is not built, but its names have to be names."""
+    said = pybuild.refuse(f"{text}FROM scratch\nLABEL a=b\n")
+    assert "neither a stage of this file nor an image name" in said and "Dockerfile:" in said
+
+
+def with_history(layout: Path, history: list[dict[str, Any]] | None, **settings: Any) -> None:
+    """Give the one image of an OCI layout another history, and other settings."""
+    blobs = layout / "blobs/sha256"
+
+    def stored(value: Any) -> dict[str, Any]:
+        data = json.dumps(value).encode()
+        name = hashlib.sha256(data).hexdigest()
+        (blobs / name).write_bytes(data)
+        return {"digest": f"sha256:{name}", "size": len(data)}
+
+    def read(item: dict[str, Any]) -> Any:
+        return json.loads((blobs / item["digest"][7:]).read_bytes())
+
+    index = json.loads((layout / "index.json").read_text())
+    manifest = read(index["manifests"][0])
+    config = {**read(manifest["config"]), "history": history}
+    config["config"] = {**config["config"], **settings}
+    if history is None:
+        del config["history"]
+    manifest["config"] |= stored(config)
+    index["manifests"][0] |= stored(manifest)
+    (layout / "index.json").write_text(json.dumps(index))
+
+
+LAYER, EMPTY = {"created_by": "layer"}, {"created_by": "empty", "empty_layer": True}
+HISTORIES: list[tuple[list[dict[str, Any]] | None, str]] = [
+    (None, "LL"), ([], "LL"), ([EMPTY], "eLL"), ([LAYER], "LL"), ([LAYER, EMPTY], "LeL"), ([LAYER, LAYER], "LL"),
+    ([LAYER, LAYER, LAYER], "LLe"), ([EMPTY, LAYER, EMPTY, LAYER, LAYER, LAYER], "eLeLee"),
+]  # fmt: skip
+
+
+def test_histories_that_do_not_fit(pybuild: Pybuild, tmp_path: Path) -> None:
+    """T87: as many lines have a layer as there are layers, whatever the base says of its own."""
+    context = pybuild.context("FROM scratch\nCOPY a /\nCOPY b /\n", {"a": "1", "b": "2"})
+    layout = tmp_path / "layout"
+    pybuild("-o", f"type=oci,tar=false,dest={layout}", context).ok()
+    child = pybuild.context("FROM base\nLABEL a=b\nCOPY c /\n", {"c": "3"}, "child")
+    for history, shape in HISTORIES:
+        with_history(layout, history)
+        image = pybuild.export(child, f"--build-context=base=oci-layout://{layout}")
+        found = "".join("e" if line.get("empty_layer") else "L" for line in image.history)
+        assert found == shape + "eL", history
+        assert all(line["created"] for line in image.history) and len(image.layers) == found.count("L")
+
+
+@pytest.mark.parametrize("entry", ["=x", "NAME=a\0b", "NA\0ME=x"])
+def test_variable_that_no_process_can_have(
+    pybuild: Pybuild, busybox: Path, tmp_path: Path, entry: str
+) -> None:
+    layout = tmp_path / "layout"
+    pybuild("-o", f"type=oci,tar=false,dest={layout}", pybuild.context("FROM busybox\nLABEL a=b\n")).ok()
+    with_history(layout, [], Env=["PATH=/bin", entry])
+    child = pybuild.context("FROM base\nRUN true\n", None, "child")
+    said = pybuild("--network=none", f"--build-context=base=oci-layout://{layout}", child).failed().err
+    assert f"the environment variable {entry!r} has" in said and "Dockerfile:2" in said

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from harness import Pybuild, Tree
+from harness import PYBUILD, Pybuild, Tree
 
 pytestmark = pytest.mark.e2e
 
@@ -388,9 +389,53 @@ def test_time_of_the_folder_copied_to(pybuild: Pybuild) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "made"), [("640", 0o640), ("1777", 0o755), ("go=", 0o755), ("a+rwx", 0o755)]
+    ("mode", "made"), [("640", 0o640), ("1777", 0o777), ("go=", 0o755), ("a+rwx", 0o755)]
 )
 def test_mode_of_folders_made_on_the_way(pybuild: Pybuild, mode: str, made: int) -> None:
-    """T18: plain octal modes are also those of new folders, others are not."""
+    """T18: the plain bits of an octal mode are also those of new folders, symbolic ones are not."""
     image = pybuild.build(f"FROM scratch\nCOPY --chmod={mode} f /new/f\n", {"f": "1"})
     assert image.root()["new"][0].mode == made
+
+
+HINTS = {
+    "COPY lnk /x": "hint: /d/secret is excluded by",
+    "COPY folder /x": "hint: /d is excluded by",
+    "COPY folder/secret /x": "excluded by",
+    "COPY dangling /x": "hint: it is a link to nowhere, which is not there",
+    "COPY lnq /x": "hint: did you mean /lnk?",
+}
+
+
+@pytest.mark.parametrize(("line", "hint"), HINTS.items(), ids=HINTS.keys())
+def test_hint_of_what_is_not_there(pybuild: Pybuild, line: str, hint: str) -> None:
+    """Where a link leads to what is ignored or missing, that is said, and not the same name again."""
+    files: Tree = {"d": {"secret": ""}, "lnk": "-> d/secret", "folder": "-> d", "dangling": "-> nowhere"}
+    said = pybuild.refuse(f"FROM scratch\n{line}\n", {**files, ".dockerignore": "d\n"})
+    assert hint in said and ("line 1" in said) == ("excluded" in hint)
+
+
+def test_dockerfile_that_links_out(pybuild: Pybuild, tmp_path: Path) -> None:
+    context = pybuild.context(None, {"a": ""})
+    (tmp_path / "other").write_text("FROM scratch\nCOPY a /\n")
+    (context / "Dockerfile").symlink_to(tmp_path / "other")
+    said = pybuild(context).failed().err
+    assert f"is a link to {tmp_path}/other, which is not in the context" in said and "-f" in said
+    pybuild("-f", context / "Dockerfile", context).ok()
+
+
+@pytest.mark.parametrize("gone", ["d/f", "d/sub", "d/link"])
+def test_context_that_changes(pybuild: Pybuild, gone: str) -> None:
+    """What is removed while the build reads it is named, not the store that it was to be written to."""
+    text = f"FROM busybox\nCOPY d /1\nRUN echo ready-{os.urandom(4).hex()}; sleep 0.5\nCOPY d /2\n"
+    context = pybuild.context(text, {"d": {"f": "1", "link": "-> f", "sub": {"g": "2"}}})
+    command = [PYBUILD, "--network=none", "--progress=plain", str(context)]
+    with subprocess.Popen(command, env=pybuild.environment(), stderr=subprocess.PIPE, text=True) as build:
+        assert build.stderr is not None
+        for line in build.stderr:
+            if " ready-" in line and not line.startswith("#3 [") and "RUN" not in line:
+                subprocess.run(["rm", "-r", context / gone], check=True)
+                break
+        said = build.stderr.read()
+    assert build.returncode == 1
+    name = "d/sub/g" if gone == "d/sub" else gone
+    assert f"error: {name} changed while the build was reading it\nhint: build again" in said, said

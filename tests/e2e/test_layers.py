@@ -393,3 +393,17 @@ def test_deep_and_wide_trees_are_removed(fresh: Pybuild) -> None:
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert not list((fresh.store / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+def test_change_far_down(pybuild: Pybuild, isolation: str) -> None:
+    """A RUN changes what lies as deep as another could make it."""
+    down = "cd /t && i=0; while [ $i -lt 450 ]; do {} cd d || exit 1; i=$((i+1)); done;"
+    text = (
+        f"FROM busybox\nRUN mkdir /t; {down.format('mkdir d &&')} echo one > f; echo > g\n"
+        f"RUN {down.format('')} echo two > f; rm g\n"
+    )
+    image = pybuild.build(text, None, "--network=none", f"--isolation={isolation}")
+    deep = "t/" + "d/" * 450
+    changed = [name for name in image.layers[-1].names if image.layers[-1].entries[name].isfile()]
+    assert image.read(deep + "f") == b"two\n" and set(changed) == {f"{deep}f", f"{deep}.wh.g"}

@@ -39,6 +39,7 @@ WORKS: dict[str, tuple[str, str]] = {
     "from-scratch": ("RUN --mount=from=scratch,target=/m ls /m | wc -l > /out", "0\n"),
     "read-only-tmpfs": ("RUN --mount=type=tmpfs,target=/t,ro (touch /t/x || echo no) > /out 2>/dev/null", "no\n"),
     "nested": ("RUN --mount=type=tmpfs,target=/t --mount=source=a,target=/t/n/a cat /t/n/a > /out", "a"),
+    "cache-mode": ("RUN --mount=type=cache,target=/c,id=plain-bits,mode=7777 stat -c %a /c > /out", "777\n"),
     "user": ("RUN --mount=type=secret,id=s,uid=7,target=/s stat -c '%u %a' /s > /out", "7 400\n"),
 }  # fmt: skip
 CONTEXT: Tree = {"a": "a", "d": {"f": "f"}, "l": "-> d"}
@@ -314,3 +315,49 @@ def test_secret_on_the_command_line(pybuild: Pybuild, option: str) -> None:
     """Where somebody gives the secret itself, it is not said again."""
     said = pybuild("--secret", option, pybuild.context("FROM scratch\nCOPY Dockerfile /\n")).failed(2).err
     assert "WORD" not in said and "id=ID[,src=FILE|env=NAME]" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "emptied"),
+    [("--no-cache", "a b"), ("--no-cache-filter=one", "a"), ("--no-cache-filter=two", "b"), ("--jobs=1", "")],
+)
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+def test_no_cache_empties(fresh: Pybuild, option: str, emptied: str, isolation: str) -> None:
+    """The caches of the RUNs that are not taken from the cache, once in a build and before its first step."""
+    text = (
+        "FROM busybox AS one\nARG n\nRUN --mount=type=cache,id=a,target=/c echo $n >> /c/f; cat /c/f > /1\n"
+        "RUN --mount=type=cache,id=a,target=/c echo x$n >> /c/f; cat /c/f > /2\n"
+        "FROM one AS two\nCOPY f /\nRUN --mount=type=cache,id=b,from=busybox,source=/bin,target=/c "
+        "echo $n >> /c/f; cat /c/f > /3\n"
+    )
+    context = fresh.context(text, {"f": ""})
+    words = ("--network=none", f"--isolation={isolation}")
+    fresh(*words, "--build-arg=n=old", context).ok()
+    tree = fresh.export(context, *words, "--build-arg=n=new", option).tree()
+    a, b = ("" if name in emptied.split() else f"old\n{also}" for name, also in (("a", "xold\n"), ("b", "")))
+    assert (tree["1"], tree["2"], tree["3"]) == (f"{a}new\n", f"{a}new\nxnew\n", f"{b}new\n")
+
+
+IN_PLACE = {
+    "resolver": ("RUN --mount=type=cache,target=/etc/resolv.conf ls -ld /etc/resolv.conf | cut -c1-4 > /out", "drwx\n"),
+    "hosts": ("RUN --mount=type=tmpfs,target=/etc/hosts ls -ld /etc/hosts | cut -c1-4 > /out", "drwx\n"),
+    "file": ("RUN --mount=source=a,target=/etc/resolv.conf cat /etc/resolv.conf > /out", "a"),
+    "script": ("RUN --mount=type=secret,id=s,mode=0700,target=/s /s > /out", "ran\n"),
+    "script-of-all": ("USER 5\nRUN --mount=type=secret,id=s,mode=0555,target=/s /s > /tmp/o\nUSER 0\nRUN cp /tmp/o /out", "ran\n"),
+    "no-script": ("RUN --mount=type=secret,id=s,mode=0600,target=/s (/s || echo $?) > /out 2>/dev/null", "126\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+@pytest.mark.parametrize(("lines", "out"), IN_PLACE.values(), ids=IN_PLACE.keys())
+def test_mounts_in_our_places(pybuild: Pybuild, lines: str, out: str, isolation: str, tmp_path: Path) -> None:
+    """What stands in the place of a file of ours is what is meant; a secret with an x bit is run."""
+    (tmp_path / "secret").write_text("#!/bin/sh\necho ran\n")
+    text = f"RUN mkdir -m 1777 -p /tmp\n{lines}"
+    given = (f"--isolation={isolation}", "--secret", f"id=s,src={tmp_path}/secret")
+    assert run(pybuild, text, CONTEXT, *given).read("out").decode() == out
+
+
+def test_mount_below_sys(pybuild: Pybuild) -> None:
+    said = pybuild.refuse("FROM busybox\nRUN --mount=type=cache,target=/sys/x true\n", None, *NONE)
+    assert "mounting at /sys/x: nothing can be made in /sys" in said

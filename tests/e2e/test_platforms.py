@@ -247,8 +247,8 @@ def foreign_program() -> bytes:
     return head + (2).to_bytes(2, "little") + ELF_MACHINE.to_bytes(2, "little") + bytes(200)
 
 
-@pytest.fixture
-def emulator(tmp_path: Path) -> Iterator[None]:
+@pytest.fixture(params=["F"])
+def emulator(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """What says of such programs that it ran them, registered with the kernel as qemu is."""
     place = Path("/proc/sys/fs/binfmt_misc")
     mounted = not (place / "register").exists()
@@ -262,7 +262,7 @@ def emulator(tmp_path: Path) -> Iterator[None]:
     name = f"pybuild-test-{os.getpid()}"
     magic = "".join(f"\\x{byte:02x}" for byte in foreign_program()[:20])
     mask = "\\xff" * 20
-    (place / "register").write_text(f":{name}:M::{magic}:{mask}:{program}:F")
+    (place / "register").write_text(f":{name}:M::{magic}:{mask}:{program}:{request.param}")
     program.unlink()  # the kernel holds it, as the F says
     try:
         yield
@@ -283,6 +283,15 @@ def test_emulated(pybuild: Pybuild, emulator: None) -> None:
     assert "emulated /bin/sh -c" in done.err and "emulated /bin/sh x" in done.err
 
 
+@pytest.mark.parametrize("emulator", [""], indirect=True)
+def test_emulator_that_the_kernel_does_not_hold(pybuild: Pybuild, emulator: None) -> None:
+    """Registered without F, it is looked for in the image: that is said."""
+    context = pybuild.context(FOREIGN, {"sh": foreign_program()})
+    (context / "sh").chmod(0o755)
+    said = pybuild(NONE, f"--platform={OTHER}", "--no-cache", context).failed().err
+    assert "registered without the F flag" in said and "Dockerfile:3" in said
+
+
 def test_not_emulated(pybuild: Pybuild) -> None:
     """Where nothing is, it is said what to do."""
     context = pybuild.context(FOREIGN, {"sh": foreign_program()})
@@ -291,6 +300,35 @@ def test_not_emulated(pybuild: Pybuild) -> None:
     assert (
         f"does not run programs for {ARCH}" in said and "qemu-user-static" in said and "Dockerfile:3" in said
     )
+
+
+def test_local_is_this_machine(pybuild: Pybuild) -> None:
+    image = pybuild.export(pybuild.context("FROM scratch\nLABEL a=b\n"), "--platform=local")
+    assert image.config["architecture"] == str(host()).split("/")[1]
+
+
+@pytest.mark.parametrize("word", ["armv7", "amd65", "ubuntu", "v7"])
+def test_unknown_word(pybuild: Pybuild, word: str) -> None:
+    """A word alone has to be a system or an architecture; in a pair anything goes, and is doubted."""
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    said = pybuild(f"--platform={word}", context).failed(2).err
+    assert f'--platform: "{word}": unknown operating system or architecture' in said
+    said = pybuild.refuse(f"FROM --platform={word} scratch\n")
+    assert "unknown operating system or architecture" in said and "Dockerfile:1" in said
+
+
+def test_index_of_one_is_said_to_be_none(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    assert "has no effect" in pybuild("--build-arg=BUILDKIT_MULTI_PLATFORM=1", context).ok().err
+    assert "has no effect" not in pybuild("--build-arg=BUILDKIT_MULTI_PLATFORM=0", context).ok().err
+
+
+def test_doubtful_platform(pybuild: Pybuild) -> None:
+    context = pybuild.context("FROM scratch\nLABEL a=b\n")
+    said = pybuild("--platform=linux/amd65", context).ok().err
+    assert "linux/amd65: no architecture is known by the name amd65 (did you mean amd64?)" in said
+    said = pybuild(NONE, pybuild.context("FROM --platform=linus/amd64 busybox\nLABEL a=b\n")).ok().err
+    assert "no system is known by the name linus (did you mean linux?)" in said
 
 
 def test_platform_that_is_none(pybuild: Pybuild) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.server
+import io
 import re
 import signal
 import socket
 import subprocess
+import tarfile
 import threading
 import time
 from collections import defaultdict
@@ -278,6 +280,15 @@ def test_git_forms(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
         f"{url}#{first}": "1",
         f"{url}?commit={second}": "other",
     }
+    git(work.parent / "served/r.git", "update-ref", "refs/pull/7/head", second)
+    git(work.parent / "served/r.git", "update-server-info")
+    lines |= {
+        f"{url}#tags/v1": "1",
+        f"{url}#heads/other": "other",
+        f"{url}?ref=tags/v1": "1",
+        f"{url}#HEAD": "other",
+    }
+    lines |= {f"{url}#pull/7/head": "other", f"{url}?ref=refs/pull/7/head": "other"}
     text = "".join(f"ADD {source} /{number}/\n" for number, source in enumerate(lines))
     image = pybuild.build(f"FROM scratch\n{text}ADD {url}#v1:sub/dir /s/\nADD {url}?subdir=sub /t\n")
     tree = image.tree()
@@ -292,6 +303,47 @@ def test_git_keeps_its_folder(pybuild: Pybuild, repository: tuple[Path, str]) ->
     image = pybuild.build(f"FROM scratch\nADD --keep-git-dir=true {with_user} /src\n")
     config = image.root()["src/.git/config"][1].decode()
     assert f"url = {url}\n" in config and "hunter2" not in config
+
+
+KEPT = {"": ["main"], "#main": ["main"], "#v1": ["v1", "describe"], "#light": ["light"], "#tags/v1": ["v1", "describe"],
+        "#pull/7/head": ["refs/pull/7/head"], "#HASH": []}  # fmt: skip
+
+
+def test_kept_folder_has_what_was_asked_for(
+    pybuild: Pybuild, fresh: Pybuild, repository: tuple[Path, str]
+) -> None:
+    """Its one ref, an annotated tag as such; nothing of this machine, so that it is the same everywhere."""
+    work, url = repository
+    (work / "a").write_text("2")
+    git(work, "commit", "-q", "-a", "-m", "second")
+    git(work, "tag", "-a", "-m", "x", "v1")
+    git(work, "tag", "light")
+    git(work, "push", "-q", str(work.parent / "served/r.git"), "main", "--tags")
+    first = git(work, "rev-parse", "HEAD")
+    git(work.parent / "served/r.git", "update-ref", "refs/pull/7/head", first)
+    git(work.parent / "served/r.git", "update-server-info")
+    lines = [f"ADD --keep-git-dir {url}{ref} /{n}/\n" for n, ref in enumerate(KEPT)]
+    text = "FROM scratch\n" + "".join(lines).replace("HASH", first)
+    image = pybuild.build(text)
+    folder = work.parent / "unpacked"
+    for layer in image.layers:
+        with tarfile.open(fileobj=io.BytesIO(layer.data)) as tar:
+            tar.extractall(folder, filter="fully_trusted")
+    for n, (_, names) in enumerate(KEPT.items()):
+        here = folder / str(n)
+        refs = [name.removeprefix("refs/heads/").removeprefix("refs/tags/")
+                for name in git(here, "for-each-ref", "--format=%(refname)").split()]  # fmt: skip
+        assert refs == names[:1] and git(here, "status", "--porcelain") == ""
+        assert all(git(here, "rev-parse", f"{name}^{{commit}}") == first for name in refs)
+        if "describe" in names:
+            assert git(here, "describe") == "v1"
+        git_dir = {path.name for path in (here / ".git").iterdir()}
+        assert git_dir <= {"HEAD", "config", "index", "objects", "refs", "shallow", "packed-refs"}
+    contents = [
+        {name: data for name, (_, data) in made.root().items() if ".git/" in name}
+        for made in (image, fresh.build(text))
+    ]
+    assert contents[0] == contents[1]
 
 
 def test_git_is_asked_and_hits(pybuild: Pybuild, repository: tuple[Path, str]) -> None:

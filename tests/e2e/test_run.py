@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -584,3 +585,12 @@ def test_allowed_host_network(pybuild: Pybuild) -> None:
     text = "FROM busybox\nRUN --network=host ls /sys/class/net > /n\n"
     image = pybuild.build(text, None, "--allow", "network.host", "--network=none")
     assert set(image.read("n").decode().split()) == set(os.listdir("/sys/class/net"))
+
+
+def test_lines_without_end(pybuild: Pybuild) -> None:
+    """A step that writes much waits for nobody to show it: a line costs next to nothing."""
+    context = pybuild.context("FROM busybox\nRUN seq 300000; printf 'x\\r\\n\\ty\\033z\\n\\nend'\n")
+    done = pybuild("--network=none", "--no-cache", context, timeout=10).ok()
+    shown = [line.split(" ", 2)[2] for line in done.err.splitlines() if re.match(r"#2 [0-9.]+ ", line)]
+    assert shown[:-4] == [str(number) for number in range(1, 300_001)]
+    assert shown[-4:] == ["x", "\ty\\x1bz", "", "end"]

@@ -321,6 +321,17 @@ def test_single_id(users: tuple[Rootless, Rootless]) -> None:
     assert "USER 1000:0: this build has no such id" in said
 
 
+def test_single_id_and_apt(users: tuple[Rootless, Rootless]) -> None:
+    """apt wants to become its own user, which nobody is there for: the remedy is known."""
+    apt = "#!/bin/sh\nexit 100\n"
+    said = [
+        user(NONE, user.context("FROM busybox\nCOPY apt-get /bin/\nRUN chmod 755 /bin/apt-get; apt-get update\n",
+                                {"apt-get": apt})).failed().err
+        for user in users
+    ]  # fmt: skip
+    assert ["APT::Sandbox::User=root" in text for text in said] == [False, True]
+
+
 def test_single_id_takes_an_owner_back(users: tuple[Rootless, Rootless]) -> None:
     """Files do not show there whose they are, so that equal ones are copied again."""
     single = users[1]

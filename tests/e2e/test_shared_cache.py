@@ -120,6 +120,14 @@ def test_registry(fresh: Pybuild, tmp_path: Path, server: str) -> None:
     assert plain.executed == 0
 
 
+@pytest.mark.parametrize(("value", "is_there"), [("1", True), ("true", True), ("0", False), ("yes", False)])
+def test_inline_by_argument(pybuild: Pybuild, value: str, is_there: bool) -> None:
+    """As docker's buildx has it."""
+    text = "FROM busybox\nRUN echo 1 > /f\n"
+    image = pybuild.build(text, None, NONE, f"--build-arg=BUILDKIT_INLINE_CACHE={value}")
+    assert ("pybuild.cache" in image.config) == is_there
+
+
 def test_inline(fresh: Pybuild, empty: Pybuild, server: str) -> None:
     """The image itself says how its layers were made."""
     name = f"{server}/app:1"

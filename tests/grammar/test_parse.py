@@ -139,7 +139,7 @@ def test_healthcheck(text: str, expected: tuple[ast.Command | None, str, str]) -
         param("RUN <<E'O'F\n$x\nEOF", [("EOF", "$x\n", False, -1)], id="any-quote"),
         param("RUN <<-EOF\n\t\ta\n\t b\n\tEOF", [("EOF", "a\n b\n", True, -1)], id="tabs-stripped"),
         param("RUN <<EOF\na\r\n\r\nEOF\r", [("EOF", "a\r\n\r\n", True, -1)], id="line-ends-kept"),
-        param("RUN <<E\\OF\n$x\nEOF", [("EOF", "$x\n", False, -1)], id="escaped"),
+        param("COPY <<E\\OF /d\n$x\nEOF", [("EOF", "$x\n", True, -1)], id="escaped-is-not-quoted"),
         param("RUN <<-EOF\n  EOF\nEOF", [("EOF", "  EOF\n", True, -1)], id="blanks-are-not-tabs"),
         param("RUN <<EOF\n\tEOF\nEOF", [("EOF", "\tEOF\n", True, -1)], id="indent-only-after-dash"),
         param("RUN 3<<EOF cat <&3\nx\nEOF", [("EOF", "x\n", True, 3)], id="fd"),
