@@ -14,13 +14,25 @@ def describe(image: Image, base: Image) -> str:
 
 
 def _files(image: Image, base: Image) -> list[str]:
-    below = {path: _look(path, *found) for path, found in base.root().items()}
-    here = {path: _look(path, *found) for path, found in image.root().items()}
+    below, here = base.root(), image.root()
     # A base is one layer; where the image is not made from it, nothing of it is gone.
     derived = image.config["rootfs"]["diff_ids"][:1] == base.config["rootfs"]["diff_ids"]
-    lines = [look for path, look in sorted(here.items()) if not derived or below.get(path) != look]
-    gone = [f"- {path}" for path in sorted(below) if path not in here] if derived else []
+    if not derived:
+        below = {}
+    lines = [
+        _look(path, *found) for path, found in sorted(here.items()) if not _equal(found, below.get(path))
+    ]
+    gone = [f"- {path}" for path in sorted(below) if path not in here]
     return ["files", *(f"  {line}" for line in lines + gone)]
+
+
+def _equal(one: tuple[tarfile.TarInfo, bytes], other: tuple[tarfile.TarInfo, bytes] | None) -> bool:
+    """Whether two entries look the same; the texts of large files are not made for that."""
+    if other is None:
+        return False
+    (a, data), (b, below) = one, other
+    names = ("uid", "gid", "mode", "type", "linkname")
+    return data == below and all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _look(path: str, entry: tarfile.TarInfo, data: bytes) -> str:
