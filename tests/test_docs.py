@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
+GOLDEN = ROOT / "tests/golden/README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md", GOLDEN]
 
 
 def known_tests() -> set[str]:
@@ -35,6 +36,13 @@ def test_named_files_exist(page: Path) -> None:
         assert (ROOT / name).exists(), f"{page.name} names {name}"
     for name in re.findall(r"\]\(([\w./-]+\.md)(?:#[\w-]+)?\)", text):
         assert (page.parent / name).exists(), f"{page.name} links to {name}"
+
+
+def test_listed_golden_folders_exist() -> None:
+    names = re.findall(r"^\|.*\| `([\w-]+)` \|$", GOLDEN.read_text(), re.M)
+    assert names
+    assert len(names) == len(set(names)), "a folder is listed twice"
+    assert [name for name in names if not (GOLDEN.parent / name / "Dockerfile").exists()] == []
 
 
 def test_nothing_is_left_to_fill_in() -> None:
