@@ -320,7 +320,10 @@ class ContextSource:
         """
         tree = Tree((self._folder,))
         for follow in (False, True):
-            path, node = tree.resolve(pattern, follow)
+            try:
+                path, node = tree.resolve(pattern, follow)
+            except OSError:  # links that lead to each other: the error is of that
+                continue
             if node is not None and path and (line := self._ignore.why(path)):
                 return f"/{path}" if follow else "", line
         return "", 0
