@@ -401,7 +401,7 @@ HINTS = {
     "COPY lnk /x": "hint: /d/secret is excluded by",
     "COPY folder /x": "hint: /d is excluded by",
     "COPY folder/secret /x": "excluded by",
-    "COPY dangling /x": "hint: it is a link to nowhere, which is not there",
+    "COPY dangling /x": "hint: /dangling is a link to nowhere, which is not there",
     "COPY lnq /x": "hint: did you mean /lnk?",
 }
 

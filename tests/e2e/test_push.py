@@ -184,7 +184,7 @@ def test_folder_and_tar(pybuild: Pybuild, tmp_path: Path) -> None:
     assert (folder / "f").stat().st_ino == (folder / "h").stat().st_ino and os.readlink(
         folder / "l"
     ) == "/etc"
-    assert (folder / "d").stat().st_uid == os.getuid() and (folder / "f").stat().st_mode & 0o7777 == 0o4755
+    assert (folder / "d").stat().st_uid == os.getuid() and (folder / "f").stat().st_mode & 0o7777 == 0o755
     with tarfile.open(tmp_path / "o.tar") as packed:
         found = {member.name: member for member in packed.getmembers()}
     assert (found["d"].uid, found["d"].gid) == (5, 6) and found["h"].islnk() and found["h"].linkname == "f"

@@ -100,7 +100,7 @@ def web(samples: Pybuild) -> Iterator[str]:
     served = subprocess.Popen([PYBUILD, "run", "--network=host", "web", *command], env=samples.environment())
     yield f"http://127.0.0.1:{port}/"
     served.terminate()
-    assert served.wait(timeout=20) == 130
+    assert served.wait(timeout=20) == 143
 
 
 def test_web_application(samples: Pybuild, web: str) -> None:

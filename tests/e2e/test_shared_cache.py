@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -197,7 +197,7 @@ def test_caches_of_many_who_share_a_step(fresh: Pybuild, empty: Pybuild, tmp_pat
         to = f"type=local,dest={cache},mode=max"
         made.append(fresh(NONE, "-q", "--no-cache", "--cache-to", to, context).ok().out)
     every = [word for cache in caches for word in ("--cache-from", f"type=local,src={cache}")]
-    shutil.copytree(empty.store, tmp_path / "anew")
+    subprocess.run(["cp", "-a", empty.store, tmp_path / "anew"], check=True)
     anew = Pybuild(tmp_path / "anew", tmp_path)
     for number in (2, 0, 1):  # one after the other in one store, and the last in a store of its own
         for store in (empty, anew) if number == 1 else (empty,):
