@@ -449,10 +449,10 @@ class _Launcher:
 
     def _map_namespace(self) -> int:
         """A user namespace that carries the id map for idmapped mounts of the store."""
+        own = os.getpid()
         pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
         if pid == 0:
-            signal.pause()
-            os._exit(0)
+            sc.wait_to_be_killed(own)
         try:
             self._write_maps(pid)
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -152,13 +152,13 @@ def can_overlay(folder: str) -> bool:
 def can_map_mounts(path: str) -> bool:
     """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
     os.makedirs(path, exist_ok=True)
+    own = os.getpid()
     try:
         pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
     except OSError:
         return False
     if pid == 0:
-        signal.pause()
-        os._exit(0)
+        sc.wait_to_be_killed(own)
     try:
         write_maps(pid, False)
         namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -8,6 +8,7 @@ lock taken by a thread that does not exist there.
 import ctypes
 import errno
 import os
+import signal
 import struct
 
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -116,6 +117,14 @@ def close_range(first: int) -> None:
         if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
             _check(-1, "close_range")
         os.closerange(first, _MOST_DESCRIPTORS)  # a filter older than the call
+
+
+def wait_to_be_killed(parent: int) -> None:
+    """Wait until the process *parent*, which forked this one, kills it or is gone itself; never returns."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == parent:
+        signal.pause()
+    os._exit(0)
 
 
 def keep_only(fds: list[int]) -> list[int]:

@@ -253,7 +253,12 @@ def test_options_that_are_taken(pybuild: Pybuild, tmp_path: Path, options: str, 
 def test_names_in_the_store(pybuild: Pybuild) -> None:
     """``type=image`` without a push is a name here; so is a registry that is not pushed to."""
     context = pybuild.context(TEXT, {"f": "names"})
-    given = ("-o", 'type=image,"name=named-here:1,named-here:2"', "-o", "type=registry,push=false,name=named-here:3")
+    given = (
+        "-o",
+        'type=image,"name=named-here:1,named-here:2"',
+        "-o",
+        "type=registry,push=false,name=named-here:3",
+    )
     done = pybuild(*given, context).ok()
     assert done.err.count("\ntagged docker.io/library/named-here:") == 3
     assert pybuild("images", "-q", "named-here").ok().out.count("\n") == 1
