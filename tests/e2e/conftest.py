@@ -51,7 +51,7 @@ def _census(own: str, marked: bool) -> set[str]:
     return {
         *(f"mount {mount}" for mount in mounts if own in mount),
         *(f"mount {mount}" for mount in mounts if "pybuild" in mount and "/dev/shm/pybuild" not in mount),
-        *(f"link {link}" for link in links if "pybuild" in link and not _is_used_network(link)),
+        *(f"link {link}" for link in links if link.startswith("pyb") and not _is_used_network(link)),
         *(f"cgroup {path}" for path in cgroups if not _is_used_cgroup(path)),
         *(
             f"process {pid}: {command}"
@@ -61,11 +61,9 @@ def _census(own: str, marked: bool) -> set[str]:
 
 
 def _is_used_network(link: str) -> bool:
-    """Whether a build that runs holds the number of a network (builder.runtime.network)."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open(f"/run/pybuild/net{link.removeprefix('pybuild')}") as lock,
-    ):
+    """Whether a build that runs holds the number of a step's link (builder.runtime.network)."""
+    number = link.removeprefix("pyb").partition("v")[0]
+    with contextlib.suppress(FileNotFoundError), open(f"/run/pybuild/net{number}") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
