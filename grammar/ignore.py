@@ -370,10 +370,22 @@ def _pattern(text: str, number: int) -> Pattern | None:
     return _compiled(body, negated, number)
 
 
+def _plain_slashes(pattern: str) -> str:
+    """*pattern* without the backslashes before slashes: those part names all the same, as in moby."""
+    if "\\/" not in pattern:
+        return pattern
+    out, place = "", 0
+    while place < len(pattern):
+        taken = pattern[place : place + 2] if pattern[place] == "\\" else pattern[place]
+        out += "/" if taken == "\\/" else taken
+        place += len(taken)
+    return out
+
+
 def _compiled(body: str, negated: bool, number: int) -> Pattern:
     if not body:
         raise IgnoreError('illegal exclusion pattern: "!"', number)
     try:
-        return Pattern(body, negated, number)
+        return Pattern(_plain_slashes(body), negated, number)
     except GlobError as error:
         raise IgnoreError(f"{body!r}: {error}", number) from None

@@ -26,6 +26,7 @@ def excluded(ignore: Ignore, path: str) -> bool:
     [
         param("a", "a a/b a/b/c", "b x/a ab", id="name-and-children"),
         param("a/b", "a/b a/b/c", "a a/c x/a/b", id="path"),
+        param(r"a\/b", "a/b a/b/c", "a b", id="escaped-slash"),
         param("/a", "a a/b", "x/a", id="leading-slash"),
         param("///a", "a", "x/a", id="leading-slashes"),
         param("a/", "a a/b", "x/a", id="trailing-slash"),
