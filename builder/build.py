@@ -25,7 +25,7 @@ from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.replay import Look
-from builder.request import HOST_GATEWAY, TRUE, BuildRequest, BuildResult
+from builder.request import HOST_GATEWAY, BuildRequest, BuildResult
 from builder.resolve import StoreResolver
 from builder.runtime import cgroups
 from builder.runtime.isolation import CHROOT, NAMESPACES
@@ -44,6 +44,7 @@ from grammar.ignore import Ignore, parse_ignore
 from grammar.lint import Checks, Finding, Linter, parse_checks
 from grammar.redact import redacted
 from grammar.structs import replace
+from grammar.truth import truth
 
 if TYPE_CHECKING:
     from builder.caching.imports import Imports
@@ -63,7 +64,7 @@ def build(
     seen of the context a moment ago. What the checks find is added to *findings*, also when the build fails.
     """
     check_outputs(request)
-    if request.build_args.get("BUILDKIT_MULTI_PLATFORM") in TRUE and len(request.platforms) < 2:
+    if truth(request.build_args.get("BUILDKIT_MULTI_PLATFORM", "")) and len(request.platforms) < 2:
         note = "BUILDKIT_MULTI_PLATFORM has no effect: an image for one platform is no index here"
         workshop.sink(Notice(note, warning=True))
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]

@@ -506,9 +506,7 @@ def _platforms(items: list[str]) -> tuple[str, ...]:
 def _caches_to(items: list[str], arguments: dict[str, str]) -> tuple[Any, ...]:
     """The ``--cache-to``; the build argument BUILDKIT_INLINE_CACHE is one too, as in docker's buildx."""
     found = tuple(_cache(text, "--cache-to") for text in items)
-    from builder.request import TRUE
-
-    wanted = arguments.get("BUILDKIT_INLINE_CACHE") in TRUE
+    wanted = truth(arguments.get("BUILDKIT_INLINE_CACHE", ""))
     if not wanted or any(place.kind == "inline" for place in found):
         return found
     return (*found, _cache("type=inline", "--cache-to"))

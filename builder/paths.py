@@ -1,8 +1,13 @@
-"""Words about a path of this machine that leads to nothing."""
+"""Paths of this machine: those in the home of who builds, and words about one that leads to nothing."""
 
 from __future__ import annotations
 
 import os
+
+
+def in_home(path: str) -> str:
+    """The absolute path of *path* below the home directory; below ``/~`` where no home is known."""
+    return os.path.join("/", os.path.expanduser(f"~/{path}"))
 
 
 def why_missing(path: str) -> str:

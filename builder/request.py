@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from grammar.structs import field, struct
 
-TRUE = ("1", "t", "T", "true", "True", "TRUE")  # of a build argument that is a switch
-
 
 @struct
 class Annotation:

@@ -215,7 +215,7 @@ class ScannedFiles:
     """
 
     def __init__(self, root: int) -> None:
-        self._root = root
+        self.root = root
         self._name = ""
         self._folder = -1
         self._keeps = True
@@ -240,7 +240,7 @@ class ScannedFiles:
         try:
             if self._folder < 0 or folder != self._name:
                 self._leave()
-                self._folder = open_in_root(self._root, os.fsencode(folder), os.O_PATH | os.O_DIRECTORY)
+                self._folder = open_in_root(self.root, os.fsencode(folder), os.O_PATH | os.O_DIRECTORY)
                 self._name = folder
             fd = os.open(name, flags, dir_fd=self._folder)
         except OSError as error:
@@ -279,7 +279,11 @@ class ScannedFiles:
 
 
 def content_digest(
-    root: int, entries: "Iterable[Stat]", index: StatIndex, base: str, progress: "Callable[[int], None]"
+    files: ScannedFiles,
+    entries: "Iterable[Stat]",
+    index: StatIndex,
+    base: str,
+    progress: "Callable[[int], None]",
 ) -> str:
     """The digest that decides a COPY's cache key: names, modes, sizes, links and contents.
 
@@ -287,21 +291,6 @@ def content_digest(
     from *base*, the selected path, so that equal trees elsewhere are equal. *progress* is
     told of every batch of entries.
     """
-    files = ScannedFiles(root)
-    try:
-        return _content_digest(root, files, entries, index, base, progress)
-    finally:
-        files.close()
-
-
-def _content_digest(
-    root: int,
-    files: ScannedFiles,
-    entries: "Iterable[Stat]",
-    index: StatIndex,
-    base: str,
-    progress: "Callable[[int], None]",
-) -> str:
     sha = hashlib.sha256()
     first_of: dict[tuple[int, int], str] = {}
     for number, item in enumerate(entries, 1):
@@ -318,7 +307,7 @@ def _content_digest(
             content, xattrs = index.content(files, item)
             detail += content + hash_xattrs(xattrs)
         elif kind == stat.S_IFLNK:
-            detail, mode = read_link(root, path), 0o777
+            detail, mode = read_link(files.root, path), 0o777
         elif kind == stat.S_IFSOCK:
             kind, size = stat.S_IFREG, 0  # arrives as an empty file (T21)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):

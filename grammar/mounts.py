@@ -10,6 +10,7 @@ from grammar.errors import DockerfileError
 from grammar.guess import suggestion
 from grammar.span import Span
 from grammar.structs import struct
+from grammar.truth import truth
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
@@ -27,8 +28,6 @@ _KEYS: tuple[str, ...] = (
     "gid",
 )
 _KEYS += ("src", "dst", "destination", "ro", "rw", "readwrite", "size", "env")
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")
-_FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kmgtpKMGTP]?)(?:[iI]?[bB])?")
 
 
@@ -138,9 +137,10 @@ def _set(mount: Mount, key: str, value: str) -> None:
 
 
 def _truth(value: str) -> bool:
-    if value in _TRUE or value in _FALSE:
-        return value in _TRUE
-    raise ValueError
+    found = truth(value)
+    if found is None:
+        raise ValueError
+    return found
 
 
 def _id(value: str, what: str) -> int:

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from builder.errors import BuildError
 from builder.execute.secrets import find_secret, one_line
 from builder.execute.workshop import Workshop
+from builder.paths import in_home
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
 from builder.registry import limits
@@ -284,7 +285,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
 
 def _ssh_command(given: Ssh | None) -> str:
     """ssh with the keys of ``--ssh`` and no others, and with the user's list of known hosts."""
-    known = os.path.join("/", os.path.expanduser("~/.ssh/known_hosts"))
+    known = in_home(".ssh/known_hosts")
     command = ["ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
     command += ["-o", f"UserKnownHostsFile={known}"]
     if given is None or given.keys:

@@ -7,6 +7,7 @@ the cache key, and yield it for copying.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -347,7 +348,8 @@ class ContextSource:
     def _read(self, selected: Selected, entries: list[Stat]) -> str:
         meter = Meter("reading the build context", len(entries), self._sink, "files")
         try:
-            value = content_digest(self._root, entries, self.index, selected.path, meter.add)
+            with contextlib.closing(ScannedFiles(self._root)) as files:
+                value = content_digest(files, entries, self.index, selected.path, meter.add)
         except OSError as error:
             raise _unreadable(error, selected.path) from None
         self.index.remember(selector_name(selected.selector), entries, value)
@@ -355,11 +357,8 @@ class ContextSource:
         return value
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
-        files = ScannedFiles(self._root)
-        try:
+        with contextlib.closing(ScannedFiles(self._root)) as files:
             yield from self._entries(selected, files)
-        finally:
-            files.close()
 
     def _entries(self, selected: Selected, files: ScannedFiles) -> Iterator[tuple[Entry, object]]:
         skip = len(selected.path) + 1 if selected.path else 0

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from builder.errors import BuildError
+from builder.paths import in_home
 from builder.strict_json import loads
 from builder.tether import Tethered
 from grammar.structs import struct
@@ -193,14 +194,13 @@ def _files(environ: Mapping[str, str]) -> list[str]:
     """The files that may hold credentials, in the order they are asked in."""
     if path := environ.get("REGISTRY_AUTH_FILE"):
         return [path]
-    home = os.path.join("/", os.path.expanduser("~"))  # without a home "~" stays as it is
     folder = environ.get("DOCKER_CONFIG")
-    docker = os.path.join(folder or os.path.join(home, ".docker"), "config.json")
+    docker = os.path.join(folder or in_home(".docker"), "config.json")
     if folder and os.path.exists(docker):
         return [docker]
     runtime = environ.get("XDG_RUNTIME_DIR")
     places = [f"{runtime}/containers" if runtime else f"/run/containers/{os.geteuid()}"]
-    places.append(f"{environ.get('XDG_CONFIG_HOME') or os.path.join(home, '.config')}/containers")
+    places.append(f"{environ.get('XDG_CONFIG_HOME') or in_home('.config')}/containers")
     return [*(f"{place}/auth.json" for place in places if os.access(f"{place}/auth.json", os.R_OK)), docker]
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from builder.errors import BuildError
+from builder.paths import in_home
 
 _LIMIT = 1 << 20
 # What docker calls them in its file, and the variables that it sets.
@@ -22,7 +23,7 @@ def for_containers(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that ``proxies.default`` of docker's config.json gives containers; none if it cannot
     be read.
     """
-    folder = environ.get("DOCKER_CONFIG") or os.path.join("/", os.path.expanduser("~/.docker"))
+    folder = environ.get("DOCKER_CONFIG") or in_home(".docker")
     try:
         with open(os.path.join(folder, "config.json"), "rb") as file:
             data = file.read(_LIMIT + 1)
