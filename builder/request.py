@@ -153,7 +153,7 @@ class BuildRequest:
     ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
     SOURCE_DATE_EPOCH in seconds: when everything this build makes was made. With ``quiet`` the image's ID
     is all that is printed. ``sbom`` is its form,
-    ``provenance`` its mode, "" for none (builder.attest.ask).
+    ``provenance`` its mode, "" for none (builder.attest.options).
     """
 
     context: str

@@ -34,17 +34,17 @@ import time
 
 from cache.digest import Digest, digest, digest_of, hex_of
 from cache.errors import BusyError, CacheError, CorruptError, MissingError, SpaceError
+from cache.fs import kill_inside, move_entries, real_folder, remove_tree
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
-from cache.trees import kill_inside, move_entries, real_folder, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
 
-    from cache.entries import Entry
+    from cache.entry import Entry
 
     _Result = TypeVar("_Result")
 

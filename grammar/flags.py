@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from grammar.ast import Flag
 from grammar.errors import DockerfileError
-from grammar.guess import suggestion
 from grammar.structs import field, struct
+from grammar.suggest import suggestion
 
 TEXT = "text"
 BOOL = "bool"

@@ -6,11 +6,11 @@ import csv
 import re
 from collections.abc import Callable
 
+from grammar.booleans import truth
 from grammar.errors import DockerfileError
-from grammar.guess import suggestion
 from grammar.span import Span
 from grammar.structs import struct
-from grammar.truth import truth
+from grammar.suggest import suggestion
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")

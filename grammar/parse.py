@@ -9,9 +9,9 @@ from typing import Any
 
 from grammar import ast
 from grammar.errors import DockerfileError
-from grammar.guess import suggestion
 from grammar.lines import LogicalLine, first_word, split_lines
 from grammar.span import Span
+from grammar.suggest import suggestion
 
 KEYWORDS = (
     "ADD",
@@ -89,7 +89,7 @@ def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
     except UnexpectedInput as error:
         place = min(max(error.pos_in_stream or 0, 0), len(text) - 1)
         raise DockerfileError(f"{keyword.upper()} cannot be read from here on", line.span(place, 1)) from None
-    return transform(tree, line, escape)
+    return transform(tree, line, escape, parse_line)
 
 
 @functools.cache

@@ -8,11 +8,11 @@ from typing import Any
 
 from grammar import ast
 from grammar.errors import DockerfileError
+from grammar.expansion import valid_text
 from grammar.flags import Given, check_flags
 from grammar.lines import LogicalLine, bare_words, first_word, parse_heredoc
 from grammar.span import Span
 from grammar.structs import replace, struct
-from grammar.words import valid_text
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _STAGE_REST = _STAGE_FIRST | frozenset("0123456789-_.")
@@ -24,6 +24,9 @@ _MODES = (
 _FORBIDDEN_TRIGGERS = ("FROM", "MAINTAINER")
 
 
+ParseLine = Callable[[LogicalLine, str], ast.Instruction]
+
+
 @struct
 class Line:
     """One parsed line: its keyword, checked flags, and argument tokens."""
@@ -33,6 +36,7 @@ class Line:
     tokens: tuple[Any, ...]
     source: LogicalLine
     escape: str
+    parse_line: ParseLine  # for the instruction inside an ONBUILD
 
     @property
     def span(self) -> Span:
@@ -52,8 +56,11 @@ class Line:
         return DockerfileError(message, where, hint)
 
 
-def transform(tree: Any, source: LogicalLine, escape: str) -> ast.Instruction:
-    """The node of a tree from the parser. Raises DockerfileError."""
+def transform(tree: Any, source: LogicalLine, escape: str, parse_line: ParseLine) -> ast.Instruction:
+    """Return the node of a tree from the parser; *parse_line* parses the instruction of an ONBUILD.
+
+    Raises DockerfileError.
+    """
     rule = tree.children[0]
     keyword_token, *tokens = rule.children
     keyword = str(keyword_token).upper()
@@ -61,7 +68,7 @@ def transform(tree: Any, source: LogicalLine, escape: str) -> ast.Instruction:
     arguments = tuple(token for token in tokens if token.type != "FLAG")
     if keyword == "ARG" or (keyword == "HEALTHCHECK" and arguments and arguments[0].type == "NONE"):
         flags = []  # BuildKit does not look at them
-    line = Line(keyword, check_flags(keyword, flags), arguments, source, escape)
+    line = Line(keyword, check_flags(keyword, flags), arguments, source, escape, parse_line)
     return RULES[str(rule.data)](line)
 
 
@@ -398,14 +405,11 @@ def _onbuild(line: Line) -> ast.Onbuild:
         raise line.error("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed", token)
     if keyword in _FORBIDDEN_TRIGGERS:
         raise line.error(f"{keyword} isn't allowed as an ONBUILD trigger", token)
-    # Imported here: parse imports this module for every line, and this is its one way back.
-    from grammar.parse import parse_line
-
     start = token.start_pos
     pieces = tuple((offset - start, number, column) for offset, number, column in line.source.pieces)
     trigger: ast.Instruction | None = None
     try:
-        trigger = parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
+        trigger = line.parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
     except DockerfileError:
         if keyword in ("ENV", "LABEL", "ARG") and line.rest.split()[1:]:
             raise  # of others BuildKit only looks at the name; they fail where they are triggered

@@ -11,7 +11,7 @@ import io
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from builder.strict_json import loads
+from builder.support.json_strict import loads
 
 JSON_LIMIT = 1 << 20  # bytes of a package.json
 _WORD_LIMIT = 500  # characters of a name or version

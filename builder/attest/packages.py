@@ -21,9 +21,9 @@ from builder.attest.databases import (
     read_python,
 )
 from builder.errors import BuildError
-from builder.strict_json import valid_text
+from builder.support.json_strict import valid_text
 from cache.kernel import read_regular
-from cache.tree import Node, Tree
+from cache.layer.merged_tree import Node, Tree
 from grammar.structs import field, struct
 
 _DATABASE_LIMIT = 32 << 20  # bytes of a database of many packages

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from builder import VERSION
 from builder.attest.statement import OURS, Subject, image_url
-from builder.image.model import CONFIG_TYPE, host
+from builder.oci.model import CONFIG_TYPE, host
 from builder.plan.graph import Plan
 from builder.plan.ops import FetchGit, FetchUrl, Files, FromImage
 from builder.plan.remote import context_git_ref, is_commit, is_url, redacted, without_credentials
 from builder.request import STDIN, BuildRequest
 from cache.digest import Digest, hex_of
-from cache.snapshots import manifest
+from cache.layer.snapshots import manifest
 from cache.store import Store
 from grammar.reference import parse_reference
 
@@ -36,7 +36,7 @@ Described = dict[str, object]
 
 
 class Result(Protocol):
-    """What is known of a step that was solved (builder.solve.Solved)."""
+    """What is known of a step that was solved (builder.build.solve.Solved)."""
 
     @property
     def key(self) -> str: ...

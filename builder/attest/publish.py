@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from builder.attest.statement import Artifact, listing, referrers_tag
 from builder.errors import BuildError
-from builder.image.model import INDEX_TYPE, to_json
+from builder.oci.model import INDEX_TYPE, to_json
 from builder.registry.client import MANIFEST_LIMIT, Fetched
 from builder.registry.errors import NotFound
-from builder.strict_json import loads
+from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.store import Store

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from packageurl import PackageURL
 
-from builder.image.model import MANIFEST_TYPE, Platform, to_json
-from builder.strict_json import valid_text
+from builder.oci.model import MANIFEST_TYPE, Platform, to_json
+from builder.support.json_strict import valid_text
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
 from cache.store import Store

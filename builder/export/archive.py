@@ -16,13 +16,13 @@ from typing import BinaryIO
 
 from builder.errors import BuildError
 from builder.events import Meter, Sink
+from builder.export.destination import open_place
 from builder.export.image import Picture
-from builder.export.place import open_place
-from builder.image.model import INDEX_TYPE, to_json
-from builder.streams import write_all
+from builder.oci.model import INDEX_TYPE, to_json
+from builder.support.stdout import write_all
 from cache.digest import Digest, hex_of
-from cache.entries import DIRECTORY, FILE, Entry
-from cache.pack import header
+from cache.entry import DIRECTORY, FILE, Entry
+from cache.layer.pack import header
 from cache.store import Store
 from grammar.reference import parse_reference
 

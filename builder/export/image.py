@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from builder.events import Meter, Sink
-from builder.image.model import (
+from builder.oci.model import (
     CONFIG_TYPE,
     DOCKER_CONFIG_TYPE,
     DOCKER_LIST_TYPE,
@@ -17,10 +17,10 @@ from builder.image.model import (
     manifest,
     to_json,
 )
-from cache import compression as comp
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
-from cache.layers import blob
+from cache.layer import compression as comp
+from cache.layer.blobs import blob
 from cache.store import Store
 from grammar.structs import field, struct
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.events import Meter, Sink
-from builder.image.layout import Layout
+from builder.oci.layout import Layout
 from cache.digest import Digest
 from cache.store import Store
 

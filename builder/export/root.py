@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from builder.copy.place import copy_tree
 from builder.errors import BuildError
 from builder.events import Meter, Notice, Sink
-from builder.execute.files import copy_tree
 from builder.export.archive import destination
-from builder.image.local import snapshots
-from builder.image.model import ImageConfig
-from cache.confine import confined
-from cache.entries import DIRECTORY, SYMLINK, Entry
-from cache.pack import pack, walk
-from cache.snapshots import draft, tree_of
+from builder.images.local import snapshots
+from builder.oci.model import ImageConfig
+from cache.entry import DIRECTORY, SYMLINK, Entry
+from cache.fs import remove_tree
+from cache.layer.landlock import confined
+from cache.layer.pack import pack, walk
+from cache.layer.snapshots import draft, tree_of
+from cache.layer.unpack import unpack_layer
 from cache.store import Store
-from cache.trees import remove_tree
-from cache.unpack import unpack_layer
 
 _CHUNK = 1 << 20
 

@@ -9,7 +9,7 @@ from builder.plan.graph import Step
 from builder.plan.ops import CONTEXT, NOWHERE, Op
 from builder.plan.scope import Scope
 from builder.request import Sandbox
-from grammar.lint import Linter
+from grammar.lint.linter import Linter
 from grammar.span import Span
 from grammar.structs import struct
 

@@ -10,7 +10,7 @@ import posixpath
 from typing import assert_never
 
 from builder.errors import PlanError
-from builder.image.model import ImageConfig, host
+from builder.oci.model import ImageConfig, host
 from builder.plan.context import StageContext, number, unsupported
 from builder.plan.graph import HistoryLine, Step
 from builder.plan.modes import Mode
@@ -34,9 +34,9 @@ from cache.digest import digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError
+from grammar.expansion import expand_word, expand_words
 from grammar.span import Span
 from grammar.structs import field, replace, struct
-from grammar.words import expand_word, expand_words
 
 _SHELL = ["/bin/sh", "-c"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from builder.image.model import History, ImageConfig
+from builder.oci.model import History, ImageConfig
 from builder.plan.ops import Op
 from grammar.span import Span
 from grammar.structs import struct

@@ -12,8 +12,8 @@ from builder.plan.ops import NOWHERE, BindMount, CacheMount, Mount, SecretMount,
 from grammar import ast
 from grammar import mounts as syntax
 from grammar.errors import DockerfileError, ExpansionError
+from grammar.expansion import expand_word
 from grammar.span import Span
-from grammar.words import expand_word
 
 
 def convert_mounts(

@@ -9,7 +9,7 @@ from builder.plan.ops import Mount, SecretMount, SshMount
 from builder.plan.scope import Scope
 from builder.plan.stages import Stage, Stages
 from grammar import ast
-from grammar.lint import describing
+from grammar.lint.linter import describing
 from grammar.span import Span
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from builder.errors import BuildError, Cancelled, PlanError
-from builder.image.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
+from builder.oci.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
 from builder.plan.context import Local, Origin, StageContext
 from builder.plan.convert import StageState, clean, convert
 from builder.plan.graph import HistoryLine, Plan, Step, needed
@@ -21,12 +21,12 @@ from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ReferenceError_
-from grammar.guess import suggestion
-from grammar.lint import RESERVED, Linter, check_file, check_stage
+from grammar.lint.linter import RESERVED, Linter, check_file, check_stage
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
 from grammar.structs import replace, struct
+from grammar.suggest import suggestion
 
 _T = TypeVar("_T")
 _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)

@@ -6,18 +6,18 @@ import re
 from typing import Any
 
 from builder.errors import PlanError
-from builder.image.model import Platform, parse_platform
+from builder.oci.model import Platform, parse_platform
 from builder.plan.convert import StageState, check_from
 from builder.plan.scope import Scope
 from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
-from grammar.guess import suggestion
-from grammar.lint import Linter
+from grammar.expansion import expand_word
+from grammar.lint.linter import Linter
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
 from grammar.structs import field, struct
-from grammar.words import expand_word
+from grammar.suggest import suggestion
 
 
 @struct

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from builder.registry.credentials import Credentials
 from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.transport import leads_inside
-from builder.strict_json import loads
+from builder.support.json_strict import loads
 from grammar.structs import struct
 
 TOKEN_LIMIT = 1 << 16

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 from urllib.parse import quote
 
-from builder.image.model import INDEX_TYPE, MANIFEST_TYPE
+from builder.oci.model import INDEX_TYPE, MANIFEST_TYPE
 from builder.registry import limits
 from builder.registry.credentials import Credentials
 from builder.registry.errors import RegistryError, Untrusted

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from builder.errors import BuildError
-from builder.paths import in_home
-from builder.strict_json import loads
-from builder.tether import Tethered
+from builder.support.json_strict import loads
+from builder.support.paths import in_home
+from builder.support.tethered import Tethered
 from grammar.structs import struct
 
 _LIMIT = 1 << 20

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from builder.errors import BuildError
-from builder.paths import in_home
+from builder.support.paths import in_home
 
 _LIMIT = 1 << 20
 # What docker calls them in its file, and the variables that it sets.
@@ -29,7 +29,7 @@ def for_containers(environ: Mapping[str, str]) -> dict[str, str]:
             data = file.read(_LIMIT + 1)
         if b'"proxies"' not in data:
             return {}
-        from builder.strict_json import loads
+        from builder.support.json_strict import loads
 
         value = loads(data, "config.json", _LIMIT)
         given = value["proxies"]["default"].items()  # type: ignore[index]

@@ -27,7 +27,7 @@ from builder.errors import BuildError
 from builder.registry import limits, proxies
 from builder.registry.errors import Unavailable, Untrusted
 from builder.registry.wire import Answer, TooSlow
-from builder.strict_json import loads
+from builder.support.json_strict import loads
 from grammar.structs import field, struct
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -8,7 +8,7 @@ import signal
 import socket
 
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot.confine import own_capabilities
+from builder.runtime.chroot.landlock import own_capabilities
 from builder.runtime.chroot.notify import (
     ARGUMENTS,
     COOKIE,

@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypedDict
 
-    from builder.runtime.cgroups import Limits
+    from builder.runtime.container.cgroups import Limits
 
     class MountSpec(TypedDict, total=False):
         """One mount besides the root's, by ``kind``.

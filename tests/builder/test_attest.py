@@ -15,15 +15,15 @@ import pytest
 from images import Images
 
 from builder import VERSION
-from builder.attest.ask import Asked, asked
 from builder.attest.databases import Package
+from builder.attest.options import Asked, asked
 from builder.attest.packages import Distribution, Found
 from builder.attest.provenance import MAX, MIN, commit_memo, manifest_memo, provenance
 from builder.attest.publish import publish
 from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX, sbom
 from builder.attest.statement import Artifact, Subject, artifact, image_url, listing, referrers_tag, statement
 from builder.errors import BuildError, UsageError
-from builder.image.model import MANIFEST_TYPE, Platform
+from builder.oci.model import MANIFEST_TYPE, Platform
 from builder.plan.graph import Plan
 from builder.plan.ops import FetchGit, FetchUrl, Files
 from builder.plan.planner import plan
@@ -32,10 +32,10 @@ from builder.registry.errors import NotFound
 from builder.request import BuildRequest, NamedContext, Secret, Ssh
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
-from cache.entries import FILE, Entry
-from cache.snapshots import commit, draft
+from cache.entry import FILE, Entry
+from cache.layer.snapshots import commit, draft
 from cache.store import Store
-from grammar.lint import Linter, parse_checks
+from grammar.lint.linter import Linter, parse_checks
 from grammar.parse import parse
 from grammar.structs import replace
 
@@ -303,7 +303,7 @@ def test_provenance(made_store: Store) -> None:
 
 
 def _reference() -> Any:
-    from builder.image.model import host
+    from builder.oci.model import host
     from grammar.reference import parse_reference
 
     return parse_reference("base"), host()

@@ -26,8 +26,8 @@ from builder.attest.databases import (
 from builder.attest.packages import Distribution, Found, find
 from builder.attest.sbom import package_url
 from builder.errors import BuildError
-from cache.tree import Tree
-from cache.trees import OPAQUE
+from cache.fs import OPAQUE
+from cache.layer.merged_tree import Tree
 
 STATUS = "Package: {0}\nStatus: install ok {2}\nArchitecture: amd64\nVersion: {1}\n\n"
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from builder.runtime.cgroups import CgroupError, Group, Hierarchies, Limits, find
+from builder.runtime.container.cgroups import CgroupError, Group, Hierarchies, Limits, find
 
 ALL = "memory cpu cpuset pids"
 WORDS = {"memory": "the memory", "cpu": "the CPU time", "cpuset": "the CPUs", "pids": "the processes"}

@@ -12,7 +12,7 @@ from builder.errors import PlanError
 from builder.plan.planner import plan
 from builder.request import BuildRequest
 from grammar.ignore import parse_ignore
-from grammar.lint import RULES, Linter, parse_checks
+from grammar.lint.linter import RULES, Linter, parse_checks
 from grammar.parse import parse
 
 PAGES = Path(__file__).resolve().parents[2] / "docs/rules"
@@ -276,7 +276,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
 
 @pytest.mark.parametrize(("text", "expected"), CASES.values(), ids=CASES.keys())
 def test_rule(text: str, expected: list[str]) -> None:
-    from builder.image.model import host
+    from builder.oci.model import host
 
     assert found(text) == [item.replace("{host}", str(host())) for item in expected]
 

@@ -1,10 +1,10 @@
-"""builder.runtime.nameservers: which of the machine's name servers a step can ask."""
+"""builder.runtime.network.nameservers: which of the machine's name servers a step can ask."""
 
 import socket
 
 import pytest
 
-from builder.runtime.nameservers import reachable
+from builder.runtime.network.nameservers import reachable
 
 CASES = {
     "nameserver 192.0.2.1\nnameserver 192.0.2.2\n": ["192.0.2.1", "192.0.2.2"],

@@ -11,7 +11,7 @@ from builder.errors import PlanError
 from builder.plan.graph import Plan
 from builder.plan.planner import plan
 from builder.request import BuildRequest
-from grammar.lint import Checks, Linter
+from grammar.lint.linter import Checks, Linter
 from grammar.parse import parse
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from builder.execute.stage_trees import StageTrees
-from cache.pack import walk
-from cache.snapshots import commit, draft
+from builder.rootfs.plain_trees import StageTrees
+from cache.fs import is_whiteout, make_whiteout
+from cache.layer.pack import walk
+from cache.layer.snapshots import commit, draft
 from cache.store import Store
-from cache.trees import is_whiteout, make_whiteout
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: layers have owners")
 

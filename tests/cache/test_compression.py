@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from cache import compression as comp
+from cache.layer import compression as comp
 
 BLOCK = 1 << 20
 
@@ -69,7 +69,7 @@ def test_same_bytes_whatever_the_pieces() -> None:
 def test_same_bytes_whatever_the_processors() -> None:
     """A process that is held to one processor writes what one with all of them does."""
     code = (
-        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from cache import compression as c;"
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from cache.layer import compression as c;"
         "e = c.compressor(sys.stdout.buffer.write, 'gzip'); e.write(sys.stdin.buffer.read()); e.close()"
     )
     data = sample(4 * BLOCK)

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.pack import pack, walk
-from cache.unpack import unpack_layer
+from cache.layer.pack import pack, walk
+from cache.layer.unpack import unpack_layer
 
 NAMES = st.binary(min_size=1, max_size=40).map(lambda b: b.replace(b"/", b"_").replace(b"\0", b"_")).filter(
     lambda b: b not in (b".", b"..") and not b.startswith(b".wh.")

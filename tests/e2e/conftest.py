@@ -61,7 +61,7 @@ def _census(own: str, marked: bool) -> set[str]:
 
 
 def _is_used_network(link: str) -> bool:
-    """Whether a build that runs holds the number of a step's link (builder.runtime.network)."""
+    """Whether a build that runs holds the number of a step's link (builder.runtime.network.setup)."""
     number = link.removeprefix("pyb").partition("v")[0]
     with contextlib.suppress(FileNotFoundError), open(f"/run/pybuild/net{number}") as lock:
         try:

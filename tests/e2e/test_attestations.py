@@ -18,12 +18,12 @@ from harness import Pybuild, Tree
 from oci import Image, read_image
 from servers import registry, send
 
-from builder.attest.make import packages_of, sbom_of
 from builder.attest.packages import Found
 from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX
 from builder.attest.statement import Subject
-from builder.image.local import find
-from builder.image.model import MANIFEST_TYPE, ImageConfig
+from builder.attest.statements import packages_of, sbom_of
+from builder.images.local import find
+from builder.oci.model import MANIFEST_TYPE, ImageConfig
 from builder.registry.client import Registry
 from cache.descriptor import Descriptor
 from cache.store import Store

@@ -515,7 +515,7 @@ def test_changed_code_believes_nothing_of_the_old(fresh: Pybuild, tmp_path: Path
     for package in ("builder", "cache", "grammar"):
         shutil.copytree(Path(__file__).parents[2] / package, code / package)
     context = fresh.context("FROM busybox\nLABEL some=thing\n")
-    start = f"import sys; sys.path.insert(0, {str(code)!r}); from builder.main import main; main()"
+    start = f"import sys; sys.path.insert(0, {str(code)!r}); from builder.cli.main import main; main()"
 
     def build() -> str:
         words = [sys.executable, "-c", start, "-t", "a", str(context)]

@@ -1650,7 +1650,7 @@ def trapped_files(trap: bytes) -> Tree:
             "group": "root:x:0:\nstaff:x:20:\n",
         },
         "root": {".local": {"lib": {version: {"site-packages": stdlib}}}},
-        str(Path(builder.__file__).parent).lstrip("/"): {"runtime": {"syscalls.tbl": "deny everything\n", "init.py": python}},
+        str(Path(builder.__file__).parent).lstrip("/"): {"runtime": {"container": {"syscalls.tbl": "deny everything\n", "init.py": python}}},
     }  # fmt: skip
 
 

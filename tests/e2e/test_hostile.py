@@ -23,7 +23,7 @@ from cache.digest import digest
 from cache.errors import CacheError
 from grammar.errors import DockerfileError, ReferenceError_
 from grammar.ignore import parse_ignore
-from grammar.lint import Checks, Linter
+from grammar.lint.linter import Checks, Linter
 from grammar.parse import parse
 from grammar.reference import parse_reference
 
@@ -207,8 +207,8 @@ def test_SRC_05_mount_point_replaced_by_a_link(pybuild: Pybuild, tmp_path: Path)
 
 def test_SRC_05_cleanup_itself(tmp_path: Path) -> None:
     """The same without a step: a link in the upper directory leads nowhere."""
-    from builder.execute.mounts import _drop_points
-    from cache.snapshots import draft
+    from builder.run.mounts import _drop_points
+    from cache.layer.snapshots import draft
     from cache.store import Store
 
     victim = tmp_path / "victim"

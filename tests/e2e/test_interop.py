@@ -25,7 +25,7 @@ from schemas import INDEXES, MANIFESTS, Checker
 from servers import registry
 from trees import Node, difference, of_folder, of_image
 
-from builder.image.model import host
+from builder.oci.model import host
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop]
 

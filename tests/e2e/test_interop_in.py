@@ -23,7 +23,7 @@ from oci import read_image
 from servers import registry
 from trees import Node, difference, of_folder
 
-from builder.image.model import host
+from builder.oci.model import host
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop]
 

@@ -17,7 +17,7 @@ import pytest
 from harness import PYBUILD, Pybuild, Result, Tree, make_tree
 from rootless import Installation
 
-from cache.scan import scan
+from cache.context_scan import scan
 
 pytestmark = pytest.mark.e2e
 

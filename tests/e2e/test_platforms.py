@@ -14,7 +14,7 @@ import pytest
 from harness import Pybuild, Tree
 from servers import registry
 
-from builder.image.model import host
+from builder.oci.model import host
 
 pytestmark = pytest.mark.e2e
 

@@ -24,8 +24,8 @@ from faults import Answer, Exchange, Listener, certificate
 from harness import Pybuild
 
 from builder.errors import BuildError
-from builder.image.model import host as machine
-from builder.pull import pull_config
+from builder.images.pull import pull_config
+from builder.oci.model import host as machine
 from builder.registry.client import Registry
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Unavailable, Untrusted

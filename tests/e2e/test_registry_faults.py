@@ -24,7 +24,7 @@ from servers import registry
 from builder.errors import BuildError
 from builder.registry.client import Registry
 from builder.registry.transport import Transport
-from builder.strict_json import loads
+from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
 from cache.digest import digest_of
 

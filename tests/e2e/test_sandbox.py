@@ -22,7 +22,7 @@ from oci import Image
 from places import opened
 from rootless import Installation, Rootless, command
 
-from cache.confine import confined
+from cache.layer.landlock import confined
 
 pytestmark = pytest.mark.e2e
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from harness import PYBUILD, Pybuild
 
-from builder.execute.ssh import agent_socket
 from builder.plan.ops import SshMount
 from builder.request import Ssh
+from builder.run.ssh import agent_socket
 
 pytestmark = pytest.mark.e2e
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from grammar import structs
 from grammar.errors import DockerfileError, ExpansionError, IgnoreError, ReferenceError_, excerpt
+from grammar.expansion import expand_word, expand_words
 from grammar.ignore import State, parse_ignore
 from grammar.parse import KEYWORDS, parse
 from grammar.reference import parse_reference
 from grammar.span import Span
-from grammar.words import expand_word, expand_words
 
 PIECES = [
     *KEYWORDS,

@@ -8,7 +8,7 @@ import pytest
 from pytest import param
 
 from grammar.errors import ExpansionError
-from grammar.words import expand_word, expand_words, replace_pattern, strip_prefix, strip_suffix
+from grammar.expansion import expand_word, expand_words, replace_pattern, strip_prefix, strip_suffix
 
 ENV = {
     "a": "abc",

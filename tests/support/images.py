@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builder.errors import BuildError
-from builder.image.model import ImageConfig, Platform, host, scratch
+from builder.oci.model import ImageConfig, Platform, host, scratch
 from builder.plan.ops import Files
 from cache.digest import Digest, digest_of
 from grammar.reference import Reference

@@ -22,7 +22,7 @@ from pathlib import Path
 from harness import PYBUILD, Pybuild, Result
 
 PYTHON = "/usr/bin/python3"
-_MAIN = "from builder.main import main; main()"
+_MAIN = "from builder.cli.main import main; main()"
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _OURS = ("builder", "cache", "grammar")
 _OTHERS = ("lark", "zstandard", "pyroute2", "tqdm", "urllib3", "isal", "deflate")

@@ -24,7 +24,7 @@ from builder.runtime.chroot.notify import (
     own_abi,
 )
 from builder.runtime.chroot.processes import Processes
-from builder.runtime.devices import DEVICES
+from builder.runtime.container.devices import DEVICES
 from builder.runtime.spec import ContainerSpec
 from cache.kernel import open_in_root
 

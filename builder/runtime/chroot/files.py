@@ -11,9 +11,9 @@ import stat
 from typing import NamedTuple
 
 from builder.runtime.chroot.processes import Processes
-from builder.runtime.devices import STREAM_LINKS
+from builder.runtime.container.devices import STREAM_LINKS
 
-# As builder.runtime.kernel_files hides it in a step's own /proc.
+# As builder.runtime.container.kernel_files hides it in a step's own /proc.
 _HIDDEN_IN_PROC = frozenset(
     b"acpi asound interrupts kcore keys key-users kmsg kpagecgroup kpagecount kpageflags latency_stats"
     b" pagetypeinfo sched_debug scsi slabinfo sysrq-trigger timer_list timer_stats vmallocinfo".split()

@@ -19,12 +19,12 @@ import socket
 import struct
 import time
 
-from builder.runtime import init
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot import confine
+from builder.runtime.chroot import landlock
 from builder.runtime.chroot.notify import program
-from builder.runtime.protocol import receive_spec, send_spec
-from builder.runtime.seccomp import program as base_program
+from builder.runtime.container import init
+from builder.runtime.container.seccomp import program as base_program
+from builder.runtime.launcher.protocol import receive_spec, send_spec
 from builder.runtime.spec import CAP_SYS_CHROOT, DEFAULT_PATH, ContainerSpec, StepError
 
 STARTED, RESULT = struct.Struct("=i"), struct.Struct("=iddQ?")
@@ -81,8 +81,8 @@ class _Keeper:
         spec, fds = received
         if self._root < 0:
             self._root = os.dup(fds[0])
-            self._capabilities = confine.own_capabilities()
-            if not confine.restrict(self._root, spec["frame"]["network"]):
+            self._capabilities = landlock.own_capabilities()
+            if not landlock.restrict(self._root, spec["frame"]["network"]):
                 self._capabilities &= ~CAP_SYS_CHROOT  # nothing else would hold who leaves by it
         first, feed = self._next or self._fork()
         self._next = None
@@ -133,7 +133,7 @@ class _Keeper:
             wanted = all(fd != self._handle.fileno() for fd, _event in self._poll.poll())
         deadline, all_gone = time.monotonic() + _PATIENCE, False
         while not (all_gone := reap()) and time.monotonic() < deadline:
-            if confine.has_scopes():
+            if landlock.has_scopes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # as far as Landlock lets it reach
             select.select([self._wake], [], [], 0.01)
@@ -155,7 +155,7 @@ def _wait_and_start(feed: socket.socket, root: int, most: int) -> None:
             sc.join_session_keyring()
         os.fchdir(root)
         os.chroot(b".")
-        confine.restrict_inside()
+        landlock.restrict_inside()
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     except Exception as error:  # to be told to who asks for this step
         failure = init.words(error)

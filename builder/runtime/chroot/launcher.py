@@ -1,8 +1,8 @@
 """The launcher where no namespace can be made: it forks supervisors, gives them steps, and ends them all.
 
-It speaks as ``builder.runtime.launcher`` does, on the same two kinds of sockets. One supervisor is forked
-ahead. One whose step has ended gets the next of the same root and network; a step with limits gets one of its
-own, which is in the step's cgroup.
+It speaks the protocol of ``builder.runtime.launcher.server``, on the same two kinds of sockets. One
+supervisor is forked ahead. A supervisor whose step has ended gets the next step of the same root and network;
+a step with limits gets a supervisor of its own, which is in the step's cgroup.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import socket
 import time
 
 from builder.runtime import syscalls as sc
-from builder.runtime.cgroups import CgroupError, Group, Hierarchies, find
-from builder.runtime.chroot import confine
+from builder.runtime.chroot import landlock
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import wait_and_supervise
-from builder.runtime.protocol import receive_spec, refuse, send_spec
-from builder.runtime.seccomp import program as base_program
+from builder.runtime.container.cgroups import CgroupError, Group, Hierarchies, find
+from builder.runtime.container.seccomp import program as base_program
+from builder.runtime.launcher.protocol import receive_spec, refuse, send_spec
 from builder.runtime.spec import CAPABILITIES, ContainerSpec
 
 _PATIENCE = 2.5  # seconds that a supervisor has to end its step in
@@ -184,7 +184,7 @@ class _Launcher:
 
     def _kill_orphans(self) -> None:
         """End what a supervisor that was killed has left: it is our child then."""
-        for pid in confine.children(os.getpid()):
+        for pid in landlock.children(os.getpid()):
             if pid not in self._supervisors:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -201,7 +201,7 @@ class _Launcher:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 4096)
             self._reap()
-        for pid in confine.descendants():
+        for pid in landlock.descendants():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         for supervisor in self._supervisors.values():

@@ -14,7 +14,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from builder.runtime.devices import DEVICES
+from builder.runtime.container.devices import DEVICES
 
 AT_FDCWD = 0xFFFFFF9C  # as an unsigned int
 _AT_EMPTY_PATH = 0x1000

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from builder.runtime.chroot.files import MOUNTS, WITH_CONTENT, shown_names
-from builder.runtime.devices import DEVICES, LINKS
+from builder.runtime.container.devices import DEVICES, LINKS
 from cache.kernel import write_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -14,14 +14,14 @@ import socket
 import time
 from collections.abc import Callable
 
-from builder.runtime import init
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot import confine, skeleton
+from builder.runtime.chroot import landlock, skeleton
 from builder.runtime.chroot.answers import Answers
 from builder.runtime.chroot.keeper import RESULT, keep, start_step
 from builder.runtime.chroot.notify import Listener
 from builder.runtime.chroot.processes import Processes
-from builder.runtime.protocol import EXITED, receive_spec
+from builder.runtime.container import init
+from builder.runtime.launcher.protocol import EXITED, receive_spec
 from builder.runtime.spec import CAPABILITIES, ContainerSpec, StepError
 
 IDLE = b"I"  # what the launcher hears when another step may come
@@ -51,7 +51,7 @@ def wait_and_supervise(feed: socket.socket, store: bytes, session: str, ahead: b
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)
         os.umask(0o022)
         feed = socket.socket(fileno=sc.keep_only([feed.detach()])[0])
-        confine.restrict_supervisor(session)
+        landlock.restrict_supervisor(session)
         keeper, hand = _fork_keeper(feed) if ahead else (0, None)
         while (received := receive_spec(feed, _DESCRIPTORS)) is not None:
             spec, fds = received
@@ -151,7 +151,7 @@ class _Step:
                     pidfd = os.pidfd_open(first)
                     socket.send_fds(self._channel, [b"P"], [pidfd])
                     os.close(pidfd)
-                sc.capset(CAPABILITIES & confine.own_capabilities())
+                sc.capset(CAPABILITIES & landlock.own_capabilities())
                 result = self._serve(first, ours)
             except _Ended:
                 pass
@@ -219,7 +219,7 @@ class _Step:
             if pause < 0.01:
                 continue
             # Without scopes of Landlock the keeper cannot tell them from others: one by one.
-            left = confine.descendants()
+            left = landlock.descendants()
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
                     with contextlib.suppress(OSError):

@@ -1,0 +1,78 @@
+"""``--sbom``, ``--provenance`` and ``--attest``, as docker's buildx spells them. Off without one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builder.errors import UsageError
+from grammar.booleans import truth
+from grammar.structs import struct
+
+_FORMS = ("spdx", "cyclonedx")
+_MODES = ("min", "max")
+
+
+@struct
+class Asked:
+    """The form of the bill of materials and the mode of the provenance, "" for none of it."""
+
+    sbom: str = ""
+    provenance: str = ""
+    builder_id: str = ""
+
+
+def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str]) -> Asked:
+    """What the values of the three options ask for; the last word counts. Raises UsageError."""
+    form = mode = builder = ""
+    for option, given, text in (
+        *(("--attest", "", text) for text in attest),
+        *(("--sbom", "sbom", text) for text in sbom),
+        *(("--provenance", "provenance", text) for text in provenance),
+    ):
+        fields = _fields(given, text)
+        kind = given or fields.pop("type", "")
+        if kind == "sbom":
+            form = _form(f"{option} {text!r}", fields)
+        elif kind == "provenance":
+            mode, builder = _mode(f"{option} {text!r}", fields)
+        else:
+            raise UsageError(
+                f"{option} {text!r}: the type is sbom or provenance", "for example: --attest type=sbom"
+            )
+    return Asked(form, mode, builder)
+
+
+def _fields(kind: str, text: str) -> dict[str, str]:
+    """``name=value`` with commas between, in quotes where a value holds some; of a *kind* also one word."""
+    on = truth(text or "true")
+    if kind and on is not None:
+        return {} if on else {"disabled": "true"}
+    if kind and text in (*_FORMS, *_MODES):
+        return {"format" if text in _FORMS else "mode": text}
+    import csv
+
+    out = {}
+    for item in next(csv.reader([text]), []):
+        name, equals, value = item.partition("=")
+        out[name.lower()] = value if equals else "true"
+    return out
+
+
+def _form(option: str, fields: dict[str, str]) -> str:
+    disabled, form = fields.pop("disabled", "false"), fields.pop("format", _FORMS[0])
+    if "generator" in fields:
+        raise UsageError(f"{option}: pybuild looks for packages itself, and runs no generator")
+    if fields or form not in _FORMS or (off := truth(disabled or "true")) is None:
+        raise UsageError(f"{option} is not one of {', '.join(_FORMS)}")
+    return "" if off else form
+
+
+def _mode(option: str, fields: dict[str, str]) -> tuple[str, str]:
+    """The mode, and the builder's identifier."""
+    disabled, version = fields.pop("disabled", "false"), fields.pop("version", "v1")
+    mode, builder = fields.pop("mode", _MODES[0]), fields.pop("builder-id", "")
+    if version != "v1":
+        raise UsageError(f"{option}: only version v1 of provenance is written")
+    if fields or mode not in _MODES or (off := truth(disabled or "true")) is None:
+        raise UsageError(f"{option} is not mode=min or mode=max, with builder-id=URI or without")
+    return ("", "") if off else (mode, builder)

@@ -1,0 +1,1 @@
+"""One build, from its request to its outputs."""

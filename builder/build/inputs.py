@@ -1,0 +1,167 @@
+"""What a build reads before it plans: the Dockerfile, the ignore file, a context that is no folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from builder.environment import Workshop
+from builder.errors import BuildError, UsageError
+from builder.plan.ops import Files
+from builder.request import STDIN, BuildRequest
+from builder.support.paths import why_missing
+from cache.kernel import read_regular
+from cache.layer.snapshots import tree_of
+from grammar.structs import struct
+
+_DOCKERFILE_LIMIT = 16 << 20
+_IGNORE_LIMIT = 1 << 20
+
+
+@struct
+class Inputs:
+    """The files that steer a build, as read: path and bytes (None when there is none).
+
+    ``files`` is the context where that is no folder; the Dockerfile's path is then one in it,
+    or "-" for standard input.
+    """
+
+    dockerfile: tuple[str, bytes]
+    ignore: tuple[str, bytes | None]
+    absent: tuple[str, ...]
+    files: Files | None = None
+
+    @property
+    def shown(self) -> str:
+        """What messages call the Dockerfile."""
+        path = self.dockerfile[0]
+        if path == STDIN:
+            return "Dockerfile (standard input)"
+        if self.files is not None:
+            return path
+        try:
+            return os.path.relpath(path)
+        except OSError:  # the working directory has been removed
+            return path
+
+    @property
+    def text(self) -> str:
+        return self.dockerfile[1].decode("utf-8", "surrogateescape")
+
+
+def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
+    """Read the Dockerfile and the ignore file that applies. Raises BuildError or CacheError."""
+    if request.remote:
+        return _remote_inputs(request, workshop)
+    if request.dockerfile == STDIN:
+        return _with_ignore(request, (STDIN, _stdin()))
+    path = request.dockerfile or _default_dockerfile(request.context)
+    # A link given with -f may lead anywhere; one in the context stays inside it (SRC-16).
+    real = os.path.realpath(path) if request.dockerfile else path
+    data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
+    if data is None:
+        raise _no_dockerfile(request, path)
+    return _with_ignore(request, (path, data))
+
+
+def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
+    other = os.path.join(request.context, "Containerfile")
+    if os.path.islink(path) and os.path.exists(path):
+        return BuildError(
+            f"the Dockerfile {path} is a link to {os.readlink(path)}, which is not in the context",
+            "name the file itself with -f, which may lie anywhere",
+        )
+    hint = "name it with -f, or give the folder that holds it as the context"
+    if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
+        hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."
+    return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint)
+
+
+def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs:
+    absent: list[str] = []
+    if not request.dockerfile and dockerfile[0] == os.path.join(request.context, "dockerfile"):
+        absent.append(os.path.join(request.context, "Dockerfile"))
+    candidates = [os.path.join(request.context, ".dockerignore")]
+    if dockerfile[0] != STDIN:
+        candidates.insert(0, dockerfile[0] + ".dockerignore")
+    for candidate in candidates:
+        ignore = read_ignore(candidate)
+        if ignore is not None:
+            return Inputs(dockerfile, (candidate, ignore), tuple(absent))
+        absent.append(candidate)
+    return Inputs(dockerfile, ("", None), tuple(absent))
+
+
+def read_ignore(path: str) -> bytes | None:
+    """An ignore file's bytes, None where there is none, or a directory. Raises BuildError."""
+    if os.path.isdir(path):
+        return None
+    return _read_regular(path, _IGNORE_LIMIT, "the ignore file")
+
+
+def _default_dockerfile(context: str) -> str:
+    """``Dockerfile``, or ``dockerfile`` where only that is there."""
+    path = os.path.join(context, "Dockerfile")
+    lower = os.path.join(context, "dockerfile")
+    return lower if not os.path.lexists(path) and os.path.lexists(lower) else path
+
+
+def _read_regular(path: str, limit: int, what: str) -> bytes | None:
+    """A regular file's bytes, links resolved inside its folder when they are the context's own."""
+    try:
+        data = read_regular(path, limit)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise BuildError(f"{what} {path} is not a regular file") from None
+        raise BuildError(f"reading {what} {path}: {error.strerror}") from None
+    return _limited(data, limit, f"{what} {path}")
+
+
+def _limited(data: bytes, limit: int, what: str) -> bytes:
+    if len(data) > limit:
+        raise BuildError(f"{what} is larger than {limit >> 20} MiB")
+    return data
+
+
+def _stdin() -> bytes:
+    return _limited(sys.stdin.buffer.read(_DOCKERFILE_LIMIT + 1), _DOCKERFILE_LIMIT, "the Dockerfile")
+
+
+def _remote_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
+    from builder.fetch.remote_contexts import FILE_NAME, context_of_stream, context_of_url, empty_context
+
+    if request.remote == STDIN:
+        files, is_archive = context_of_stream(sys.stdin.buffer.read, workshop)
+        if not is_archive:  # then it is the Dockerfile, and there is no context
+            if request.dockerfile:
+                raise UsageError("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
+            _path, data = _dockerfile_in(files, FILE_NAME, workshop)
+            return Inputs((STDIN, data), ("", None), (), empty_context(workshop))
+    else:
+        keep = request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "true")
+        files = context_of_url(request.remote, workshop, keep)
+    if request.dockerfile == STDIN:
+        return Inputs((STDIN, _stdin()), ("", None), (), files)
+    return Inputs(_dockerfile_in(files, request.dockerfile, workshop), ("", None), (), files)
+
+
+def _dockerfile_in(files: Files, wanted: str, workshop: Workshop) -> tuple[str, bytes]:
+    """The Dockerfile of a fetched context: its path there, and its bytes."""
+    tree = tree_of(workshop.store, (files.snapshot,))
+    for path in (wanted,) if wanted else ("Dockerfile", "dockerfile"):
+        try:
+            node = tree.lookup(path)
+        except OSError as error:
+            raise BuildError(f"reading the Dockerfile {path}: {error.strerror}") from None
+        if node is not None and stat.S_ISREG(node.found.st_mode):
+            with open(node.real, "rb") as file:
+                data = file.read(_DOCKERFILE_LIMIT + 1)
+            return path, _limited(data, _DOCKERFILE_LIMIT, f"the Dockerfile {path}")
+    hint = "name it with -f"
+    if not wanted and tree.lookup("Containerfile") is not None:
+        hint = "there is a Containerfile: -f Containerfile"
+    raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", hint)

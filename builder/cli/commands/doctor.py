@@ -1,0 +1,324 @@
+"""``pybuild doctor``: what this machine can do for builds, by trying, and what to change for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from builder.runtime import probe, rootless
+from builder.runtime import syscalls as sc
+from builder.runtime.container import cgroups, seccomp
+from builder.runtime.network import uplink
+from builder.runtime.spec import CAPABILITIES
+from cache.errors import CacheError
+from cache.kernel import keeps_owners, landlock_version
+from cache.store import Store
+from grammar.structs import as_dict, struct
+
+_NO_NETWORK = "build with --network=none, or with --network=host if you trust the Dockerfile"
+_ONE = "one id"
+_GOOD, _LESS, _MISSING = "yes", "limited", "no"
+
+
+@struct
+class Check:
+    """One row: whether a thing works ("yes", "limited", "no"), what was found, what to do about it."""
+
+    name: str
+    works: str
+    found: str
+    advice: str = ""
+
+
+def examine(root: str) -> list[Check]:
+    """Try everything. *root* is the store; only what can be tried below it is."""
+    real = rootless.is_real_root()
+    if real:
+        rootless.leave_chroot()
+    # All else is tried as it will be: inside the namespace that a build enters.
+    able, said = probe.attempt(_unshare if real else _enter)
+    checks = [_identity(real, able and said == _ONE)]
+    if not able:
+        return [*checks, *_without_namespaces(root, *said.partition("\0")[::2])]
+    checks.append(_isolation(real))
+    inside = [as_dict(check) for check in _inside(root, real)] if real else _run_inside(root)
+    return checks + [Check(**row) for row in inside]
+
+
+def _isolation(real: bool) -> Check:
+    """The row of a place where steps have namespaces."""
+    if real:
+        return Check("isolation", _GOOD, "namespaces")
+
+    def work() -> str:
+        rootless.enter(protect=False)
+        probe.in_container(probe.mount_proc, True)
+        return ""
+
+    if probe.attempt(work)[0]:
+        return Check("isolation", _GOOD, "namespaces")
+    return Check(
+        "isolation",
+        _LESS,
+        "namespaces, with the /proc of this container, parts of which are masked",
+        "for a /proc of their own: podman run --security-opt unmask=ALL, docker run --security-opt "
+        "systempaths=unconfined, procMount: Unmasked in a pod with hostUsers: false",
+    )
+
+
+def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
+    """The rows of a place that allows no namespaces, or no mounts in them: *said* is why."""
+    if missing := probe.missing_for_chroot():
+        yield Check("isolation", _MISSING, f"no namespaces: {said}; no chroot: {missing}", advice)
+        return
+    yield Check("isolation", _LESS, f"chroot, as namespaces cannot be had: {said}", advice)
+    place = _nearest(root)
+    usable = os.access(place, os.W_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC
+    advice = "" if usable else "use another --root or PYBUILD_ROOT: it is read-only or noexec"
+    yield Check("store", _GOOD if usable else _MISSING, f"on the file system of {place}", advice)
+    yield Check("network", _LESS, "steps share the network of this container, or have none")
+    yield _limits()
+    yield _landlock()
+    yield from _programs()
+
+
+def _store(root: str) -> Iterator[Check]:
+    """A row where a store is there that cannot be gone on with."""
+    if not os.path.exists(os.path.join(root, "version")):
+        return
+    try:
+        with Store(root) as store:
+            store.check_owners()
+    except CacheError as error:
+        yield Check("store", _MISSING, error.message, error.hint)
+
+
+def _nearest(root: str) -> str:
+    """The folder that *root* would be made in, or *root* itself."""
+    while not os.path.lexists(root):
+        root = os.path.dirname(root) or "/"
+    return root
+
+
+def _unshare() -> str:
+    try:
+        sc.unshare(sc.CLONE_NEWUSER)
+    except OSError as error:
+        raise OSError(f"{error.strerror}\0{rootless.hint_for(error.errno)}") from None
+    return ""
+
+
+def _identity(real: bool, one: bool) -> Check:
+    """*one* is whether a namespace was entered, and there was but one id."""
+    if real:
+        return Check("who builds", _GOOD, "root")
+    if os.geteuid() == 0:
+        return Check("who builds", _GOOD, "root of a container: steps have its ids")
+    ranges = rootless.ranges()
+    if ranges and shutil.which("newuidmap") and shutil.which("newgidmap"):
+        if not one:
+            return Check("who builds", _GOOD, f"a user with {ranges} more ids")
+        nameless = not rootless.has_name()
+        why = f"uid {os.geteuid()} has no entry in /etc/passwd" if nameless else "newuidmap fails"
+        return Check(
+            "who builds",
+            _LESS,
+            f"a user with one id; the {ranges} more are not mapped ({why}): what steps chown keeps its owner",
+            "give it one, as by: useradd --uid N NAME" if nameless
+            else "newuidmap and newgidmap have to be setuid root, and the ranges to be this user's alone",
+        )  # fmt: skip
+    what = "newuidmap and newgidmap are missing" if ranges else "no more ids in /etc/subuid and /etc/subgid"
+    user = os.environ.get("USER") or str(os.geteuid())
+    return Check(
+        "who builds",
+        _LESS,
+        f"a user with one id ({what}): what steps chown keeps its owner",
+        "install uidmap, and as root: usermod --add-subuids 100000-165535 "
+        f"--add-subgids 100000-165535 {user}",
+    )
+
+
+def _enter() -> str:
+    try:
+        rootless.enter(protect=False)
+    except rootless.RootlessError as error:
+        raise OSError(f"{error.message}\0{error.hint}") from None
+    return "" if keeps_owners() else _ONE
+
+
+def _run_inside(root: str) -> list[dict[str, str]]:
+    """The checks, made by a process that has entered a namespace of its own."""
+
+    def work() -> str:
+        rootless.enter(protect=False)
+        return json.dumps([as_dict(check) for check in _inside(root, False)])
+
+    able, said = probe.attempt(work)
+    if not able:
+        return [as_dict(Check("isolation", _MISSING, said))]
+    rows: list[dict[str, str]] = json.loads(said)
+    return rows
+
+
+def _inside(root: str, real: bool) -> Iterator[Check]:
+    place = _nearest(root)
+    shifted = real
+    yield from _store(root)
+    try:
+        with tempfile.TemporaryDirectory(prefix="pybuild-doctor.", dir=place) as folder:
+            os.chmod(folder, 0o755)
+            shifted = real and probe.can_map_mounts(folder)
+            if real:
+                yield _mapped_mounts(shifted, place)
+            yield _tried(
+                "overlayfs",
+                lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
+                f"on the file system of {place}",
+                "steps have plain copies of their roots; faster is a --root on ext4, xfs, btrfs or tmpfs, in "
+                "a container on a volume, with Linux 5.11 or newer",
+                _LESS,
+            )
+    except OSError as error:
+        said = f"{root} cannot be made: {error.strerror}"
+        yield Check("store", _MISSING, said, "use another --root or PYBUILD_ROOT")
+    yield _tried(
+        "a /sys for steps",
+        lambda: probe.in_container(probe.mount_sysfs, not shifted),
+        "a new one can be mounted",
+        "the container that this runs in hides parts of its own; steps get that one, read-only",
+        _LESS,
+    )
+    yield from _network(shifted)
+    yield _limits()
+    code = seccomp.program(os.uname().machine, CAPABILITIES)
+    yield _tried(
+        "seccomp", lambda: sc.set_seccomp_filter(code), f"a filter of {len(code) // 8} instructions",
+        "build a kernel with CONFIG_SECCOMP_FILTER",
+    ) if code else Check("seccomp", _MISSING, f"there is no filter for {os.uname().machine}")  # fmt: skip
+    yield _landlock()
+    yield _tried(
+        "FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), "/dev/fuse can be opened",
+        "only a step with --device /dev/fuse would need it", _LESS,
+    )  # fmt: skip
+    yield from _programs()
+
+
+def _landlock() -> Check:
+    version = landlock_version()
+    if version > 1:
+        return Check("Landlock", _GOOD, f"version {version}")
+    return Check(
+        "Landlock",
+        _LESS,
+        "not on: unpacking is guarded by path resolution alone",
+        "boot with landlock among the lsm= modules, on a kernel of 5.19 or newer",
+    )
+
+
+def _programs() -> Iterator[Check]:
+    for name, why in (("git", "for ADD and contexts of repositories"), ("ssh", "for git over ssh")):
+        path = shutil.which(name)
+        advice = "" if path else f"install {name}"
+        yield Check(name, _GOOD if path else _LESS, path or f"not installed: {why}", advice)
+
+
+def _mapped_mounts(able: bool, place: str) -> Check:
+    if able:
+        found = f"on the file system of {place}: steps have ids of their own, nobody else's"
+        return Check("mounts with mapped ids", _GOOD, found)
+    return Check(
+        "mounts with mapped ids",
+        _LESS,
+        f"not on the file system of {place}: root of a step is this machine's own root",
+        "use a --root on ext4, xfs, btrfs or tmpfs, and a kernel of 5.12 or newer",
+    )
+
+
+def _network(real: bool) -> Iterator[Check]:
+    if real:
+        yield _tried("network", _wire, "veth and nftables", _NO_NETWORK, _LESS)
+        return
+    said: list[str] = []
+    for path in uplink.programs():
+        with tempfile.TemporaryDirectory(prefix="pybuild-doctor.") as scratch:
+            work = partial(_connect, path, scratch)
+            check = _tried("network", work, os.path.basename(path), _NO_NETWORK, _LESS)
+        if check.works == _GOOD:
+            yield Check("network", _GOOD, "; ".join([f"behind {check.found}", *said]))
+            return
+        said.append(check.found)
+    if said:
+        yield Check("network", _LESS, "; ".join(said), _NO_NETWORK)
+        return
+    yield Check(
+        "network",
+        _LESS,
+        "neither pasta nor slirp4netns, or no /dev/net/tun: steps share this machine's network",
+        "install passt, and see that /dev/net/tun can be opened",
+    )
+
+
+def _wire() -> None:
+    """Make what a build's network is made of, in a net namespace of our own."""
+    from builder.runtime.network.setup import try_network
+
+    sc.unshare(sc.CLONE_NEWNET)
+    try_network(False)
+
+
+def _connect(path: str, scratch: str) -> None:
+    """The same, in one that the program *path* connects."""
+    from builder.runtime.network.setup import try_network
+
+    carrier, said = uplink.leave_host_network(scratch, [path])
+    if not carrier:
+        raise OSError(said)
+    os.kill(carrier, 9)
+    try_network(True)
+
+
+def _limits() -> Check:
+    try:
+        can = cgroups.find().can
+    except cgroups.CgroupError as error:
+        return Check("limits", _LESS, str(error))
+    wanted = ("memory", "cpu", "cpuset", "pids")
+    found = ", ".join(name for name in wanted if name in can) or "none"
+    if len(can) == len(wanted):
+        return Check("limits", _GOOD, found)
+    return Check(
+        "limits",
+        _LESS,
+        f"can be set: {found}",
+        "run it in a cgroup that is delegated to this user, as by systemd-run --user --scope -p Delegate=yes",
+    )
+
+
+def _tried(
+    name: str, work: Callable[[], object], found: str, advice: str, otherwise: str = _MISSING
+) -> Check:
+    def run() -> str:
+        work()
+        return ""
+
+    able, said = probe.attempt(run)
+    return Check(name, _GOOD, found) if able else Check(name, otherwise, said, advice)
+
+
+def table(checks: list[Check]) -> str:
+    """The checks for people: a line each, advice below."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.name.ljust(width)}  {check.works.ljust(7)}  {check.found}")
+        if check.advice:
+            lines.append(f"{'':{width}}           -> {check.advice}")
+    return "\n".join(lines)
+
+
+def as_json(checks: list[Check]) -> str:
+    return json.dumps([as_dict(check) for check in checks], indent=2)

@@ -1,0 +1,247 @@
+"""``-o``, ``--push``, ``--load`` and ``--annotation``: what is written of a build, and where."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import stat
+from collections.abc import Sequence
+
+from builder.errors import UsageError
+from builder.request import Annotation, Output
+from grammar.booleans import truth
+from grammar.structs import replace
+
+_ARCHIVES = ("oci", "docker")
+_KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
+_ANNOTATED = (*_ARCHIVES, "registry")  # outputs with a manifest
+_FILES = ("tar", "local")
+_PLACES = ("manifest", "manifest-descriptor", "index", "index-descriptor")
+_FIELD = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)")
+_PLACE = re.compile(r"([a-z-]+)(?:\[([A-Za-z0-9_/-]+)\])?")
+_ESTARGZ = "estargz"
+# Options of BuildKit's exporters that are about its own stores, or about what is never there here.
+_NO_EFFECT = {
+    "store": "every image is in the store",
+    "unpack": "the store unpacks layers when they are needed",
+    "oci-artifact": "attestations are OCI artifacts in any case",
+    "attestation-inline": "attestations are written where there is room for them",
+    "attestation-prefix": "files have no attestations beside them",
+    "dangling-name-prefix": "images without a name are known by their IDs",
+    "danging-name-empty-only": "images without a name are known by their IDs",
+    "prefer-nondist-layers": "layers are distributable in any case",
+    "name-canonical": "an image is known by its digest in any case",
+}
+
+
+def pair(item: str, option: str) -> tuple[str, str]:
+    """``NAME=VALUE`` of *option*. Raises UsageError for an empty name."""
+    name, _, value = item.partition("=")
+    if not name:
+        raise UsageError(f"{option} {item!r} has no name")
+    return name, value
+
+
+def outputs(options: argparse.Namespace) -> tuple[Output, ...]:
+    """The values of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
+    found = [
+        _output(text, options.tag) for text in options.output if text != "type=cacheonly"
+    ]  # it is cached anyway
+    if options.push and not any(output.kind == "registry" for output in found):
+        found.append(_output("type=registry", options.tag))
+    if options.load and not any(output.kind == "docker" and not output.dest for output in found):
+        found.append(_output("type=docker", options.tag))
+    _check_places(found, {"--iidfile": options.iidfile, "--metadata-file": options.metadata_file})
+    return tuple(_annotated(found, options.annotation))
+
+
+def _annotated(found: list[Output], items: list[str]) -> list[Output]:
+    """The outputs with what ``--annotation`` says, where they have a manifest to say it in."""
+    own = [annotation for item in items for annotation in _annotation(item)]
+    if items and not any(output.kind in _ANNOTATED for output in found):
+        raise UsageError(
+            "--annotation: nothing is written that has a manifest", "add --push or -o type=oci,..."
+        )
+    return [
+        replace(output, annotations=(*own, *output.annotations)) if output.kind in _ANNOTATED else output
+        for output in found
+    ]
+
+
+def _annotation(item: str) -> list[Annotation]:
+    """``[PLACE[PLATFORM],...:]KEY=VALUE``."""
+    name, value = pair(item, "--annotation")
+    places, colon, key = name.partition(":")
+    if not colon:
+        places, key = "manifest", name
+    found = [(_PLACE.fullmatch(place), place) for place in places.split(",")]
+    what = f"--annotation {item!r}"
+    if not key or "=" not in item:
+        raise UsageError(f"{what} is not KEY=VALUE, or PLACE:KEY=VALUE")
+    return [
+        _placed(what, match[1] if match else place, match and match[2], key, value) for match, place in found
+    ]
+
+
+def _placed(what: str, place: str, platform: str | None, key: str, value: str) -> Annotation:
+    if place not in _PLACES:
+        raise UsageError(f"{what}: {place!r} is not one of {', '.join(_PLACES)}")
+    return Annotation(place, _platform(what, platform or ""), key, value)
+
+
+def _platform(what: str, text: str) -> str:
+    from builder.oci.model import host, parse_platform
+
+    try:
+        return str(parse_platform(text, host())) if text else ""
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from None
+
+
+def _output(text: str, tags: Sequence[str]) -> Output:
+    """``type=...,dest=...`` and what else docker's buildx has; a bare name is a folder that is there,
+    or the file of an OCI archive.
+    """
+    from builder.images.local import new_name
+
+    if "=" not in text:
+        kind = "local" if text.endswith("/") or os.path.isdir(text) else "oci"
+        return Output(kind, text if text == "-" else os.path.abspath(text))
+    fields: dict[str, str] = {}
+    for item in next(csv.reader([text])):
+        name, value = pair(item, "--output")
+        fields[name.lower() if not name.startswith("annotation") else name] = value
+    kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
+    if kind not in _KINDS:
+        raise UsageError(f"output type {kind!r} is not one of {', '.join(_KINDS)}")
+
+    def switch(name: str, default: bool = False) -> bool:
+        value = fields.pop(name, "") or str(default)
+        if (on := truth(value)) is None:
+            raise UsageError(f"--output {text!r}: {name} is true or false, not {value!r}")
+        return on
+
+    by_digest = switch("push-by-digest")
+    push = switch("push", kind == "registry")
+    if kind in ("registry", "image"):
+        kind = "registry" if push else "image"
+    given = [name for name in fields.pop("name", "").split(",") if name]
+    if by_digest:
+        _check_untagged(text, given or tags)
+    mode = fields.pop("mode", "copy") if kind == "local" else ""
+    if mode not in ("", "copy", "delete"):
+        raise UsageError(f"--output {text!r}: mode is copy or delete, not {mode!r}")
+    split = switch("platform-split") if kind in _FILES and "platform-split" in fields else None
+    notes = [
+        f"{name} of --output has no effect: {_NO_EFFECT[name]}" for name in list(fields) if name in _NO_EFFECT
+    ]
+    for name in _NO_EFFECT:
+        fields.pop(name, None)
+    if fields.get("compression") == _ESTARGZ:
+        notes.append("layers are written as plain gzip, which readers of eStargz take, too")
+    compression, level = _compression(text, fields)
+    made = Output(
+        kind,
+        dest if dest == "-" else os.path.abspath(dest) if dest else "",
+        switch("rewrite-timestamp"),
+        tuple(new_name(name) for name in given),
+        compression,
+        level,
+        switch("force-compression"),
+        not switch("oci-mediatypes", True),
+        _annotations(text, fields),
+        not switch("tar", True),
+        by_digest,
+        switch("registry.insecure"),
+        split,
+        mode == "delete",
+        tuple(notes),
+    )
+    if fields:
+        raise UsageError(f"output option {next(iter(fields))!r} is not supported")
+    _check(made, text)
+    return made
+
+
+def _check(made: Output, text: str) -> None:
+    if not made.dest and made.kind not in ("registry", "docker", "image"):  # those have somewhere else to go
+        raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
+    if made.folder and (made.kind != "oci" or made.dest == "-"):
+        raise UsageError(f"--output {text!r}: tar=false makes a folder of type=oci")
+    if made.kind == "local" and made.dest == "-":
+        raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
+
+
+def _check_untagged(text: str, names: Sequence[str]) -> None:
+    """Names that are pushed by digest have no tag of their own."""
+    for name in names:
+        if ":" in name.rpartition("/")[2]:
+            raise UsageError(
+                f"--output {text!r}: {name} has a tag, and what is pushed by digest gets none",
+                "leave the tag out",
+            )
+
+
+def _compression(text: str, fields: dict[str, str]) -> tuple[str, int]:
+    """The kind, and a level that it has: zstd's are brought into range, as BuildKit does."""
+    from cache.layer.compression import GZIP, LEVELS, NONE, ZSTD
+
+    kind, word = fields.pop("compression", "") or GZIP, fields.pop("compression-level", "") or "0"
+    if kind == _ESTARGZ:
+        kind = GZIP
+    if kind not in LEVELS:
+        raise UsageError(f"--output {text!r}: compression is one of {', '.join(LEVELS)}")
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", word):
+        raise UsageError(f"--output {text!r}: compression-level is not a number: {word!r}")
+    level = int(word)
+    if kind == NONE or level == 0:
+        return kind, 0
+    if kind == ZSTD:
+        return kind, min(max(level, 1), LEVELS[kind].stop - 1)
+    if level not in LEVELS[kind] and level != -1:  # zlib's word for the usual one
+        raise UsageError(f"--output {text!r}: {kind} has levels 1 to {LEVELS[kind].stop - 1}")
+    return kind, max(level, 0)
+
+
+def _annotations(text: str, fields: dict[str, str]) -> tuple[Annotation, ...]:
+    """``annotation.KEY`` and ``annotation-PLACE[PLATFORM].KEY``, taken out of *fields*."""
+    found = []
+    for name in [name for name in fields if name.startswith("annotation")]:
+        match = _FIELD.fullmatch(name)
+        if match is None:
+            raise UsageError(f"--output {text!r}: {name!r} is not annotation[-PLACE].KEY")
+        found.append(
+            _placed(f"--output {text!r}", match[1] or "manifest", match[2], match[3], fields.pop(name))
+        )
+    return tuple(found)
+
+
+def _check_places(found: Sequence[Output], files: dict[str, str]) -> None:
+    """Raise UsageError where two things are to be written to one file or folder, or to standard output.
+
+    Several images may be in one layout; what goes to a device such as /dev/null goes nowhere.
+    """
+    taken: dict[str, tuple[str, bool]] = {}
+    wanted = [(f"-o type={one.kind}", one.dest, one.folder) for one in found if one.dest]
+    for what, dest, layout in (*wanted, *((option, path, False) for option, path in files.items() if path)):
+        place = _place(dest)
+        if place in taken and not (layout and taken[place][1]):
+            where = "standard output" if place == "-" else dest
+            raise UsageError(f"{taken[place][0]} and {what} both write to {where}", "give each its own place")
+        if place:
+            taken[place] = what, layout
+
+
+def _place(dest: str) -> str:
+    """What tells places apart: a path without links, "-" for standard output, "" for a device."""
+    if dest == "-":
+        return dest
+    try:
+        found = os.stat(dest)
+    except OSError:
+        return os.path.realpath(dest)
+    if stat.S_ISCHR(found.st_mode):
+        return ""
+    return "-" if os.path.samestat(found, os.fstat(1)) else os.path.realpath(dest)

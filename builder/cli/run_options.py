@@ -1,0 +1,158 @@
+"""The options of ``pybuild run`` that change what the image says."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+
+from builder.cli.commands.run import Changes
+from builder.errors import BuildError, UsageError
+from builder.runtime.network.publish import Port
+from builder.runtime.spec import MOST_VOLUMES
+
+_FILE_LIMIT = 16 << 20
+# Words of docker and podman that change nothing here: volumes are bound, private, and need no labels.
+_NO_EFFECT = {
+    *("", "z", "Z", "cached", "consistent", "delegated", "nocopy"),
+    *("private", "rprivate", "bind", "rbind", "copy"),
+}
+_BLANKS = " \t\v\f\r\x85\xa0"
+_LAST_PORT = (1 << 16) - 1
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable (repeatable)")
+    add("--env-file", action="append", default=[], metavar="FILE", help="variables, one a line (repeatable)")
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="PATH:TARGET[:ro]",
+        help="show a file or folder of this machine (repeatable)",
+    )
+    add("-w", "--workdir", default="", metavar="DIR", help="where to start")
+    add("-u", "--user", default="", metavar="USER[:GROUP]", help="as whom")
+    add(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]PORT:PORT",
+        help="pass on TCP connections, by default those of this machine itself (repeatable)",
+    )
+    add("--entrypoint", metavar="COMMAND", help='instead of the image\'s; "" for none')
+    add("--rm", action="store_true", help="what is always done: remove the container at its end")
+
+
+def changes(options: argparse.Namespace) -> Changes:
+    """The value of the options. Raises UsageError and BuildError."""
+    if len(options.volume) > MOST_VOLUMES:
+        raise UsageError(f"there are more than {MOST_VOLUMES} volumes")
+    if options.publish and options.network == "host":
+        raise UsageError("--publish: with --network=host the container has this machine's ports anyway")
+    volumes = tuple(map(_volume, options.volume))
+    mounts = {"sys_admin", "all"} & set(_capabilities(options))
+    if mounts and any(read_only for _, _, read_only in volumes):
+        raise UsageError(
+            "a container with CAP_SYS_ADMIN can make a read-only volume writable",
+            "leave out :ro, or the capability",
+        )
+    if options.workdir and not options.workdir.startswith("/"):
+        raise UsageError(f"--workdir {options.workdir!r} is not an absolute path")
+    lines = [line for path in options.env_file for line in _lines(path)]
+    pairs = (_variable(text) for text in (*lines, *options.env))
+    return Changes(
+        tuple(pair for pair in pairs if pair is not None),
+        options.workdir,
+        options.user,
+        _entrypoint(options.entrypoint),
+        volumes,
+        tuple(map(_port, options.publish)),
+    )
+
+
+def _capabilities(options: argparse.Namespace) -> list[str]:
+    return [word.lower().removeprefix("cap_") for item in options.cap_add for word in item.split(",")]
+
+
+def _entrypoint(text: str | None) -> tuple[str, ...] | None:
+    """One word, as docker has it; none for an empty one."""
+    return None if text is None else (text,) if text else ()
+
+
+def _lines(path: str) -> list[str]:
+    """The variables of a file, by docker's rules: blanks before a line and one carriage return at its end do
+    not count, nor does a mark of byte order. Raises UsageError and BuildError.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_FILE_LIMIT + 1)
+    except OSError as error:
+        raise BuildError(f"reading {path}: {error.strerror}") from None
+    if len(data) > _FILE_LIMIT:
+        raise BuildError(f"--env-file {path} is longer than {_FILE_LIMIT >> 20} MiB")
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    out = []
+    lines = (line.removesuffix("\r").lstrip(_BLANKS) for line in text.split("\n"))
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        name = line.partition("=")[0]
+        if not name or set(_BLANKS) & set(name):
+            what = f"the name {name!r} has blanks" if name else "there is no name"
+            raise UsageError(
+                f"--env-file {path} line {number}: {what}",
+                "write NAME=VALUE, without export and without blanks before the equals sign",
+            )
+        out.append(line)
+    return out
+
+
+def _variable(text: str) -> tuple[str, str] | None:
+    """``NAME=VALUE``; or ``NAME`` with its value here, None where it has none."""
+    name, equals, value = text.partition("=")
+    if not name or "\0" in text:
+        raise UsageError(f"--env {text!r} has no name")
+    if equals:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None
+
+
+def _volume(text: str) -> tuple[str, str, bool]:
+    source, _, rest = text.partition(":")
+    target, _, flags = rest.partition(":")
+    words = {word for word in flags.split(",") if word not in _NO_EFFECT}
+    if not target.startswith("/"):
+        raise UsageError(f"--volume {text!r} is not PATH:TARGET[:ro]", "for example: -v $PWD:/work")
+    if unknown := sorted(words - {"ro", "rw"}):
+        raise UsageError(f"--volume {text!r}: there is no option {unknown[0]!r}", "there are ro and rw")
+    if len(words) > 1:
+        raise UsageError(f"--volume {text!r} is to be both ro and rw")
+    target = os.path.normpath(target)
+    if target in ("/", "//"):
+        raise UsageError(f"--volume {text!r}: the root itself cannot be a volume")
+    if "/" not in source and source not in (".", ".."):
+        raise UsageError(f"--volume {text!r}: there are no volumes by name", f"for a folder: ./{source}")
+    if not os.path.exists(source):
+        raise UsageError(f"--volume {text!r}: there is no {source}")
+    return os.path.realpath(source), target, words == {"ro"}
+
+
+def _port(text: str) -> Port:
+    words = text.removesuffix("/tcp").rsplit(":", 2)
+    if len(words) == 2:
+        words.insert(0, "127.0.0.1")
+    try:
+        address, here, inside = words
+        address = str(ipaddress.ip_address(address.removeprefix("[").removesuffix("]")))
+        numbers = [int(word) for word in (here, inside) if word.isascii() and word.isdigit()]
+        if len(numbers) != 2 or max(numbers) > _LAST_PORT or not numbers[1]:
+            raise ValueError
+    except ValueError:
+        raise UsageError(
+            f"--publish {text!r} is not [ADDRESS:]PORT:PORT", "for example: -p 8080:80"
+        ) from None
+    return Port(address, *numbers)

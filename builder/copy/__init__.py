@@ -1,0 +1,1 @@
+"""COPY and ADD: which files are taken, and how they are written into a layer."""

@@ -1,0 +1,516 @@
+"""A layer's directory being filled, without mounting it: by a COPY, an ADD, a WORKDIR.
+
+Holds what may take whose place, and what a layer need not say again. A file that a previous
+COPY of the same place already holds, equal in every respect, is linked instead of written:
+layers are immutable, so sharing is safe, and a context in which one file of twenty thousand
+changed costs one copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from builder.copy.pack_process import Packer, Stream
+from builder.copy.sources import MADE_TIME
+from builder.errors import BuildError
+from builder.plan.modes import Mode
+from cache.entry import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARDLINK,
+    SYMLINK,
+    WHITEOUT,
+    Entry,
+    kind_of,
+)
+from cache.errors import CacheError
+from cache.fs import OPAQUE, image_xattrs, make_whiteout, remove_tree
+from cache.kernel import keeps_owners, set_owner, write_all
+from cache.layer.blobs import record_packed
+from cache.layer.merged_tree import Node, Tree
+from cache.layer.reduce import check_name
+from cache.layer.snapshots import Draft, commit
+
+
+class Writer:
+    """An upper directory being filled over *lower*. Knows everything it has written."""
+
+    def __init__(
+        self,
+        upper: str,
+        lower: Tree,
+        ids: tuple[int, int] | None,
+        mode: Mode | None,
+        previous: tuple[str, list[Entry]] | None,
+        packer: Packer | None,
+        epoch: int = 0,
+    ) -> None:
+        self._upper = upper
+        self._lower = lower
+        self._ids = ids
+        self._mode = mode
+        self._root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._entries: dict[str, Entry] = {}
+        self._stream = Stream(packer, self._root)
+        # The lower directory that each of our directories lies over, None where there is none.
+        self._below: dict[str, Node | None] = {"": lower.root}
+        # Directories that took the place of what was written there, and what of below they hide.
+        self._hides: dict[str, Node] = {}
+        self._linked: dict[str, list[str]] = {}
+        # What is below as it was to be written, and the name of this layer that links to it have.
+        self._kept: dict[str, str] = {}
+        self._links = True
+        self._replaces = False
+        self._owners = keeps_owners()  # else files do not show whose they are
+        self._made = epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
+        self._old: dict[str, Entry] = {}
+        self._old_root = -1
+        if previous is not None:
+            self._old = {entry.path: entry for entry in previous[1] if entry.kind == FILE}
+            self._old_root = os.open(previous[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        self._stream.close()
+        os.close(self._root)
+        if self._old_root >= 0:
+            os.close(self._old_root)
+
+    def resolve(self, path: str) -> str:
+        """Where *path* leads in what is below and what was written, links followed."""
+        return self._merged().resolve(path)[0]
+
+    def resolve_below(self, top: str, path: str) -> str:
+        """Where *path* leads from the directory *top* on, which links take for the root."""
+        return self._merged().resolve_below(top, path)
+
+    def _merged(self) -> Tree:
+        folders = self._lower.root.folders if self._lower.root else ()
+        return Tree((self._upper, *folders))
+
+    @contextlib.contextmanager
+    def unpacking(self) -> Iterator[None]:
+        """Inside, anything takes the place of anything, and modes are those of the entries."""
+        mode, self._mode, self._replaces = self._mode, None, True
+        try:
+            yield
+        finally:
+            self._mode, self._replaces = mode, False
+
+    def free(self) -> int:
+        """How many bytes the file system of the layer has left."""
+        found = os.fstatvfs(self._root)
+        return found.f_bavail * found.f_frsize
+
+    def wrote(self, path: str) -> bool:
+        return path in self._entries
+
+    def keeps(self, path: str, entry: Entry, under: Node) -> bool:
+        """Whether *path* was left out, *under* being there, and *entry* gives it no other looks."""
+        uid, gid = self._ids or (entry.uid, entry.gid)
+        return path in self._kept and _looks_like(entry._replace(uid=uid, gid=gid), under)
+
+    def below(self, path: str) -> Node | None:
+        """What is below at *path*, if it is no directory: what a hard link may name."""
+        node = self._lower.lookup(path, follow=False)
+        return node if node is not None and not node.is_dir else None
+
+    def stands(self, path: str) -> str:
+        """The kind of what is at *path*, whose parent is a directory of this layer; "" for nothing."""
+        if path in self._entries:
+            return self._entries[path].kind
+        under = self._under(path)
+        return kind_of(under.found) if under is not None else ""
+
+    def is_directory(self, path: str) -> bool:
+        entry = self._entries.get(path)
+        if entry is not None:
+            return entry.kind == DIRECTORY
+        node = self._lower.lookup(path, follow=False)
+        return path == "" or (node is not None and node.is_dir)
+
+    # -- directories -----------------------------------------------------------------------
+
+    def make_parents(self, path: str, time: int | None = None, owned: bool = True) -> None:
+        """Make *path* a directory of this layer: copied up where it exists, new otherwise.
+
+        With *time*, in nanoseconds, that is its own. New ones are root's if they are not *owned*.
+        """
+        wanted, missing = path, []
+        while path not in self._below:
+            missing.append(path)
+            path = path.rpartition("/")[0]
+        for folder in reversed(missing):
+            self._make_parent(folder, time if folder == wanted else None, owned)
+        if time is not None and wanted and not missing:
+            self._date(wanted, time)
+
+    def _date(self, path: str, time: int) -> None:
+        old = self._entries[path]
+        if old.mtime != time:
+            self._stream.spoil()
+            self._entries[path] = old._replace(mtime=time)
+
+    def _make_parent(self, path: str, time: int | None, owned: bool) -> None:
+        under = self._under(path)
+        if path in self._entries or (under is not None and not under.is_dir):
+            raise BuildError(f"cannot copy to non-directory: /{path}")
+        if under is None:
+            mode = 0o755 if self._mode is None else self._mode.of_parent
+            uid, gid = (self._ids if owned else None) or (0, 0)
+            above = self._entries.get(path.rpartition("/")[0])
+            if above is not None and above.mode & stat.S_ISGID:  # handed down, as by mkdir(2)
+                mode |= stat.S_ISGID if owned else 0
+                gid = above.gid if not owned or self._ids is None else gid
+            made = self._made if time is None else time
+            self._directory(Entry(path, DIRECTORY, mode, uid, gid, mtime=made), None)
+        else:
+            found = under.found
+            mode = found.st_mode & 0o7777
+            when = found.st_mtime_ns if time is None else time
+            xattrs = image_xattrs(under.real)
+            copied = Entry(path, DIRECTORY, mode, found.st_uid, found.st_gid, mtime=when, xattrs=xattrs)
+            self._directory(copied, under)
+
+    def _directory(self, entry: Entry, under: Node | None) -> None:
+        check_name(entry.path.rpartition("/")[2])
+        os.mkdir(entry.path, 0o700, dir_fd=self._root)
+        self._record(entry)
+        self._below[entry.path] = under
+
+    def _under(self, path: str) -> Node | None:
+        """What lies below *path*, whose parent is a directory of ours."""
+        above, _, name = path.rpartition("/")
+        parent = self._below[above]
+        return self._lower.child(parent, name) if parent is not None else None
+
+    # -- members ---------------------------------------------------------------------------
+
+    def put(self, path: str, entry: Entry, content: Iterator[bytes]) -> None:
+        """Write one member at *path*, over whatever the rules allow to be replaced."""
+        uid, gid = self._ids or (entry.uid, entry.gid)
+        mode = entry.mode
+        if self._mode is not None and entry.kind != SYMLINK:
+            mode = self._mode.apply(mode, entry.kind == DIRECTORY)
+        entry = Entry(path, entry.kind, mode, uid, gid, entry.size, entry.mtime, *entry[7:])
+        if entry.kind == DIRECTORY:
+            self._put_directory(entry)
+            return
+        check_name(path.rpartition("/")[2])
+        under = self._make_way(path)
+        if self._is_below(entry, under):
+            self._kept[path] = ""
+            return
+        if entry.kind == FILE:
+            if not self._link_old(entry):
+                known = entry.digest
+                entry = entry._replace(digest=self._write(entry, content))
+                if not known and self._is_below(entry, under):
+                    os.unlink(path, dir_fd=self._root)
+                    self._kept[path] = ""
+                    return
+        elif entry.kind == SYMLINK:
+            os.symlink(entry.link, path, dir_fd=self._root)
+            self._set_metadata(entry)
+        elif entry.kind == FIFO:
+            os.mkfifo(path, 0o600, dir_fd=self._root)
+            self._set_metadata(entry)
+        elif entry.kind in (CHARACTER, BLOCK):
+            if entry.kind == CHARACTER and entry.rdev == 0:
+                raise BuildError(f"/{path} is character device 0:0, which in a layer deletes a file")
+            kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
+            try:
+                os.mknod(path, kind | 0o600, entry.rdev, dir_fd=self._root)
+            except PermissionError:
+                return  # only real root can; cache.layer.unpack does without, too
+            self._set_metadata(entry)
+        self._record(entry)
+
+    def put_parent(self, path: str, entry: Entry) -> None:
+        """A directory that is there for what is below it: one that exists only takes its mode."""
+        if not self.is_directory(path):
+            self.put(path, entry, iter(()))
+            return
+        self.make_parents(path)
+        if path and self._entries[path].mode != entry.mode:
+            self._stream.spoil()
+            self._entries[path] = self._entries[path]._replace(mode=entry.mode)
+
+    def _record(self, entry: Entry) -> None:
+        self._entries[entry.path] = entry
+        self._stream.add(entry)
+
+    def _is_below(self, entry: Entry, under: Node | None) -> bool:
+        """Whether *under* is this very member, so that a layer need not say it again."""
+        if under is None or not self._owners or not _looks_like(entry, under):
+            return False
+        if entry.kind == SYMLINK:
+            return os.readlink(under.real) == entry.link
+        if entry.kind in (FILE, DIRECTORY) and image_xattrs(under.real) != entry.xattrs:
+            return False
+        if entry.kind == FILE:
+            same = bool(entry.digest) and under.found.st_size == entry.size
+            return same and _digest_of(under.real) == entry.digest
+        return entry.kind == DIRECTORY or under.found.st_rdev == entry.rdev
+
+    def _put_directory(self, entry: Entry) -> None:
+        """A directory below the top: made, or given the source's metadata where it exists (T13)."""
+        old = self._entries.get(entry.path)
+        if old is None:
+            under = self._under(entry.path)
+            if under is not None and not under.is_dir:
+                if not self._replaces:
+                    raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+                under = None
+            self._directory(entry, under)
+        elif old.kind != DIRECTORY:
+            if not self._replaces:
+                raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+            self._clear(entry.path)
+            self._directory(entry, None)
+            under = self._under(entry.path)
+            if under is not None and under.is_dir:  # the file had hidden it
+                self._hides[entry.path] = under
+                os.setxattr(os.path.join(self._upper, entry.path), OPAQUE, b"y")
+        elif old != entry:
+            self._stream.spoil()
+            self._entries[entry.path] = entry
+
+    def _make_way(self, path: str) -> Node | None:
+        """Take away what was written at *path*; what of the layers below shows there, if nothing was."""
+        self._kept.pop(path, None)
+        old = self._entries.get(path)
+        if self._replaces:
+            self._clear(path)
+            return self._under(path) if old is None else None
+        if old is not None:
+            if old.kind == DIRECTORY:
+                raise BuildError(f"cannot replace to directory /{path} with file")
+            os.unlink(path, dir_fd=self._root)
+            del self._entries[path]
+            self._stream.spoil()
+            if path in self._linked:
+                self._promote(old, self._linked.pop(path))
+            return None
+        under = self._under(path)
+        if under is not None and under.is_dir:
+            raise BuildError(f"cannot replace to directory /{path} with file")
+        return under
+
+    def _clear(self, path: str) -> None:
+        """Take away what was written at *path*, a directory with all that is in it."""
+        old = self._entries.get(path)
+        if old is None:
+            return
+        self._stream.spoil()
+        if old.kind != DIRECTORY:
+            gone = [path]
+        else:
+            gone = [name for name in self._entries if name == path or name.startswith(path + "/")]
+        remove_tree(path, dir_fd=self._root)
+        removed = {name: self._entries.pop(name) for name in gone}
+        for name, entry in removed.items():
+            self._below.pop(name, None)
+            self._hides.pop(name, None)
+            self._promote(entry, [other for other in self._linked.pop(name, []) if other not in removed])
+
+    def _promote(self, old: Entry, names: list[str]) -> None:
+        """The file that hard links pointed at is replaced: its second name becomes the first."""
+        names = [name for name in names if self._entries.get(name, old).link == old.path]
+        if names:
+            first = self._entries[names[0]] = old._replace(path=names[0])
+            for name in names[1:]:
+                self._entries[name] = self._entries[name]._replace(link=first.path)
+            self._linked[first.path] = names[1:]
+
+    def link(self, path: str, target: str, entry: Entry, content: Iterator[bytes]) -> None:
+        """A second name of what was written before at *target* (T20).
+
+        Of what is below as it was to be written, it is the first in this layer: *entry*, with *content*.
+        """
+        if target in self._kept:
+            if not self._kept[target]:
+                self.put(path, entry, content)
+                self._kept[target] = path if path in self._entries else ""
+                return
+            target = self._kept[target]
+        if target not in self._entries:
+            raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
+        self._make_way(path)
+        if target not in self._entries:
+            raise BuildError(f"hard link /{path} takes the place of what it names, /{target}")
+        target, first = self._first_name(target)
+        os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
+        self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))
+        self._linked.setdefault(target, []).append(path)
+
+    def retouch(self, path: str, entry: Entry) -> None:
+        """Give a file written here the owner, mode and time of *entry*, another name of it.
+
+        The entries of its other names get them in the end (``_files_first``).
+        """
+        uid, gid = self._ids or (entry.uid, entry.gid)
+        path, old = self._first_name(path)
+        new = old._replace(uid=uid, gid=gid)
+        if old.kind != SYMLINK:
+            new = new._replace(mode=entry.mode, mtime=entry.mtime)
+        if new != old:
+            self._stream.spoil()
+            self._set_metadata(new)
+            self._entries[path] = new
+
+    def _first_name(self, path: str) -> tuple[str, Entry]:
+        """The name under which what is at *path* was written, and its entry."""
+        while (entry := self._entries[path]).kind == HARDLINK:
+            path = entry.link
+        return path, entry
+
+    def _link_old(self, entry: Entry) -> bool:
+        """Share the file of the previous layer if it is this very file."""
+        old = self._old.get(entry.path)
+        if not self._links or not entry.digest or old != entry:
+            return False
+        try:
+            os.link(
+                entry.path,
+                entry.path,
+                src_dir_fd=self._old_root,
+                dst_dir_fd=self._root,
+                follow_symlinks=False,
+            )
+        except OSError:
+            self._links = False  # too many links, or the old layer is gone: write from here on
+            return False
+        return True
+
+    def _write(self, entry: Entry, content: Iterator[bytes]) -> str:
+        """Write a file's bytes; they must be the bytes that were digested for the key."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(entry.path, flags, 0o600, dir_fd=self._root)
+        try:
+            sha = hashlib.sha256()
+            if entry.size:
+                _write_all(target, content, entry.size, sha.update)
+            digest = sha.hexdigest()
+            if entry.digest and digest != entry.digest:
+                raise CacheError(f"/{entry.path} changed while the build was reading it", "build again")
+            self._finish_file(target, entry)
+            return digest
+        finally:
+            os.close(target)
+
+    def _finish_file(self, fd: int, entry: Entry) -> None:
+        """Owner, then attributes, then mode: a chown clears setuid bits and capabilities."""
+        if entry.uid or entry.gid:
+            set_owner(fd, entry.uid, entry.gid)
+        for name, value in entry.xattrs:
+            os.setxattr(fd, name, value)
+        os.fchmod(fd, entry.mode)
+        os.utime(fd, ns=(entry.mtime, entry.mtime))
+
+    def _set_metadata(self, entry: Entry) -> None:
+        set_owner(entry.path, entry.uid, entry.gid, dir_fd=self._root)
+        if entry.kind != SYMLINK:
+            os.chmod(entry.path, entry.mode, dir_fd=self._root)
+        os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)
+
+    def commit(self, draft: Draft, entries: list[Entry]) -> str:
+        """Make a snapshot of *draft*, which this has written and finished; its id."""
+        snapshot = commit(draft, entries)
+        if packed := self._stream.finish():
+            record_packed(draft.store, snapshot, *packed)
+        return snapshot
+
+    def _drop_folders(self) -> None:
+        """Leave out folders in which nothing was written and that are below as they are here (T80)."""
+        merged = [path for path, under in self._below.items() if path and under is not None]
+        inside = Counter(path.rpartition("/")[0] for path in self._entries) if merged else Counter[str]()
+        for path in reversed(merged):
+            if not inside[path] and self._is_below(self._entries[path], self._below[path]):
+                self._stream.spoil()
+                os.rmdir(path, dir_fd=self._root)
+                del self._entries[path], self._below[path]
+                inside[path.rpartition("/")[0]] -= 1
+
+    def _hide(self, path: str, under: Node) -> None:
+        """Say by whiteouts that of the directory *under*, which lies below *path*, nothing shows there."""
+        for name in self._lower.names(under):
+            inside, node = f"{path}/{name}", self._lower.child(under, name)
+            if inside not in self._entries:
+                make_whiteout(inside, dir_fd=self._root)
+                self._record(Entry(inside, WHITEOUT))
+            elif self._entries[inside].kind == DIRECTORY and node is not None and node.is_dir:
+                self._hide(inside, node)
+
+    def finish(self) -> list[Entry]:
+        """Give directories their metadata, children first; the manifest in tar order."""
+        self._drop_folders()
+        for path, under in self._hides.items():
+            os.removexattr(os.path.join(self._upper, path), OPAQUE)
+            self._hide(path, under)
+        for entry in reversed(self._entries.values()):
+            if entry.kind == DIRECTORY:
+                for name, value in entry.xattrs:
+                    os.setxattr(os.path.join(self._upper, entry.path), name, value)
+                self._set_metadata(entry)
+        if self._stream.in_order:
+            return list(self._entries.values())
+        # "/" sorts first, so that this is the order of a lexical walk.
+        ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
+        return _files_first(ordered) if self._linked else ordered
+
+
+def _looks_like(entry: Entry, under: Node) -> bool:
+    """Whether kind, mode, owner and time are those of *under*; of a directory, whose time only tells of
+    what was made in it (T80), all but that.
+    """
+    found = under.found
+    looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)
+    same_time = entry.kind == DIRECTORY or found.st_mtime_ns == entry.mtime
+    return same_time and looks == (entry.kind, entry.mode, entry.uid, entry.gid)
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_first(entries: list[Entry]) -> list[Entry]:
+    """*entries* in their order; of the names of one file the first is the file, the others links to it."""
+    known = {entry.path: entry for entry in entries}
+
+    def file_of(entry: Entry) -> Entry:
+        while entry.kind == HARDLINK:
+            entry = known[entry.link]
+        return entry
+
+    first: dict[str, str] = {}  # the first name of each file, by the name that it was written under
+    out = []
+    for entry in entries:
+        if entry.kind == DIRECTORY:
+            out.append(entry)
+            continue
+        file = file_of(entry)
+        name = first.setdefault(file.path, entry.path)
+        if name == entry.path:
+            out.append(file._replace(path=name))
+        else:
+            out.append(file._replace(path=entry.path, kind=HARDLINK, link=name, size=0))
+    return out
+
+
+def _write_all(target: int, content: Iterator[bytes], size: int, update: Callable[[bytes], object]) -> None:
+    left = size
+    for data in content:
+        update(data)
+        left -= len(data)
+        write_all(target, data)
+    if left:
+        raise CacheError("a file changed its size while the build was reading it", "build again")

@@ -1,1 +1,0 @@
-"""Executors: each takes an op and makes a snapshot."""

@@ -1,0 +1,1 @@
+"""Sources that are fetched: URLs, git repositories, remote build contexts."""

@@ -1,0 +1,1 @@
+"""Images: the OCI model, and how images get into the store and out of it."""

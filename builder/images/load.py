@@ -1,0 +1,393 @@
+"""Load an image archive into the store: OCI layout tars and ``docker save`` tars.
+
+An archive is data from a stranger: members are taken by the names the formats define and
+nothing else, every blob is verified against the digest that names it, and layers are
+verified against the config's diff IDs when they are unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from builder.errors import BuildError, UsageError
+from builder.images.local import config_of, reference, remember_platform
+from builder.oci.model import (
+    INDEX_TYPE,
+    Platform,
+    by_rank,
+    host,
+    is_config,
+    parse_config,
+    parse_descriptor,
+    rank,
+)
+from builder.support.json_strict import loads
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest_of
+from cache.errors import ArchiveError, CorruptError
+from cache.kernel import read_regular, write_all
+from cache.layer import compression as comp
+from cache.layer.blobs import add_blob
+from cache.layer.tar_reader import Read, TarReader
+from cache.store import Store, write_error
+from grammar.reference import Reference
+
+_SMALL = 16 << 20
+_MAX_MEMBERS = 10_000
+_MAX_DEPTH = 4
+_DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+
+def load(store: Store, read: Read) -> list[str]:
+    """Load every image of an archive; the names it now has here (image IDs for unnamed ones).
+
+    Of images for several platforms a name means that for this machine, or else the first.
+    Raises BuildError or CacheError, and then nothing has been tagged.
+    """
+    folder = store.temporary()
+    os.mkdir(folder, 0o700)
+    archive = _Archive(store, folder)
+    archive.read(comp.detecting(read))
+    return _name_all(
+        store, archive.docker_images() if "manifest.json" in archive.files else archive.oci_images()
+    )
+
+
+def load_folder(store: Store, folder: str) -> list[str]:
+    """The same of an OCI image layout in a folder, which is left as it is."""
+    return _name_all(store, _layout(store, folder).oci_images())
+
+
+def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]:
+    """Give images of the store their names; the names, and IDs of those that have none."""
+    if not images:
+        raise BuildError("the archive holds no image")
+    for name in dict.fromkeys(name for _, names in images for name in names):
+        own = [image for image, names in images if name in names]
+        platforms = [config_of(store, image).platform for image in own]
+        for image, platform in zip(own, platforms, strict=True):
+            if platform != host():
+                remember_platform(store, reference(name), platform, image)
+        store.tag(name, own[platforms.index(host())] if host() in platforms else own[0])
+    return list(dict.fromkeys(name for image, names in images for name in (names or [image])))
+
+
+def load_layout(store: Store, place: str, platform: Platform) -> Digest:
+    """The image for *platform* of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
+
+    Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
+    """
+    folder, at, wanted = place.partition("@")
+    tag = ""
+    if not at and not os.path.isdir(folder):
+        folder, _, tag = folder.rpartition(":")
+    if not os.path.isdir(folder):
+        raise BuildError(f"there is no OCI layout at {place}")
+    return _layout(store, folder).oci_image(f"the OCI layout {folder}", tag, wanted, platform)
+
+
+def _layout(store: Store, folder: str) -> _Archive:
+    layout = _Archive(store, "")
+    for name in ("index.json", *_blobs(folder)):
+        layout.files[name] = os.path.join(folder, name)
+    return layout
+
+
+def _blobs(folder: str) -> list[str]:
+    try:
+        return [f"blobs/sha256/{name}" for name in os.listdir(os.path.join(folder, "blobs/sha256"))]
+    except OSError as error:
+        raise BuildError(f"{folder} is not an OCI layout: {error.strerror}") from None
+
+
+def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
+    if wanted:
+        return item.get("digest") == wanted
+    annotations = item.get("annotations")
+    name = annotations.get("org.opencontainers.image.ref.name") if isinstance(annotations, dict) else None
+    return name == (tag or "latest")
+
+
+class _Lacking(BuildError):
+    """What the archive names is not in it."""
+
+
+class _Archive:
+    """Members of an archive, on disk under numbers; links between them as docker writes them.
+
+    Those of ``folder`` are ours to link; without one they are somebody else's and are copied.
+    """
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+        self.files: dict[str, str] = {}
+        self._links: dict[str, str] = {}
+
+    def read(self, stream: Read) -> None:
+        reader = TarReader(stream)
+        for count, member in enumerate(reader):
+            if count > _MAX_MEMBERS:
+                raise ArchiveError("the archive has too many members for an image")
+            name = posixpath.normpath(os.fsdecode(member.name)).lstrip("/")
+            if member.kind in ("l", "h"):
+                target = os.fsdecode(member.link)
+                base = posixpath.dirname(name) if member.kind == "l" else ""
+                self._links[name] = posixpath.normpath(posixpath.join(base, target)).lstrip("/")
+            elif member.kind == "f":
+                path = os.path.join(self._folder, str(count))
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    for data in reader.chunks():
+                        _write(file, data)
+                finally:
+                    os.close(file)
+                self.files[name] = path
+
+    def _path(self, name: str) -> str:
+        for _ in range(_MAX_DEPTH):
+            if name in self.files:
+                return self.files[name]
+            name = self._links.get(name, name)
+        raise _Lacking(f"the archive lacks {name!r}, which its manifest names")
+
+    def _small(self, name: str) -> bytes:
+        try:
+            data = read_regular(self._path(name), _SMALL)
+        except OSError as error:
+            raise BuildError(f"reading {name!r} of the image: {error.strerror}") from None
+        if len(data) > _SMALL:
+            raise BuildError(f"{name!r} in the archive is larger than {_SMALL} bytes")
+        return data
+
+    # -- docker ----------------------------------------------------------------------------
+
+    def docker_images(self) -> list[tuple[Digest, list[str]]]:
+        items = loads(self._small("manifest.json"), "manifest.json", _SMALL)
+        if not isinstance(items, list):
+            raise BuildError("manifest.json in the archive is not a list")
+        out = []
+        lacking: BuildError | None = None
+        for item in items:
+            if not isinstance(item, dict) or not isinstance(item.get("Layers"), list):
+                raise BuildError("manifest.json in the archive does not describe an image")
+            try:
+                data = self._small(_normal(item.get("Config")))
+                paths = [self._path(_normal(name)) for name in item["Layers"]]
+            except _Lacking as error:
+                lacking = error
+                continue
+            tags = item.get("RepoTags") or []
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise BuildError("manifest.json in the archive does not name its images as a list of texts")
+            names = [str(name) for name in map(_reference, tags) if not name.digest]
+            out.append((self._add(data, [(path, None) for path in paths]), names))
+        if lacking is not None and not out:
+            raise lacking
+        return out
+
+    # -- OCI -------------------------------------------------------------------------------
+
+    def oci_images(self) -> list[tuple[Digest, list[str]]]:
+        if "index.json" not in self.files:
+            raise BuildError(
+                "the archive has neither index.json nor manifest.json: it is not an image archive"
+            )
+        index = _object(self._small("index.json"), "index.json")
+        found: dict[Digest, list[str]] = {}
+        lacking: BuildError | None = None
+        for item in _images(index):
+            for manifest in self._manifests(item, 0, None):
+                try:
+                    image = self._from_manifest(manifest())
+                except _Lacking as error:  # of an index some platforms may have been left out
+                    lacking = error
+                    continue
+                names = found.setdefault(image, [])
+                if name := _name(item):
+                    names.append(name)
+        if lacking is not None and not found:
+            raise lacking
+        return list(found.items())
+
+    def oci_image(self, what: str, tag: str, wanted: str, platform: Platform) -> Digest:
+        """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
+        index = _object(self._small("index.json"), "index.json")
+        all_items = _images(index)
+        items = [item for item in all_items if _is_meant(item, tag, wanted)]
+        if not items and not tag and not wanted and len(all_items) == 1:
+            items = all_items
+        if not items:
+            raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
+        for manifest in self._manifests(items[0], 0, platform):
+            return self._from_manifest(manifest())
+        raise BuildError(f"{what} has no image for {platform}")
+
+    def _blob(self, item: object, what: str) -> bytes:
+        wanted = parse_descriptor(item, what)
+        data = self._small(_blob_name(wanted.digest))
+        if len(data) != wanted.size or digest_of(data) != wanted.digest:
+            raise _mismatch(wanted)
+        return data
+
+    def _manifests(
+        self, item: dict[str, Any], depth: int, wanted: Platform | None
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
+        """The image manifests that a descriptor leads to, each when it is called for: those that serve
+        *wanted*, the best first, or those for any platform.
+
+        One that is named itself is meant, whatever its platform is.
+        """
+        platform = item.get("platform")
+        if isinstance(platform, dict) and platform.get("architecture") == "unknown":
+            return
+        try:
+            body = _object(self._blob(item, "a manifest"), "a manifest")
+        except _Lacking as error:
+            failure = error
+
+            def fail() -> dict[str, Any]:
+                raise failure
+
+            yield fail
+            return
+        if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
+            if wanted is None or depth == 0 or platform is not None or self._serves(body, wanted):
+                yield lambda: body
+            return
+        if "layers" in body or depth >= _MAX_DEPTH:
+            raise BuildError("the archive holds a manifest that is an index and an image at once")
+        for below in _images(body) if wanted is None else by_rank(_images(body), wanted):
+            yield from self._manifests(below, depth + 1, wanted)
+
+    def _serves(self, manifest: dict[str, Any], wanted: Platform) -> bool:
+        """Whether the config of an image, whose index does not say what it is for, serves *wanted*."""
+        at = manifest.get("config")
+        if not isinstance(at, dict) or not is_config(str(at.get("mediaType"))):
+            return False
+        config = parse_config(self._blob(at, "the config"), "the config in the archive")
+        return rank(config.platform.to_json(), wanted) > 0
+
+    def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
+        layers = [parse_descriptor(item, "a layer") for item in _list(manifest, "layers")]
+        config = self._blob(manifest.get("config"), "the config")
+        return self._add(config, [(self._path(_blob_name(layer.digest)), layer) for layer in layers])
+
+    # -- both ------------------------------------------------------------------------------
+
+    def _add(self, config: bytes, layers: list[tuple[str, Descriptor | None]]) -> Digest:
+        """Store a config and its layers; where no descriptor says what a layer is, its bytes tell."""
+        parsed = parse_config(config, "the config in the archive")
+        if len(parsed.diff_ids) != len(layers):
+            raise BuildError(
+                f"the config in the archive names {len(parsed.diff_ids)} layers, its manifest {len(layers)}"
+            )
+        for (path, stated), expected in zip(layers, parsed.diff_ids, strict=True):
+            if not self._store.index.unpacked(expected):
+                add_blob(self._store, self._adopt(path, stated), expected)
+        return self._store.put_blob(config)
+
+    def _adopt(self, path: str, stated: Descriptor | None) -> Descriptor:
+        """Take a layer's file into the store under its own digest."""
+        sha = hashlib.sha256()
+        copy = self._store.temporary()
+        if self._folder:
+            os.link(path, copy)
+        else:
+            _copy_blob(path, copy, stated)
+        with open(copy, "rb") as file:
+            start = file.read(512)
+            sha.update(start)
+            while data := file.read(1 << 20):
+                sha.update(data)
+            size = file.tell()
+            os.fsync(file.fileno())
+        value = Digest("sha256:" + sha.hexdigest())
+        if stated is not None and (stated.digest, stated.size) != (value, size):
+            raise _mismatch(stated)
+        if stated is not None:
+            comp.compression_of(stated.media_type)  # has to be that of a layer
+        kind = comp.detect(start)
+        final = self._store.blob_path(value)
+        if os.path.exists(final):
+            os.unlink(copy)
+        else:
+            self._store.publish(copy, final)
+        return Descriptor(comp.media_type(kind if kind in comp.LEVELS else comp.NONE), value, size)
+
+
+def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:
+    """Copy a layout's blob, no more of it than is stated. Raises BuildError for no regular file."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as source, open(copy, "xb") as target:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise BuildError(f"{path} is not a regular file")
+        if stated is not None and found.st_size != stated.size:
+            raise _mismatch(stated)
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _normal(name: object) -> str:
+    return posixpath.normpath(str(name)).lstrip("/")
+
+
+def _blob_name(value: Digest) -> str:
+    return "blobs/sha256/" + value[7:]
+
+
+def _mismatch(wanted: Descriptor) -> CorruptError:
+    return CorruptError(f"{wanted.digest} in the archive does not match its digest and size")
+
+
+def _write(fd: int, data: bytes) -> None:
+    try:
+        write_all(fd, data)
+    except OSError as error:
+        raise write_error(error, "the members of the archive") from None
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    value = loads(data, what, _SMALL)
+    if not isinstance(value, dict):
+        raise BuildError(f"{what} in the archive is not a JSON object")
+    return value
+
+
+def _list(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = value.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BuildError(f"{key!r} in the archive is not a list of descriptors")
+    return items
+
+
+def _images(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """The descriptors of an index but those of what is said of images (image-spec v1.1)."""
+    return [item for item in _list(index, "manifests") if "artifactType" not in item]
+
+
+def _reference(name: str) -> Reference:
+    try:
+        return reference(name)
+    except UsageError as error:  # nobody typed it
+        raise BuildError(f"the archive names an image so: {error.message}") from None
+
+
+def _name(item: dict[str, Any]) -> str:
+    """The canonical name an index gives an image; a bare tag is no name, nor one with another digest."""
+    annotations = item.get("annotations")
+    if not isinstance(annotations, dict):
+        return ""
+    name = annotations.get("io.containerd.image.name")
+    if not name:
+        name = annotations.get("org.opencontainers.image.ref.name")
+        if not name or (":" not in str(name) and "/" not in str(name)):
+            return ""
+    found = _reference(str(name))
+    return "" if found.digest not in ("", item.get("digest")) else str(found)

@@ -1,0 +1,132 @@
+"""Images of the store: find, read, tag, import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from builder.errors import BuildError, UsageError
+from builder.oci.model import History, ImageConfig, Platform, host, parse_config, scratch
+from cache.digest import Digest
+from cache.errors import CacheError
+from cache.layer.blobs import diff_id, snapshot_of
+from cache.store import Store
+from grammar.errors import ReferenceError_
+from grammar.reference import Reference, parse_reference
+
+
+def reference(name: str) -> Reference:
+    """Parse an image name given by the user. Raises UsageError."""
+    try:
+        return parse_reference(name)
+    except ReferenceError_ as error:
+        raise UsageError(f"{name!r} is not an image name: {error}") from None
+
+
+def new_name(name: str) -> str:
+    """The canonical form of a name that an image gets. Raises UsageError, also for one with a digest.
+
+    What such a name means is decided by its digest, never by who builds.
+    """
+    found = reference(name)
+    if found.digest:
+        raise UsageError(f"{name}: a name with a digest cannot be given", "leave out what begins with @")
+    return str(found)
+
+
+def config_of(store: Store, image: Digest) -> ImageConfig:
+    """The config of a stored image, verified."""
+    return parse_config(store.read_blob(image), f"the config {image}")
+
+
+def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
+    """The image that a user's *name* means: a name, or the start of an image ID.
+
+    Raises BuildError when the store has none or several.
+    """
+    image = None
+    try:
+        image = store.resolve(str(parse_reference(name)))
+    except ReferenceError_:
+        pass
+    if image is None:
+        image = _by_id(store, name.removeprefix("sha256:"))
+    if image is None:
+        raise BuildError(f"there is no image {name!r} in the store {store.root}", "pybuild images lists them")
+    return image, config_of(store, image)
+
+
+def names_for(store: Store, given: str, image: Digest) -> tuple[str, ...]:
+    """The canonical name that the user's *given* is, or none when it was an image ID."""
+    try:
+        name = str(parse_reference(given))
+    except ReferenceError_:
+        return ()
+    return (name,) if store.resolve(name) == image else ()
+
+
+def _by_id(store: Store, start: str) -> Digest | None:
+    """The one tagged image whose ID starts with at least six hex digits *start*."""
+    if len(start) < 6 or not set(start) <= set("0123456789abcdef"):
+        return None
+    found = {image for _name, image in named(store, []) if image[7:].startswith(start)}
+    if len(found) > 1:
+        raise BuildError(f"{len(found)} images start with {start!r}: give more of the ID")
+    return found.pop() if found else None
+
+
+def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, Digest]]:
+    """Every name with its image; records that cannot be read are added to *damaged*."""
+    for name in store.names():
+        try:
+            image = store.resolve(name)
+        except CacheError as error:
+            damaged.append(error)
+            continue
+        if image is not None:  # or it was removed meanwhile
+            yield name, image
+
+
+def remember_platform(store: Store, name: Reference, platform: Platform, image: Digest) -> None:
+    """Keep in mind which image *name* means for a *platform* other than this machine's."""
+    store.index.set_memo(platform_memo(name, platform), image.encode())
+
+
+def platform_memo(name: Reference, platform: Platform) -> str:
+    """Where the index keeps that."""
+    return f"platform:{platform} {name}"
+
+
+def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:
+    """The layer directories of an image, bottom first, unpacked again where only the blob is left.
+
+    Raises CacheError.
+    """
+    return tuple(snapshot_of(store, layer) for layer in config.diff_ids)
+
+
+def size(store: Store, config: ImageConfig) -> int:
+    """The bytes of an image's layers as uncompressed tars."""
+    total = 0
+    for layer in config.diff_ids:
+        snapshot = store.index.unpacked(layer)
+        _known, length = store.index.diff_id(snapshot) if snapshot else ("", 0)
+        if snapshot and not length:
+            _known, length = diff_id(store, snapshot)
+        total += length
+    return total
+
+
+def put_config(store: Store, config: ImageConfig) -> Digest:
+    """Store a config; the digest is the image's ID."""
+    try:
+        return store.put_blob(config.to_bytes())
+    except OSError as error:
+        raise CacheError(f"storing an image config: {error.strerror}") from None
+
+
+def from_root(store: Store, layer: Digest, source: str) -> Digest:
+    """An image of one layer and an empty config, as ``docker import`` makes it."""
+    config = scratch(host())
+    config = ImageConfig(config.platform, {}, (History(f"imported from {source}"),), (layer,))
+    return put_config(store, config)

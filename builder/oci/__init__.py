@@ -1,0 +1,1 @@
+"""The image specification as values: configs, manifests, descriptors, platforms, image layouts."""

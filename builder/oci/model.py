@@ -1,0 +1,361 @@
+"""OCI image config, manifest and platform (image-spec v1.1 config.md, manifest.md).
+
+Values, read with checks and written exactly. What we do not know in a base's config is kept
+and written back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from builder.errors import BuildError
+from builder.support.json_strict import valid_text
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest
+from cache.errors import CacheError
+from grammar.structs import field, replace, struct
+from grammar.suggest import suggestion
+
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
+DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_MACHINES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "ppc64le": ("ppc64le", ""),
+    "riscv64": ("riscv64", ""),
+    "s390x": ("s390x", ""),
+}
+
+
+@struct
+class Platform:
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    def to_json(self) -> dict[str, str]:
+        """As an index has it (image-spec image-index.md)."""
+        out = {"architecture": self.architecture, "os": self.os}
+        if self.variant:
+            out["variant"] = self.variant
+        return out
+
+
+def host() -> Platform:
+    """The platform of this machine."""
+    machine = os.uname().machine
+    architecture, variant = _MACHINES.get(machine, (machine, ""))
+    return Platform("linux", architecture, variant)
+
+
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "i386": ("386", ""),
+}
+_SYSTEMS = {"macos": "darwin"}
+# What Go's lists of systems and architectures have.
+_SYSTEM_NAMES = """
+    aix android darwin dragonfly freebsd hurd illumos ios js linux nacl netbsd openbsd plan9 solaris wasip1
+    windows zos
+"""
+_ARCHITECTURE_NAMES = """
+    386 amd64 amd64p32 arm armbe arm64 arm64be ppc64 ppc64le loong64 mips mipsle mips64 mips64le mips64p32
+    mips64p32le ppc riscv riscv64 s390 s390x sparc sparc64 wasm
+"""
+_KNOWN_SYSTEMS, _KNOWN_ARCHITECTURES = (
+    frozenset(_SYSTEM_NAMES.split()),
+    frozenset(_ARCHITECTURE_NAMES.split()),
+)
+_COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+def normal_architecture(text: str, variant: str) -> tuple[str, str]:
+    """An architecture and its variant as OCI names them."""
+    architecture, implied = _ARCHITECTURES.get(text.lower(), (text.lower(), ""))
+    variant = variant.lower() or implied
+    if architecture == "arm":
+        variant = variant or "v7"
+        variant = f"v{variant}" if variant.isdigit() else variant
+    elif architecture == "arm64":
+        variant = {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"}.get(variant, variant)
+    if (architecture, variant) == ("amd64", "v1") or text.lower() == "i386":
+        variant = ""
+    return architecture, variant
+
+
+def rank(stated: object, wanted: Platform) -> int:
+    """How well an image for the platform *stated*, as an index has it, serves *wanted*; 0: not at all.
+
+    As in containerd a processor also runs what was made for its older versions, at last for their 32 bits.
+    """
+    if not isinstance(stated, dict) or str(stated.get("os") or "").lower() != wanted.os:
+        return 0
+    texts = [str(stated.get(key) or "") for key in ("architecture", "variant")]
+    known = normal_architecture(texts[0], texts[1])
+    served = _served(*normal_architecture(wanted.architecture, wanted.variant))
+    return len(served) - served.index(known) if known in served else 0
+
+
+def by_rank(items: Iterable[dict[str, Any]], wanted: Platform) -> list[dict[str, Any]]:
+    """The entries of an index that serve *wanted*, the best first, and then those that do not say."""
+    ranks = [(0 if item.get("platform") is None else -rank(item["platform"], wanted), item) for item in items]
+    stated = sorted((pair for pair in ranks if pair[0]), key=lambda pair: pair[0])
+    return [item for _, item in stated] + [item for item in items if item.get("platform") is None]
+
+
+def is_config(media_type: str) -> bool:
+    """Whether a blob of this type is the config of an image, and not of something else kept like one."""
+    return media_type in (CONFIG_TYPE, DOCKER_CONFIG_TYPE)
+
+
+def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
+    """The architectures whose programs one runs, the best first."""
+    digits = variant.removeprefix("v")
+    version = int(digits) if digits.isdigit() and len(digits) < 4 else 0
+    out = [(architecture, variant)]
+    if architecture == "amd64":
+        out += [normal_architecture(architecture, f"v{older}") for older in range(version - 1, 0, -1)]
+        return [*out, ("386", "")]
+    if architecture == "arm64":
+        out += [(architecture, "")] if variant else []
+        return [*out, *(("arm", f"v{older}") for older in range(8, 4, -1))]
+    if architecture == "arm":
+        out += [(architecture, f"v{older}") for older in range(version - 1, 4, -1)]
+    return out
+
+
+def parse_platform(text: str, default: Platform) -> Platform:
+    """``os/architecture[/variant]``, or one of the first two alone, which then has to be known.
+
+    Raises ValueError.
+    """
+    parts = text.split("/")
+    for part in parts:
+        if not part or not _COMPONENT.issuperset(part):
+            raise ValueError(
+                f'"{part}" is an invalid component of "{text}": '
+                'platform specifier component must match "^[A-Za-z0-9_.-]+$"'
+            )
+    parts = [part.lower() for part in parts]
+    if len(parts) > 3:
+        raise ValueError(f'"{text}": cannot parse platform specifier')
+    if len(parts) == 1:
+        system = _SYSTEMS.get(parts[0], parts[0])
+        if system in _KNOWN_SYSTEMS:
+            return Platform(system, default.architecture, default.variant)
+        if _ARCHITECTURES.get(parts[0], parts)[0] not in _KNOWN_ARCHITECTURES:
+            raise ValueError(f'"{text}": unknown operating system or architecture')
+        parts = [default.os, *parts]
+    architecture, variant = normal_architecture(parts[1], parts[2] if len(parts) == 3 else "")
+    return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
+
+
+def asked_platform(text: str) -> Platform:
+    """The platform that an option of the command line names; ``local`` is this machine. Raises ValueError."""
+    return host() if text.lower() == "local" else parse_platform(text, host())
+
+
+def doubt(platform: Platform) -> str:
+    """What is to be said of a platform that nobody knows, "" of any other."""
+    for what, name, known in (
+        ("system", platform.os, _KNOWN_SYSTEMS),
+        ("architecture", platform.architecture, _KNOWN_ARCHITECTURES),
+    ):
+        if name not in known:
+            return f"{platform}: no {what} is known by the name {name}{suggestion(name, sorted(known))}"
+    return ""
+
+
+@struct
+class History:
+    """One line of an image's history; ``created`` is RFC 3339 or ""."""
+
+    created_by: str
+    empty_layer: bool = False
+    created: str = ""
+    comment: str = ""
+    author: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        out: dict[str, object] = {}
+        if self.created:
+            out["created"] = self.created
+        if self.created_by:
+            out["created_by"] = self.created_by
+        if self.author:
+            out["author"] = self.author
+        if self.comment:
+            out["comment"] = self.comment
+        if self.empty_layer:
+            out["empty_layer"] = True
+        return out
+
+
+@struct
+class ImageConfig:
+    """An image's config. ``settings`` is its "config" object as JSON holds it."""
+
+    platform: Platform
+    settings: dict[str, Any] = field(factory=dict)
+    history: tuple[History, ...] = ()
+    diff_ids: tuple[Digest, ...] = ()
+    created: str = ""
+    author: str = ""
+    extra: dict[str, Any] = field(factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in its order; the last of equal names counts."""
+        return dict(item.partition("=")[::2] for item in self.settings.get("Env") or [])
+
+    def with_settings(self, **changes: Any) -> ImageConfig:
+        """A copy with some settings replaced; None removes one."""
+        settings = {**self.settings, **changes}
+        return replace(self, settings={k: v for k, v in settings.items() if v is not None})
+
+    def with_env(self, env: dict[str, str]) -> ImageConfig:
+        """A copy with this environment, in its order."""
+        return self.with_settings(Env=[f"{key}={value}" for key, value in env.items()])
+
+    def to_bytes(self) -> bytes:
+        """The config as stored; equal values give equal bytes."""
+        out: dict[str, object] = dict(self.extra)
+        if self.created:
+            out["created"] = self.created
+        if self.author:
+            out["author"] = self.author
+        out["architecture"] = self.platform.architecture
+        out["os"] = self.platform.os
+        if self.platform.variant:
+            out["variant"] = self.platform.variant
+        out["config"] = {key: item for key, item in sorted(self.settings.items()) if item}
+        out["rootfs"] = {"type": "layers", "diff_ids": list(self.diff_ids)}
+        out["history"] = [item.to_json() for item in self.history]
+        return to_json(out)
+
+
+_SETTINGS = frozenset(
+    (
+        *("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels"),
+        *("StopSignal", "ArgsEscaped", "Healthcheck", "OnBuild", "Shell"),
+    )
+)
+_EXTRA = ("os.version", "os.features")
+
+
+def to_json(value: object) -> bytes:
+    """JSON as Go writes it in this: a byte that is no text becomes U+FFFD."""
+    return valid_text(json.dumps(value, separators=(",", ":"), ensure_ascii=False)).encode()
+
+
+def parse_config(data: bytes, what: str) -> ImageConfig:
+    """Read a config. Raises BuildError when a field is missing or of the wrong type."""
+    from builder.support.json_strict import loads
+
+    value = loads(data, what, 8 << 20)
+    if not isinstance(value, dict):
+        raise BuildError(f"{what} is not a JSON object")
+    try:
+        settings = _typed(value, "config", dict) or {}
+        _check_settings(settings)
+        rootfs = _typed(value, "rootfs", dict) or {}
+        diff_ids = tuple(digest(str(item)) for item in rootfs.get("diff_ids") or [])
+        history = tuple(_history(item) for item in _typed(value, "history", list) or [])
+        architecture, variant = (str(value.get(key) or "") for key in ("architecture", "variant"))
+        if architecture in _ARCHITECTURES:  # a name that another tool has for it
+            architecture, variant = normal_architecture(architecture, variant)
+        where = Platform(str(value.get("os") or "linux"), architecture, variant)
+    except (TypeError, CacheError) as error:
+        raise BuildError(f"{what} is not an image config: {error}") from None
+    # Other fields say nothing of an image: docker's leftovers describe the container that it was
+    # committed from.
+    return ImageConfig(
+        where,
+        {key: item for key, item in settings.items() if key in _SETTINGS},
+        history,
+        diff_ids,
+        str(value.get("created") or ""),
+        str(value.get("author") or ""),
+        {key: value[key] for key in _EXTRA if key in value},
+    )
+
+
+def parse_descriptor(value: object, what: str) -> Descriptor:
+    """The descriptor of *what* from a manifest or index. Raises BuildError."""
+    if not isinstance(value, dict):
+        raise BuildError(f"there is no descriptor of {what}")
+    size = value.get("size")
+    if type(size) is not int or size < 0:
+        raise BuildError(f"the descriptor of {what} has no valid size")
+    try:
+        return Descriptor(str(value.get("mediaType")), digest(str(value.get("digest"))), size)
+    except CacheError as error:
+        raise BuildError(f"the descriptor of {what}: {error}") from None
+
+
+def _typed(value: dict[str, Any], key: str, kind: type) -> Any:
+    item = value.get(key)
+    if item is not None and not isinstance(item, kind):
+        raise TypeError(f"{key!r} is not a {kind.__name__}")
+    return item
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    for key in ("Env", "Cmd", "Entrypoint", "Shell", "OnBuild"):
+        items = _typed(settings, key, list) or []
+        if not all(isinstance(item, str) for item in items):
+            raise TypeError(f"{key!r} holds something that is not a text")
+    for key in ("User", "WorkingDir", "StopSignal"):
+        _typed(settings, key, str)
+    for key in ("Labels", "ExposedPorts", "Volumes"):
+        _typed(settings, key, dict)
+
+
+def _history(item: Any) -> History:
+    if not isinstance(item, dict):
+        raise TypeError("a history entry is not an object")
+    texts = [str(item.get(key) or "") for key in ("created_by", "created", "comment", "author")]
+    return History(texts[0], bool(item.get("empty_layer")), texts[1], texts[2], texts[3])
+
+
+def manifest(
+    config: Descriptor,
+    layers: tuple[Descriptor, ...],
+    docker_types: bool = False,
+    annotations: Mapping[str, str] | None = None,
+) -> tuple[str, bytes]:
+    """An image manifest as stored, and its media type."""
+    media = DOCKER_MANIFEST_TYPE if docker_types else MANIFEST_TYPE
+    value = {
+        "schemaVersion": 2,
+        "mediaType": media,
+        "config": config.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    if annotations:
+        value["annotations"] = dict(sorted(annotations.items()))
+    return media, to_json(value)
+
+
+def scratch(where: Platform) -> ImageConfig:
+    """The config that FROM scratch starts with (T61)."""
+    return ImageConfig(where, {"Env": [f"PATH={DEFAULT_PATH}"], "WorkingDir": "/"})

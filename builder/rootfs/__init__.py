@@ -1,0 +1,1 @@
+"""Root file systems of stages: mount points in them, and plain trees where overlayfs is unavailable."""

@@ -1,0 +1,1 @@
+"""What the container of a RUN step is given: mounts, secrets, ssh agents."""

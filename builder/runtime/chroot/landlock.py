@@ -1,0 +1,129 @@
+"""What keeps a step without namespaces to its own: Landlock, and the end of all its processes."""
+
+import contextlib
+import os
+
+from builder.runtime.container.devices import DEVICES
+from cache.kernel import (
+    landlock_allow,
+    landlock_restrict,
+    landlock_ruleset,
+    landlock_scopes,
+    landlock_version,
+)
+
+# linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
+_ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+_WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a folder
+_USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
+_LIST = 1 << 3
+_DEVICES = (*(f"/dev/{name.decode()}" for name in DEVICES if name != b"tty"), "/dev/ptmx")
+_NETWORK_VERSION, _SCOPES_VERSION = 4, 6
+_TCP = 3  # bind and connect
+_SCOPES = 3  # abstract sockets and signals
+
+
+def restrict(root: int, network: str) -> bool:
+    """Keep this process, and what it starts, to the folder *root*; whether the kernel can. Raises OSError.
+
+    Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
+    with *network* "none" there is no TCP (6.7).
+    """
+    version, handled = landlock_version(), _handled()
+    if not handled:
+        return False
+    tcp = _TCP if network == "none" and version >= _NETWORK_VERSION else 0
+    ruleset = landlock_ruleset(handled, tcp, _SCOPES if has_scopes() else 0)
+    try:
+        landlock_allow(ruleset, handled, root)
+        landlock_restrict(ruleset)
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def restrict_inside() -> None:
+    """Enter a domain inside that of ``restrict``: from there nothing outside can be signalled or traced.
+
+    Raises OSError.
+    """
+    if has_scopes():
+        landlock_scopes(_SCOPES)
+
+
+def has_scopes() -> bool:
+    """Return whether the kernel can keep signals among the processes of a domain."""
+    return landlock_version() >= _SCOPES_VERSION
+
+
+def restrict_supervisor(session: str) -> None:
+    """Keep this process to the folder *session*, /proc, /sys and some of /dev, where the kernel can.
+
+    What a step may make it do by mistake ends there. The step's own domain has to lie inside this one, or its
+    memory could not be read; so it is entered before the root is known. Raises OSError.
+    """
+    handled = _handled()
+    if not handled:
+        return
+    ruleset = landlock_ruleset(handled)
+    try:
+        folders = {session: handled, "/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
+        devices = dict.fromkeys(_DEVICES, handled & _USE & ~_LIST)
+        for path, rights in (folders | devices).items():
+            with contextlib.suppress(FileNotFoundError):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    landlock_allow(ruleset, rights, place)
+                finally:
+                    os.close(place)
+        landlock_restrict(ruleset)
+    finally:
+        os.close(ruleset)
+
+
+def _handled() -> int:
+    """All accesses to files that this kernel can refuse, 0 without a Landlock that is good enough."""
+    version = landlock_version()
+    return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
+
+
+def own_capabilities() -> int:
+    """The capabilities that this process has."""
+    with open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"CapPrm:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+def children(pid: int) -> list[int]:
+    """The pids of the children of the process *pid*."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def descendants() -> list[int]:
+    """The pids of all processes below this one."""
+    above, own, found = _parents(), os.getpid(), []
+    for pid in above:
+        parent: int | None = pid
+        while parent is not None and parent != own:
+            parent = above.get(parent)
+        if parent == own and pid != own:
+            found.append(pid)
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    above: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    above[int(name)] = int(os.read(fd, 1024).rpartition(b")")[2].split()[1])
+                finally:
+                    os.close(fd)
+            except (OSError, ValueError, IndexError):
+                pass
+    return above

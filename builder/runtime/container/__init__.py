@@ -1,0 +1,1 @@
+"""One container: its set-up, devices, seccomp filter and cgroup."""

@@ -1,0 +1,1 @@
+"""The launcher: the process that starts containers, and how others talk to it."""

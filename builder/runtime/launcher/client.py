@@ -1,0 +1,177 @@
+"""The builder's side of the launcher: start it, ask for a container, hear how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from builder.runtime.container.cgroups import find
+from builder.runtime.launcher.protocol import EXITED, send_spec
+from builder.runtime.launcher.server import serve
+from builder.runtime.spec import ContainerSpec
+from builder.runtime.syscalls import keep_only
+
+
+class Outcome(NamedTuple):
+    """How a container ended: ``error`` when it did not start, else exit code or signal.
+
+    CPU times are in seconds and cover every process of the container; ``peak`` is the most memory
+    it had, in bytes, 0 if unknown, and ``oom_kills`` how many processes the kernel killed for want of
+    memory, -1 if unknown.
+    """
+
+    code: int
+    signal: int = 0
+    error: str = ""
+    network_failed: bool = False
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    peak: int = 0
+    oom_kills: int = 0
+
+
+class Running:
+    """One container between its start and its end."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.started: Callable[[int], None] | None = None
+        """Called with a pidfd of the container's first process, once there is one."""
+        self._channel = channel
+        self._heard = b""
+        self._pidfd = -1
+
+    def kill(self) -> None:
+        """Kill every process of the container; ``wait`` still returns. Safe from any thread."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+    def follow(self, outputs: Mapping[int, Callable[[bytes], None]]) -> Outcome:
+        """Hand what is written to each pipe of *outputs* to its function, and wait for the end.
+
+        The container's end closes the pipes, because no process of it survives.
+        """
+        poll = select.poll()
+        for fd in (*outputs, self._channel.fileno()):
+            poll.register(fd, select.POLLIN)
+        left = len(outputs)
+        while left:
+            for fd, _events in poll.poll():
+                if fd not in outputs:
+                    more = self._hear()
+                elif more := bool(data := os.read(fd, 65536)):
+                    outputs[fd](data)
+                else:
+                    left -= 1
+                if not more:
+                    poll.unregister(fd)
+        return self._wait()
+
+    def _hear(self) -> bool:
+        """Take a message of the launcher; False at the end of them.
+
+        A launcher that dies kills its containers, but one that has asked the kernel not to
+        be killed with its parent is killed here.
+        """
+        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1)
+        self._heard += data
+        if fds:
+            self._pidfd = fds[0]
+            if self.started is not None:
+                self.started(self._pidfd)
+        if not data and not self._ended() and self._pidfd >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return bool(data)
+
+    def _ended(self) -> bool:
+        return self._heard[-EXITED.size : -EXITED.size + 1] == b"X"
+
+    def _wait(self) -> Outcome:
+        """Block until the container has ended and every process of it is gone."""
+        while self._hear():
+            pass
+        if not self._ended():
+            return Outcome(125, error="the container was ended")
+        _kind, status, user, system, peak, kills = EXITED.unpack(self._heard[-EXITED.size :])
+        said = self._heard[: -EXITED.size].removeprefix(b"P")
+        error = said[1:].decode("utf-8", "replace")
+        if said[:1] == b"N":
+            return Outcome(125, error=error, network_failed=True)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            return Outcome(128 + number, number, error, False, user, system, peak, kills)
+        return Outcome(os.WEXITSTATUS(status), 0, error, False, user, system, peak, kills)
+
+
+class Launcher:
+    """The launcher process of this build. A context manager; leaving it ends every container.
+
+    Start it before any thread exists and before heavy imports: its size is what every
+    clone3 copies the page tables of.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        network: socket.socket | None = None,
+        shift: bool = True,
+        session: str = "",
+    ) -> None:
+        """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed.
+
+        *shift* is whether this process is root and steps get ids of their own; see ``serve``. With
+        *session*, the folder that roots are in, steps are chroots.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
+                sockets = [socket.socket(fileno=fd) for fd in kept]
+                if session:
+                    from builder.runtime.chroot.launcher import serve as serve_chroot  # seldom needed
+
+                    serve_chroot(sockets[0], store, session)
+                serve(sockets[0], store, sockets[1] if network else None, shift)
+            finally:
+                os._exit(1)
+        theirs.close()
+        if network is not None:
+            network.close()
+        self._control = ours
+
+    def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int, more: bool = False) -> Running:
+        """Start a container; descriptors are copied. Raises OSError when the launcher is gone.
+
+        With *more*, others like it are expected, and one is made ahead.
+        """
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            socket.send_fds(self._control, [b"R" if more else b"L"], [theirs.fileno(), stdin, stdout, stderr])
+        finally:
+            theirs.close()
+        send_spec(channel, spec, [])
+        return Running(channel)
+
+    def close(self) -> None:
+        """Kill every container and wait for the launcher to be gone."""
+        self._control.close()
+        _pid, status = os.waitpid(self.pid, 0)
+        if status:  # it was killed, and could not clean up
+            find().sweep()
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,212 @@
+"""``--cache-to``: leave what the steps of a build gave where other builds find it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from builder.errors import LayerLost
+from builder.events import Meter, Notice, Sink
+from builder.images.lazy_layers import Layers
+from builder.oci.model import MANIFEST_TYPE, to_json
+from builder.request import CachePlace
+from builder.shared_cache.backends import Place
+from builder.shared_cache.content_names import Alias, portable, portable_chain
+from builder.shared_cache.imports import Imports, open_place
+from builder.shared_cache.records import (
+    ARTIFACT_TYPE,
+    CONFIG_TYPE,
+    MOUNT_TYPE,
+    Record,
+    Records,
+    encode,
+    to_bytes,
+)
+from builder.support.parallel import each
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest, digest_of
+from cache.errors import CacheError
+from cache.layer.blobs import blob, pack_folder, stored
+from cache.layer.compression import ZSTD, compression_of, media_type
+from cache.locks import try_lock
+from cache.store import Store
+from grammar.structs import replace, struct
+
+_AT_ONCE = 4
+_PATIENCE = 10.0  # seconds for another build to be done with a cache mount
+
+
+@struct
+class StepResult:
+    """What a step of this build gave, as the solver has it: layers go by snapshots or diff IDs."""
+
+    key: str
+    run: tuple[str, ...]
+    created: int
+    layer: str
+
+
+@struct
+class Known:
+    """All that a build can say. ``last`` are the steps whose layers the image holds, ``mounts`` the
+    cache mounts by their ids: their names, and their folders, "" for one that is not there.
+    """
+
+    steps: tuple[StepResult, ...]
+    last: frozenset[str]
+    contents: tuple[tuple[Alias, str], ...]
+    mounts: dict[str, list[tuple[str, str]]]
+
+
+def records_of(store: Store, known: Known, everything: bool) -> Records:
+    """The records of all steps, or of those that the image's layers come from."""
+    steps = []
+    found: dict[str, str] = {}  # layers' diff IDs
+    for result in known.steps:
+        if everything or result.key in known.last:
+            run = portable_chain(store, result.run, found)
+            layer = digest(portable(store, result.layer, pack=True))
+            steps.append(Record(result.key, run, result.created, layer))
+    contents = {}
+    if everything:
+        contents = {alias.portable(store, pack=True): content for alias, content in known.contents}
+    steps.sort(key=lambda record: record.key)
+    return Records(tuple(steps), contents)
+
+
+def export(
+    store: Store,
+    layers: Layers,
+    known: Known,
+    given: CachePlace,
+    imports: Imports | None,
+    insecure: frozenset[str],
+    sink: Sink,
+) -> None:
+    """Write a cache to the place that *given* names; *imports* are those this build has used.
+
+    Raises BuildError or CacheError.
+    """
+    records = records_of(store, known, given.mode == "max")
+    place = open_place(given, insecure)
+    try:
+        _export(store, layers, records, known, given, imports, place, sink)
+    finally:
+        place.close()
+
+
+def _export(
+    store: Store,
+    layers: Layers,
+    records: Records,
+    known: Known,
+    given: CachePlace,
+    imports: Imports | None,
+    place: Place,
+    sink: Sink,
+) -> None:
+    found: dict[Digest, Descriptor] = {}
+
+    def send(layer: Digest) -> None:
+        try:
+            descriptor = _at_its_place(layer, layers, place) or _blob_of(layer, store, layers, given)
+        except LayerLost as error:
+            sink(Notice(f"a step is left out of {place.name}: {error.message}", True))
+            return
+        meter = Meter(f"caching in {place.name}", descriptor.size, sink)
+        if not layers.damaged and place.has(descriptor):  # else who knows what it has
+            meter.add(descriptor.size)
+        else:
+            place.put(descriptor, store.blob_path(descriptor.digest), meter.add)
+        meter.finish()
+        found[layer] = descriptor
+
+    each(send, list(dict.fromkeys(record.layer for record in records.steps)), _AT_ONCE)
+    mounts: dict[str, Descriptor] = {}
+    for name, folder in _wanted(known, given, sink):
+        if folder:
+            descriptor = _send_mount(store, folder, place, sink)
+        else:
+            descriptor = imports.carried(name, place) if imports is not None else None
+        if descriptor is not None:
+            mounts[name] = descriptor
+    steps = tuple(record for record in records.steps if record.layer in found)
+    body = to_bytes(encode(replace(records, steps=steps, mounts=mounts), found.items()))
+    config = Descriptor(CONFIG_TYPE, digest_of(body), len(body))
+    if not place.has(config):
+        place.put(config, store.blob_path(store.put_blob(body)), lambda count: None)
+    blobs = {item.digest: item for item in (*found.values(), *mounts.values())}
+    place.publish(
+        to_json(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST_TYPE,
+                "artifactType": ARTIFACT_TYPE,
+                "config": config.to_json(),
+                "layers": [blobs[value].to_json() for value in sorted(blobs)],
+            }
+        )
+    )
+    sink(Notice(f"cached {len(steps)} steps in {place.name}"))
+
+
+def _at_its_place(layer: Digest, layers: Layers, place: Place) -> Descriptor | None:
+    """A layer that this very place said it has, that nobody has fetched, and that need not be."""
+    descriptor = layers.in_cache(layer, place.name)
+    if descriptor is None or layers.damaged or not place.has(descriptor):
+        return None
+    return _plain(descriptor)
+
+
+def _blob_of(layer: Digest, store: Store, layers: Layers, given: CachePlace) -> Descriptor:
+    """A layer as a blob of the store, verified: there already, fetched, or packed now. Raises LayerLost."""
+    if not store.index.unpacked(layer):
+        layers.fetched([layer])
+    return _plain(stored(store, layer) or blob(store, layer, given.compression))
+
+
+def _plain(found: Descriptor) -> Descriptor:
+    return Descriptor(media_type(compression_of(found.media_type)), found.digest, found.size)
+
+
+# -- cache mounts --------------------------------------------------------------------------
+
+
+def _wanted(known: Known, given: CachePlace, sink: Sink) -> list[tuple[str, str]]:
+    """The names and folders of the mounts to take along; a folder that is not there is ""."""
+    if given.all_mounts:
+        return [item for items in known.mounts.values() for item in items]
+    for name in given.mounts:
+        if name not in known.mounts:
+            sink(Notice(f"no step of this build has a cache mount {name!r}", True))
+    return [item for name in given.mounts for item in known.mounts.get(name, ())]
+
+
+def _send_mount(store: Store, folder: str, place: Place, sink: Sink) -> Descriptor | None:
+    """Pack a cache mount and put it there, unless another build keeps it locked."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    temporary = store.temporary()
+    try:
+        end = time.monotonic() + _PATIENCE
+        while not try_lock(fd, shared=True):
+            if time.monotonic() > end:
+                sink(Notice(f"a cache mount is in use and not in {place.name}", True))
+                return None
+            time.sleep(0.05)
+        try:
+            with open(temporary, "x+b") as file:
+                found = pack_folder(folder, ZSTD, file)._replace(media_type=MOUNT_TYPE)
+        except CacheError as error:  # others who share it have written meanwhile, or it has odd names
+            sink(Notice(f"a cache mount is not in {place.name}: {error.message}", True))
+            return None
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        if not place.has(found):
+            meter = Meter(f"caching in {place.name}", found.size, sink)
+            place.put(found, temporary, meter.add)
+            meter.finish()
+        return found
+    finally:
+        os.close(fd)
+        if os.path.exists(temporary):
+            os.unlink(temporary)

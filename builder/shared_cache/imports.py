@@ -1,0 +1,178 @@
+"""``--cache-from``: look up results of steps in shared caches, and fetch the layers when they are needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from builder.errors import BuildError
+from builder.events import Notice
+from builder.images.lazy_layers import Layers, fetched
+from builder.oci.layout import Layout
+from builder.oci.model import parse_config, parse_descriptor
+from builder.registry.mirrors import open_for_push
+from builder.request import CachePlace
+from builder.shared_cache.backends import Folder, Place, Repository
+from builder.shared_cache.content_names import Alias, portable, portable_chain
+from builder.shared_cache.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
+from builder.support.json_strict import loads
+from cache.descriptor import Descriptor
+from cache.digest import Digest
+from cache.errors import CacheError
+from cache.layer.blobs import unpack_tar
+from cache.layer.compression import ZSTD, is_layer
+from cache.store import Store
+from grammar.reference import parse_reference
+from grammar.structs import field, struct
+
+
+@struct(frozen=False)
+class Imports:
+    """What the caches of one build say."""
+
+    store: Store
+    layers: Layers
+    _records: dict[str, list[Record]] = field(factory=dict)
+    _contents: dict[str, str] = field(factory=dict)
+    _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(factory=dict)
+    _places: list[Place] = field(factory=list)
+    _known: dict[str, str] = field(factory=dict)  # layers' diff IDs
+
+    def load(self, places: Sequence[CachePlace], insecure: frozenset[str]) -> None:
+        """Read the records of every cache; one that cannot be read is a warning."""
+        for given in places:
+            try:
+                place = open_place(given, insecure)
+                self._places.append(place)
+                self._add(place)
+            except (BuildError, CacheError) as error:
+                self.layers.sink(Notice(f"the cache {given.place} is not used: {error.message}", True))
+
+    def forget(self) -> None:
+        """Use none of them for steps any more."""
+        self._records.clear()
+        self._contents.clear()
+        self.layers.forget()
+
+    def close(self) -> None:
+        for place in self._places:
+            place.close()
+
+    def _add(self, place: Place) -> None:
+        manifest = place.manifest()
+        if "manifests" not in manifest:
+            self._add_one(place, manifest)
+            return
+        items = manifest["manifests"]  # an image for several platforms
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise BuildError("its index names no manifests")
+        said = ""
+        for item in items:
+            platform = item.get("platform")
+            known = not isinstance(platform, dict) or platform.get("architecture") != "unknown"
+            if known and "artifactType" not in item:
+                try:
+                    self._add_one(place, place.inner(parse_descriptor(item, "a manifest")))
+                except BuildError as error:
+                    said = error.message
+        if said and not self._records:
+            raise BuildError(said)
+
+    def _add_one(self, place: Place, manifest: dict[str, Any]) -> None:
+        config = parse_descriptor(manifest.get("config"), "the config of the cache")
+        if config.size > LIMIT:
+            raise BuildError(f"the records of the cache have {config.size} bytes")
+        items = manifest.get("layers")
+        if not isinstance(items, list):
+            raise BuildError("its manifest has no layers")
+        descriptors = [parse_descriptor(item, "a layer") for item in items]
+        if config.media_type == CONFIG_TYPE:
+            records, blobs = parse(_small(place, config), "the config of the cache")
+        else:
+            records, blobs = _inline(_small(place, config), descriptors)
+        known = {item.digest for item in descriptors}
+        for layer, descriptor in blobs.items():
+            if descriptor.digest in known and is_layer(descriptor.media_type):
+                self.layers.add(layer, place, descriptor)
+        for record in records.steps:
+            self._records.setdefault(record.key, []).append(record)
+        self._contents |= records.contents
+        for name, descriptor in records.mounts.items():
+            if descriptor.digest in known:
+                self._mounts.setdefault(name, []).append((place, descriptor))
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def find(self, key: str, runs: tuple[str, ...], pack: bool = True) -> list[tuple[str, int]]:
+        """What steps with *key* gave above the layers of *runs*: layers, as a stack holds them, and times.
+
+        Without *pack* nothing is read to know what is below: where that is not known, nothing is found.
+        """
+        found: dict[str, int] = {}
+        records = self._records.get(key, [])
+        if records and (pack or all(portable(self.store, layer, pack=False) for layer in runs)):
+            below = portable_chain(self.store, runs, self._known)
+            for record in records:
+                if record.run == below and (layer := self.layers.named(record.layer)):
+                    found.setdefault(layer, record.created)
+        return list(found.items())
+
+    def content(self, alias: Alias) -> str:
+        """The digest of what a stage holds, "" where nobody says."""
+        key = alias.portable(self.store)
+        return self._contents.get(key, "") if key else ""
+
+    # -- cache mounts ----------------------------------------------------------------------
+
+    def fill(self, name: str, folder: str) -> bool:
+        """Unpack what is known of the cache mount *name* into the empty *folder*; whether there was some."""
+        for place, descriptor in self._mounts.get(name, ()):
+            try:
+                found = fetched(self.store, place, descriptor, self.layers.sink)
+                with found as path, open(path, "rb") as file:
+                    unpack_tar(file.read, ZSTD, folder)
+                return True
+            except (BuildError, CacheError) as error:
+                self.layers.sink(Notice(f"a cache mount of {place.name} is not used: {error.message}", True))
+        return False
+
+    def carried(self, name: str, to: Place) -> Descriptor | None:
+        """The blob of a cache mount that no step has used here, put *to* another place if need be."""
+        for place, descriptor in self._mounts.get(name, ()):
+            try:
+                if not to.has(descriptor):
+                    with fetched(self.store, place, descriptor, self.layers.sink) as path:
+                        to.put(descriptor, path, lambda count: None)
+                return descriptor
+            except (BuildError, CacheError) as error:
+                note = f"a cache mount of {place.name} cannot be taken along: {error.message}"
+                self.layers.sink(Notice(note, True))
+        return None
+
+
+def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:
+    """The place that an option names."""
+    if given.kind == "local":
+        return Folder(Layout(given.place), given.tag, given.digest)
+    reference = parse_reference(given.place)
+    return Repository(open_for_push(reference, insecure), reference)
+
+
+def _small(place: Place, descriptor: Descriptor) -> bytes:
+    buffer = io.BytesIO()
+    place.blob(descriptor, buffer, lambda count: None)
+    return buffer.getvalue()
+
+
+def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[Digest, Descriptor]]:
+    """The records in an image's config; the layers are the image's own."""
+    config = parse_config(data, "the config")
+    value = loads(data, "the config", LIMIT)
+    found = value.get(INLINE) if isinstance(value, dict) else None
+    if not isinstance(found, dict):
+        raise BuildError("it is an image without a cache", "build it with --cache-to type=inline")
+    if len(config.diff_ids) != len(layers):
+        raise BuildError("its config and its manifest disagree about its layers")
+    records, _blobs = decode(found, "the cache in the config")
+    return Records(records.steps), dict(zip(config.diff_ids, layers, strict=True))

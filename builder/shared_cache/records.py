@@ -1,0 +1,130 @@
+"""What a shared cache says: the results of steps, by their keys; and how that is written.
+
+It is data from a stranger. A key, which is a hash of all that a step depends on, only says something of
+a step for which this build derives the same one; layers are verified against their digests and diff
+IDs when they are fetched. Of the Dockerfile, its arguments and its environment nothing else is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from builder.errors import BuildError
+from builder.oci.model import parse_descriptor
+from builder.support.json_strict import loads
+from cache.descriptor import Descriptor
+from cache.digest import Digest, digest
+from cache.errors import CacheError
+from grammar.structs import field, struct
+
+CONFIG_TYPE = "application/vnd.pybuild.cache.config.v1+json"
+ARTIFACT_TYPE = "application/vnd.pybuild.cache.v1"
+MOUNT_TYPE = "application/vnd.pybuild.cache.mount.v1.tar+zstd"
+INLINE = "pybuild.cache"  # the field of an image's config
+LIMIT = 32 << 20  # bytes of what is read
+_VERSION = 1
+_HEX = frozenset("0123456789abcdef")
+
+
+@struct
+class Record:
+    """A step: its *layer*, made at *created* (ns), above RUNs whose layers are *run* (``chained``)."""
+
+    key: str
+    run: str
+    created: int
+    layer: Digest
+
+
+@struct
+class Records:
+    """All of a cache: results, digests of what stages hold by their aliases, cache mounts by their names."""
+
+    steps: tuple[Record, ...] = ()
+    contents: dict[str, str] = field(factory=dict)
+    mounts: dict[str, Descriptor] = field(factory=dict)
+
+
+def encode(records: Records, layers: Iterable[tuple[Digest, Descriptor]] = ()) -> dict[str, Any]:
+    """The records as JSON has them; *layers* are the blobs of diff IDs, where the manifest does not say."""
+    out: dict[str, Any] = {
+        "version": _VERSION,
+        "steps": [
+            {
+                "key": record.key,
+                "run": record.run,
+                "created": record.created,
+                "layer": record.layer,
+            }
+            for record in records.steps
+        ],
+    }
+    if records.contents:
+        out["contents"] = dict(sorted(records.contents.items()))
+    if records.mounts:
+        out["mounts"] = {name: item.to_json() for name, item in sorted(records.mounts.items())}
+    blobs = {layer: item.to_json() for layer, item in layers}
+    if blobs:
+        out["layers"] = dict(sorted(blobs.items()))
+    return out
+
+
+def to_bytes(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+
+
+def parse(data: bytes, what: str) -> tuple[Records, dict[Digest, Descriptor]]:
+    """The records in *data* and the blobs of the layers they name. Raises BuildError."""
+    value = loads(data, what, LIMIT)
+    if not isinstance(value, dict):
+        raise BuildError(f"{what} is not a JSON object")
+    return decode(value, what)
+
+
+def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[Digest, Descriptor]]:
+    """See ``parse``."""
+    if value.get("version") != _VERSION:
+        raise BuildError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
+    try:
+        steps = tuple(map(_record, _typed(value, "steps", list)))
+        contents = {_hex(key): _content(item) for key, item in _typed(value, "contents", dict).items()}
+        mounts = {
+            _hex(name): parse_descriptor(item, "a cache mount")
+            for name, item in _typed(value, "mounts", dict).items()
+        }
+        layers = {
+            digest(layer): parse_descriptor(item, "a layer")
+            for layer, item in _typed(value, "layers", dict).items()
+        }
+    except (TypeError, CacheError) as error:
+        raise BuildError(f"{what} is not what a cache is: {error}") from None
+    return Records(steps, contents, mounts), layers
+
+
+def _record(item: Any) -> Record:
+    if not isinstance(item, dict):
+        raise TypeError("a step is not an object")
+    created, run = item.get("created"), item.get("run", "")
+    if type(created) is not int or not 0 <= created < 1 << 63:
+        raise TypeError("a step has no date")
+    run = digest(str(run)) if run else ""
+    return Record(_hex(item.get("key")), run, created, digest(str(item.get("layer"))))
+
+
+def _hex(value: object) -> str:
+    if not isinstance(value, str) or len(value) != 64 or not _HEX.issuperset(value):
+        raise TypeError(f"{str(value)[:80]!r} is not a key")
+    return value
+
+
+def _content(value: object) -> str:
+    return "nothing" if value == "nothing" else _hex(value)
+
+
+def _typed(value: dict[str, Any], name: str, kind: type) -> Any:
+    item = value.get(name, kind())
+    if not isinstance(item, kind):
+        raise TypeError(f"{name!r} is not a {kind.__name__}")
+    return item

@@ -1,0 +1,1 @@
+"""Layers: directories in overlayfs form, their tars, and what turns one into the other."""

@@ -1,0 +1,1 @@
+"""Build checks: the rules, and the linter that applies them."""
