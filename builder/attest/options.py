@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from builder.errors import UsageError
+from builder.support.fields import parse_fields
 from grammar.booleans import truth
 from grammar.structs import struct
 
@@ -29,7 +30,7 @@ def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str])
         *(("--sbom", "sbom", text) for text in sbom),
         *(("--provenance", "provenance", text) for text in provenance),
     ):
-        fields = _fields(given, text)
+        fields = _fields(option, given, text)
         kind = given or fields.pop("type", "")
         if kind == "sbom":
             form = _form(f"{option} {text!r}", fields)
@@ -42,20 +43,14 @@ def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str])
     return Asked(form, mode, builder)
 
 
-def _fields(kind: str, text: str) -> dict[str, str]:
+def _fields(option: str, kind: str, text: str) -> dict[str, str]:
     """``name=value`` with commas between, in quotes where a value holds some; of a *kind* also one word."""
     on = truth(text or "true")
     if kind and on is not None:
         return {} if on else {"disabled": "true"}
     if kind and text in (*_FORMS, *_MODES):
         return {"format" if text in _FORMS else "mode": text}
-    import csv
-
-    out = {}
-    for item in next(csv.reader([text]), []):
-        name, equals, value = item.partition("=")
-        out[name.lower()] = value if equals else "true"
-    return out
+    return parse_fields(text, option, bare="true")
 
 
 def _form(option: str, fields: dict[str, str]) -> str:
