@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests/golden/README.md"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md", GOLDEN]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "benchmarks/README.md",
+    GOLDEN,
+]
+REFERENCE = ROOT / "docs/reference"
+# T12, L5, S3, RT-07; in the names of tests RT_07.
+CITED = re.compile(r"(?<![\w.$/-])(T\d{1,3}|[LS]\d{1,2}|(?:RT|UNP|SRC|PAR|REG|SEC|STO)[-_]\d{2})(?![\w.=])")
+NAMED = re.compile(r"def test_((?:[A-Z]+_?\d+_)+)")
+SOURCES = ("*.py", "*.lark", "*.tbl", "*.md", "*.toml")
 
 
+def cited(path: Path) -> set[str]:
+    """Return the identifiers of docs/reference that *path* cites."""
+    text = path.read_text()
+    found = set(CITED.findall(text))
+    for name in NAMED.findall(text):
+        found |= set(re.findall(r"[A-Z]+_?\d+", name))
+    return {name.replace("_", "-") for name in found}
+
+
+@cache
 def known_tests() -> set[str]:
     """The names of all tests, and of the files they are in."""
     found = set()
@@ -21,7 +42,7 @@ def known_tests() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_tests_exist(page: Path) -> None:
     known = known_tests()
     for name in re.findall(r"`(test_[\w*]+(?:\.py)?)`", page.read_text()):
@@ -29,7 +50,7 @@ def test_named_tests_exist(page: Path) -> None:
         assert any(test == wanted or test.startswith(wanted) for test in known), f"{page.name} names {name}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page: Path) -> None:
     text = page.read_text()
     for name in re.findall(r"`((?:builder|cache|grammar|tests|docs|benchmarks|samples)/[\w./-]*\w)`", text):
@@ -48,3 +69,39 @@ def test_listed_golden_folders_exist() -> None:
 def test_nothing_is_left_to_fill_in() -> None:
     for page in PAGES:
         assert "@@" not in page.read_text(), page.name
+
+
+def test_cited_identifiers_have_a_row() -> None:
+    rows = [
+        row
+        for page in REFERENCE.glob("*.md")
+        for row in re.findall(r"^\| ([A-Z]+-?\d+) \|", page.read_text(), re.M)
+    ]
+    assert len(rows) == len(set(rows)), "an identifier has two rows"
+    folders = ("builder", "cache", "grammar", "tests", "benchmarks", "samples", "docs")
+    paths = {path for name in folders for kind in SOURCES for path in (ROOT / name).rglob(kind)} - {
+        Path(__file__)
+    }
+    cites = {path.relative_to(ROOT): cited(path) - set(rows) for path in [*paths, *ROOT.glob("*.md")]}
+    assert {str(path): names for path, names in cites.items() if names} == {}
+
+
+def test_an_unknown_identifier_is_found(tmp_path: Path) -> None:
+    text = "# see T999, SRC-77 (and RT-88)\ndef test_REG_99_x(): ...\n"
+    (tmp_path / "a.py").write_text(text)
+    assert cited(tmp_path / "a.py") == {"T999", "SRC-77", "RT-88", "REG-99"}
+
+
+def test_code_names_pages_of_this_project_only() -> None:
+    """A page in a comment is a path from the top, or a page of a specification (image-spec manifest.md)."""
+    lost = set()
+    for path in [
+        path for name in ("builder", "cache", "grammar", "tests") for path in (ROOT / name).rglob("*.py")
+    ]:
+        for name in re.findall(r"(?<![\w/-])docs/[\w/-]+\.md", path.read_text()):
+            lost |= set() if (ROOT / name).exists() else {f"{path.name}: {name}"}
+        for name in re.findall(
+            r"(?<![\w/.-])(?:dockerfile|security|architecture|performance|decisions)\.md", path.read_text()
+        ):
+            lost.add(f"{path.name}: {name}")
+    assert lost == set()

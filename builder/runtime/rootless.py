@@ -1,7 +1,7 @@
 """Without root: enter a user namespace once, at the start, and be root of that.
 
 There every path of the builder sees one set of ids, and may mount, chown and make namespaces as
-root may (architecture.md 5.11). The ids are
+root may. The ids are
 
 * those that /etc/subuid and /etc/subgid give the user, mapped by newuidmap and newgidmap;
 * for a root that is not the machine's (in a container), all that it has;

@@ -3,8 +3,7 @@
 The format is what BuildKit's layers use (T76, T81, T84): ustar headers,
 numeric ids, whole-second times, a PAX header only for what ustar cannot hold, names without
 a leading "./", directories with a trailing slash, two zero blocks at the end. Headers are
-packed by hand: the standard library's tarfile takes six times as long (performance.md
-section 4).
+packed by hand: the standard library's tarfile takes six times as long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The build checks of dockerfile.md 1.9, rule by rule, and which of them a file wants."""
+"""The build checks, rule by rule, and which of them a file wants."""
 
 from __future__ import annotations
 

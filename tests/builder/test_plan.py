@@ -1,4 +1,4 @@
-"""Stages to steps, with a dictionary for a registry (dockerfile.md T63 to T75, T101)."""
+"""Stages to steps, with a dictionary for a registry (T63 to T75, T101)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ADD of archives, and COPY's --link, --parents, --exclude, --chmod (dockerfile.md T12, T18, T25, T26, T30 to T39)."""
+"""ADD of archives, and COPY's --link, --parents, --exclude, --chmod (T12, T18, T25, T26, T30 to T39)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache never lies: what makes a step run again and what does not (dockerfile.md T94 to T110)."""
+"""The cache never lies: what makes a step run again and what does not (T94 to T110)."""
 
 from __future__ import annotations
 

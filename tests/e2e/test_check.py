@@ -1,4 +1,4 @@
-"""Checks at the end of a build, --check and --call (dockerfile.md 1.9)."""
+"""Checks at the end of a build, --check and --call."""
 
 from __future__ import annotations
 

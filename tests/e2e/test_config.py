@@ -1,4 +1,4 @@
-"""Image config and history: variables, quoting, inheritance (dockerfile.md T41 to T62, T87 to T89)."""
+"""Image config and history: variables, quoting, inheritance (T41 to T62, T87 to T89)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step can do to what is outside of it: the probes of security.md 5.3, its RT rows by name, S23 to S25.
+"""What a step can do to what is outside of it: the probes (S3), the RT rows of docs/reference, S23 to S25.
 
 The probe (tests/support/probe.c) tries some 370 things inside a step; tests/support/confinement.py
 says which of them work. Every mode has the same table: root, an ordinary user with subordinate
@@ -1589,7 +1589,7 @@ def test_user_without_a_network(mode: Mode, carrier: str) -> None:
 
 @CARRIERS
 def test_metadata_service(mode: Mode, carrier: str, heard: Callable[[Mode, str], dict[str, str]]) -> None:
-    """Security.md 5.3: what a cloud tells its machines, keys among it, is told to no step."""
+    """What a cloud tells its machines, keys among it, is told to no step."""
     answers = heard(mode, carrier)
     assert answers[world.INTERNET] == world.INTERNET and answers[world.METADATA] == ""
 

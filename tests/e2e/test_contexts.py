@@ -1,4 +1,4 @@
-"""Where files come from: standard input, URLs, repositories, named contexts (dockerfile.md 1.8, T69)."""
+"""Where files come from: standard input, URLs, repositories, named contexts (T69)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COPY as BuildKit does it: paths, trees, links, owners, modes, times (dockerfile.md T1 to T29)."""
+"""COPY as BuildKit does it: paths, trees, links, owners, modes, times (T1 to T29)."""
 
 from __future__ import annotations
 

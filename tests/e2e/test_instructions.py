@@ -1,4 +1,4 @@
-"""Instructions that say something of the image, triggers, here-documents (dockerfile.md T51 to T75)."""
+"""Instructions that say something of the image, triggers, here-documents (T51 to T75)."""
 
 from __future__ import annotations
 

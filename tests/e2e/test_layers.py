@@ -1,4 +1,4 @@
-"""What a step changed is what its layer holds, and nothing else (dockerfile.md T76 to T87)."""
+"""What a step changed is what its layer holds, and nothing else (T76 to T87)."""
 
 from __future__ import annotations
 

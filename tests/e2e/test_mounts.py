@@ -1,4 +1,4 @@
-"""RUN --mount: what is there, what stays, what is kept out of the image (dockerfile.md 1.5, T85, T105, T106)."""
+"""RUN --mount: what is there, what stays, what is kept out of the image (T85, T105, T106)."""
 
 from __future__ import annotations
 

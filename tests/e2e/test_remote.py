@@ -1,4 +1,4 @@
-"""ADD of URLs and git repositories, from servers on loopback (dockerfile.md 1.7; T29, T32, T33, T40, T102, T108)."""
+"""ADD of URLs and git repositories, from servers on loopback (T29, T32, T33, T40, T102, T108)."""
 
 from __future__ import annotations
 

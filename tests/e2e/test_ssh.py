@@ -1,4 +1,4 @@
-"""RUN --mount=type=ssh: a step uses the user's agent, and cannot change or keep it (dockerfile.md 1.5)."""
+"""RUN --mount=type=ssh: a step uses the user's agent, and cannot change or keep it."""
 
 from __future__ import annotations
 

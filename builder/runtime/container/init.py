@@ -246,7 +246,7 @@ def _mount_root(spec: ContainerSpec, store: int) -> tuple[int, list[tuple[MountS
 
     The store is attached, entered and its layers named by short relative paths, so that
     no host path shows in the step's mountinfo. ``volatile`` spares the sync of an upper
-    that is never used as an upper again (performance.md section 2).
+    that is never used as an upper again.
     """
     sc.move_mount(store, sc.AT_FDCWD, _STORE)
     os.fchdir(store)
@@ -467,8 +467,7 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
 
     ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
-    no entry. An empty user is 0. What looks like a number never falls back to a name (security.md
-    RT-17). The home is that of the first entry with the uid, also where another one was named.
+    no entry. An empty user is 0. What looks like a number never falls back to a name (RT-17). The home is that of the first entry with the uid, also where another one was named.
     """
     user, colon, group = text.partition(b":")
     user = user or b"0"
