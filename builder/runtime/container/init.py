@@ -467,7 +467,8 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     """Resolve USER against the image: ``(uid, gid, supplementary groups, home)``.
 
     ``name`` brings the groups that list it, ``name:group`` only that group; numbers need
-    no entry. An empty user is 0. What looks like a number never falls back to a name (RT-17). The home is that of the first entry with the uid, also where another one was named.
+    no entry. An empty user is 0. What looks like a number never falls back to a name (RT-17).
+    The home is that of the first entry with the uid, also where another one was named.
     """
     user, colon, group = text.partition(b":")
     user = user or b"0"
