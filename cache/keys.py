@@ -2,7 +2,7 @@
 
 A key is the sha256 of canonical JSON of ``[version, kind, identity, inputs]``. The identity
 is an explicit list of what matters (builder.plan.identity writes it), never a record with
-fields blanked out. Golden files in tests/cache/keys pin the bytes: change them knowingly,
+fields blanked out. Golden files in tests/unit/cache/keys pin the bytes: change them knowingly,
 and raise KEY_VERSION when a meaning changes.
 """
 

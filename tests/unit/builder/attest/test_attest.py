@@ -129,7 +129,8 @@ def test_equal_bytes(form: str) -> None:
     here = Path(__file__).parent
     again = [
         subprocess.check_output(
-            [sys.executable, "-c", script, here, here.parent / "support", form], env={"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", script, here, here.parents[2] / "support", form],
+            env={"PYTHONHASHSEED": seed},
         )
         for seed in ("1", "2")
     ]

@@ -15,7 +15,7 @@ from grammar.ignore import parse_ignore
 from grammar.lint.linter import RULES, Linter, parse_checks
 from grammar.parse import parse
 
-PAGES = Path(__file__).resolve().parents[2] / "docs/rules"
+PAGES = Path(__file__).resolve().parents[4] / "docs/rules"
 
 
 def found(text: str, ignore: str = "", args: dict[str, str] | None = None, every: bool = True) -> list[str]:
