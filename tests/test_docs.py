@@ -66,6 +66,20 @@ def test_listed_golden_folders_exist() -> None:
     assert [name for name in names if not (GOLDEN.parent / name / "Dockerfile").exists()] == []
 
 
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs/decisions").glob("[a-z]*.md")), ids=lambda page: page.name
+)
+def test_decisions_are_records(page: Path) -> None:
+    """Each has a title, a date, and says its context, the decision and its consequences, in this order."""
+    for record in page.read_text().split("\n## ")[1:]:
+        title, _, text = record.partition("\n")
+        assert re.fullmatch(
+            r"\n\d{4}-\d\d-\d\d\n\n\*\*Context\.\*\* .+\n\n\*\*Decision\.\*\* .+\n\n\*\*Consequences\.\*\* .+",
+            text,
+            re.DOTALL,
+        ), title
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     for page in PAGES:
         assert "@@" not in page.read_text(), page.name

@@ -312,7 +312,7 @@ class _Plain:
 
 
 def compressor(write: Write, compression: str, level: int = 0) -> Compressor:
-    """A compressor into *write*; with *level* 0 gzip at level 1 (docs/decisions.md), zstd at level 3."""
+    """Return a compressor into *write*. Level 0 means gzip 1 (docs/decisions/layers.md), zstd 3."""
     if compression == GZIP:
         return _Gzip(write, level or 1)
     if compression == ZSTD:
