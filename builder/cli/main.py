@@ -37,6 +37,10 @@ def _main(argv: list[str]) -> int:
 
         sys.stdout.write(f"pybuild {VERSION}\n")
         return 0
+    if "--debug" in argv:
+        from builder.support.debug import take
+
+        argv = take(argv)
     from builder.replay.play import replay
 
     done, look = replay(argv)

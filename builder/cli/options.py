@@ -16,6 +16,7 @@ from builder.errors import BuildError, UsageError
 from builder.registry import limits
 from builder.registry.step_proxies import for_containers
 from builder.runtime.isolation import WAYS
+from builder.support import debug
 from builder.support.paths import why_missing
 from grammar.booleans import truth
 from grammar.suggest import suggestion
@@ -52,6 +53,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **given)
         self.add_argument("--root", metavar="DIR", help="the store (default: PYBUILD_ROOT, or by user)")
+        self.add_argument(
+            debug.OPTION,
+            action="store_true",
+            help="print keys, lookups, container set-up and timings (or set PYBUILD_DEBUG=1)",
+        )
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         """argparse wants one for every option that is added, and imports much to learn its width."""
@@ -64,6 +70,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, of words that are spelled as docker takes them, too."""
         found = super().parse_args(self._spelled(args), namespace)
+        if found.debug:
+            debug.enable()
         if seconds := getattr(found, "timeout", None):
             limits.set_timeout(seconds)
         return found
