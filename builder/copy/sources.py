@@ -270,8 +270,8 @@ class ContextSource:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise BuildError(f"reading the build context {folder}: {error.strerror}") from None
-        self._tree = _VisibleTree(folder, ignore)
-        self._folder = folder
+        self._folder = os.path.realpath(folder)  # a link may be given as the context
+        self._tree = _VisibleTree(self._folder, ignore)
         self.name = name
         self.index = index
         self._ignore = ignore

@@ -287,3 +287,15 @@ def test_named_image_is_a_base_like_any(pybuild: Pybuild) -> None:
     image = export(pybuild, "--build-context=q=docker-image://bare", pybuild.context(text))
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert image.config["config"]["Env"] == [f"PATH={path}", f"P={path}"]
+
+
+def test_links_to_folders(pybuild: Pybuild) -> None:
+    """The context, and a named one, may be given by a link, and is looked at anew by each build."""
+    one = pybuild.context("FROM scratch\nCOPY a /\nCOPY --from=other . /o/\n", {"a": "1"}, "one")
+    other = pybuild.context(None, {"b": "2"}, "other")
+    (pybuild.work / "link").symlink_to(one)
+    (pybuild.work / "second").symlink_to(other)
+    args = ("--build-context=other=second", "link")
+    assert export(pybuild, *args).tree() == {"a": "1", "o": "DIR", "o/b": "2"}
+    (one / "a").write_text("new")
+    assert export(pybuild, *args).tree()["a"] == "new"
