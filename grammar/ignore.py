@@ -19,7 +19,7 @@ _MAX_PATTERNS = 100_000
 
 
 class GlobError(ValueError):
-    """A malformed pattern: an open ``[`` or a trailing backslash."""
+    """A malformed pattern: an open ``[``, a trailing backslash, a letter behind one that means nothing."""
 
 
 # -- one component -------------------------------------------------------------------------
@@ -27,6 +27,36 @@ class GlobError(ValueError):
 _Class = tuple[bool, tuple[tuple[str, str], ...]]  # negated, ranges
 _Token = tuple[str, str, "_Class | None"]  # kind, literal, class
 _LITERAL, _ONE, _STAR, _SET = "literal", "one", "star", "set"
+
+# What letters behind a backslash mean to moby, whose patterns become regular expressions.
+_DIGITS = (("0", "9"),)
+_BLANKS = (("\t", "\n"), ("\f", "\r"), (" ", " "))
+_WORDS = (("0", "9"), ("A", "Z"), ("_", "_"), ("a", "z"))
+_LETTERS = {
+    **{letter: ((char, char),) for letter, char in zip("afnrtv", "\a\f\n\r\t\v", strict=True)},
+    **{"d": _DIGITS, "s": _BLANKS, "w": _WORDS},
+}
+
+
+def _others(ranges: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Every character that is not in *ranges*."""
+    ends = ["\0"]
+    for low, high in ranges:
+        ends += [chr(ord(low) - 1), chr(ord(high) + 1)]
+    ends.append("\U0010ffff")
+    return tuple(zip(ends[::2], ends[1::2], strict=True))
+
+
+_LETTERS |= {letter.upper(): _others(_LETTERS[letter]) for letter in "dsw"}
+
+
+def _escaped(char: str) -> tuple[tuple[str, str], ...]:
+    """What *char* behind a backslash matches in an ignore file. Raises GlobError."""
+    if char in _LETTERS:
+        return _LETTERS[char]
+    if char.isascii() and not char.isalnum():
+        return ((char, char),)
+    raise GlobError(f"syntax error in pattern: \\{char} means nothing")
 
 
 def has_glob(text: str) -> bool:
@@ -43,7 +73,8 @@ def match_glob(pattern: str, path: str) -> bool:
     return all(_match(tokens, part) for tokens, part in zip(compiled, parts, strict=True))
 
 
-def _compile(pattern: str) -> list[_Token]:
+def _compile(pattern: str, letters: bool = False) -> list[_Token]:
+    """The tokens of a component; with *letters* as in an ignore file, where some mean more (_LETTERS)."""
     tokens: list[_Token] = []
     place = 0
     while place < len(pattern):
@@ -55,7 +86,7 @@ def _compile(pattern: str) -> list[_Token]:
         elif char == "?":
             tokens.append((_ONE, "", None))
         elif char == "[":
-            parsed, place = _class(pattern, place)
+            parsed, place = _class(pattern, place, letters)
             tokens.append((_SET, "", parsed))
         else:
             if char == "\\":
@@ -63,11 +94,14 @@ def _compile(pattern: str) -> list[_Token]:
                     raise GlobError("syntax error in pattern: it ends in a backslash")
                 char = pattern[place]
                 place += 1
+                if letters:
+                    tokens.append((_SET, "", (False, _escaped(char))))
+                    continue
             tokens.append((_LITERAL, char, None))
     return tokens
 
 
-def _class(pattern: str, place: int) -> tuple[_Class, int]:
+def _class(pattern: str, place: int, letters: bool) -> tuple[_Class, int]:
     """``[^a-z]`` from after its bracket; the class and where it ends."""
     negated = pattern[place : place + 1] == "^"
     place += negated
@@ -75,18 +109,26 @@ def _class(pattern: str, place: int) -> tuple[_Class, int]:
     while True:
         if pattern[place : place + 1] == "]" and ranges:
             return (negated, tuple(ranges)), place + 1
-        low, place = _class_char(pattern, place)
+        if letters and pattern[place : place + 1] == "\\" and place + 1 < len(pattern):
+            found = _escaped(pattern[place + 1])
+            if len(found) > 1 or found[0][0] != found[0][1]:
+                ranges += found
+                place += 2
+                continue
+        low, place = _class_char(pattern, place, letters)
         high = low
         if pattern[place : place + 1] == "-":
-            high, place = _class_char(pattern, place + 1)
+            high, place = _class_char(pattern, place + 1, letters)
         ranges.append((low, high))
 
 
-def _class_char(pattern: str, place: int) -> tuple[str, int]:
+def _class_char(pattern: str, place: int, letters: bool) -> tuple[str, int]:
     char = pattern[place : place + 1]
     if char == "\\":
         place += 1
         char = pattern[place : place + 1]
+        if letters and char:
+            char = _escaped(char)[0][0]
     elif char in ("-", "]"):
         raise GlobError("syntax error in pattern: a misplaced - or ] in [...]")
     if not char:
@@ -153,7 +195,7 @@ def _compile_deep(pattern: str) -> list[_Token]:
     tokens: list[_Token] = []
     place = 0
     while (stars := _find_stars(pattern, place)) >= 0:
-        tokens += _compile(pattern[place:stars])
+        tokens += _compile(pattern[place:stars], letters=True)
         place = stars + 2
         place += pattern[place : place + 1] == "/"
         plain_after = not any(char in pattern[place:] for char in "*?[\\")
@@ -163,7 +205,7 @@ def _compile_deep(pattern: str) -> list[_Token]:
             tokens.append((_BEFORE, "", None))
         else:
             tokens.append((_COMPONENTS, "", None))
-    return tokens + _compile(pattern[place:])
+    return tokens + _compile(pattern[place:], letters=True)
 
 
 def _find_stars(pattern: str, place: int) -> int:
@@ -225,7 +267,7 @@ class Pattern:
                 if not self._parts or self._parts[-1] is not None:
                     self._parts.append(None)
             elif has_glob(part):
-                self._parts.append(_compile(part))
+                self._parts.append(_compile(part, letters=True))
             else:
                 self._parts.append(part)
         self.literal = text if all(isinstance(part, str) for part in self._parts) else ""

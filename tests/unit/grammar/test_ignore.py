@@ -73,6 +73,13 @@ def excluded(ignore: Ignore, path: str) -> bool:
         param("!a", "", "a b", id="exception-alone"),
         param("", "", "a", id="empty"),
         param("%20\nü", "%20 ü", "\u0020x u", id="names-are-literal"),
+        param("x\\d", "x0 x9 x1/y", "xd x٣", id="digits"),
+        param("\\D", "d ü", "1", id="no-digits"),
+        param("a\\Sb\na\\tc", "asb", "a\tb a\fb atc", id="no-blanks"),
+        param("\\wx\ny\\W", "_x 1x y- yü", "-x üx y_", id="words"),
+        param("**\\d", "1 a/1", "d a/d a1", id="digits-after-double-star"),
+        param("[\\da-c]\n[^\\w]x", "1 b -x", "d z ax", id="letters-in-a-class"),
+        param("\\_\\.\\-", "_.-", "_x-", id="escaped-marks"),
     ],
 )
 def test_patterns(text: str, yes: str, no: str) -> None:
@@ -96,6 +103,9 @@ def test_bytes_need_not_be_text() -> None:
         param("[a-]", 1, id="open-range"),
         param("[-a]", 1, id="range-without-start"),
         param("# c\nx\\", 2, id="escape-at-the-end"),
+        param("bin\n\\obj", 2, id="letter-of-no-meaning"),
+        param("\\1", 1, id="reference"),
+        param("[\\é]", 1, id="letter-in-a-class"),
     ],
 )
 def test_malformed(text: str, line: int) -> None:
