@@ -470,7 +470,7 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     no entry. An empty user is 0. What looks like a number never falls back to a name (RT-17).
     The home is that of the first entry with the uid, also where another one was named.
     """
-    user, colon, group = text.partition(b":")
+    user, group, *_more = [*text.split(b":"), b""]
     user = user or b"0"
     passwd = [line.split(b":") for line in _read_database(root, b"etc/passwd")]
     if _is_number(user):
@@ -485,7 +485,7 @@ def find_user(root: int, text: bytes) -> tuple[int, int, list[int], bytes]:
     gid = _number_of(entry, 3) if entry else 0
     homes = (b"".join(fields[5:6]) for fields in passwd if _number_of(fields, 2) == uid)
     home = next(homes, b"") or b"/"
-    if colon and group:
+    if group:
         gid = _find_group(root, group)
         return uid, gid, [gid], home
     groups = [gid]
