@@ -297,6 +297,8 @@ class _Planner:
         """A named context as a source of files, and its config where it is an image for *platform*."""
         name, context = named
         match context.kind:
+            case "image" if context.value == "scratch":
+                return None, None
             case "local":
                 return Local(name), None
             case "url":

@@ -299,3 +299,13 @@ def test_links_to_folders(pybuild: Pybuild) -> None:
     assert export(pybuild, *args).tree() == {"a": "1", "o": "DIR", "o/b": "2"}
     (one / "a").write_text("new")
     assert export(pybuild, *args).tree()["a"] == "new"
+
+
+def test_scratch_in_an_images_place(pybuild: Pybuild) -> None:
+    """docker-image://scratch is no image of that name, for FROM and for sources."""
+    text = "FROM busybox AS base\nCOPY a /\nFROM scratch\nCOPY --from=base / /b/\nCOPY --from=other / /o/\n"
+    args = [f"--build-context={name}=docker-image://scratch" for name in ("busybox", "other")]
+    image = export(pybuild, *args, pybuild.context(text, {"a": "1"}))
+    assert image.tree() == {"b": "DIR", "b/a": "1", "o": "DIR"}
+    alone = export(pybuild, *args, "--target=base", pybuild.work / "context")
+    assert [line["created_by"] for line in alone.history] == ["COPY a / # buildkit"]
