@@ -41,8 +41,9 @@ from grammar import ast
 from grammar.booleans import truth
 from grammar.errors import DockerfileError, IgnoreError, excerpt, file_lines
 from grammar.ignore import Ignore, parse_ignore
-from grammar.lint.linter import Checks, Finding, Linter, parse_checks
+from grammar.lint.linter import LINE_BY_LINE, Checks, Finding, Linter, check_file, parse_checks
 from grammar.redact import redacted
+from grammar.span import Span
 from grammar.structs import replace
 from grammar.suggest import suggestion
 
@@ -178,7 +179,11 @@ def plan_file(
     With *metadata_only* no base image is pulled; see ``plan`` for *all_stages*. Raises BuildError
     with an excerpt of the file.
     """
-    file = parsed(inputs, workshop.store, request.no_cache)
+    try:
+        file = parsed(inputs, workshop.store, request.no_cache)
+    except BuildError as error:
+        findings += _findings_before(error.span, request, inputs)
+        raise
     try:
         resolver = StoreResolver(
             workshop,
@@ -205,6 +210,19 @@ def plan_file(
         failure.span = findings[0].span
         raise failure
     return made
+
+
+def _findings_before(span: Span | None, request: BuildRequest, inputs: Inputs) -> list[Finding]:
+    """What is found line by line before the one that cannot be read, at *span*."""
+    from grammar.parse import parse
+
+    with contextlib.suppress(DockerfileError, BuildError):  # of the lines before, too
+        if span is not None:
+            file = parse("\n".join(inputs.text.split("\n")[: span.first - 1]))
+            linter = Linter(file, _checks(request, file))
+            check_file(file, linter)
+            return [finding for finding in linter.findings if finding.rule.name in LINE_BY_LINE]
+    return []
 
 
 def _checks(request: BuildRequest, file: ast.Dockerfile) -> Checks:

@@ -169,6 +169,14 @@ _TABLE = [
     ),
 ]
 RULES = {rule.name: rule for rule in _TABLE}
+# Those that need no more of a file than the lines before.
+LINE_BY_LINE = (
+    "NoEmptyContinuation",
+    "MaintainerDeprecated",
+    "StageNameCasing",
+    "FromAsCasing",
+    "InvalidDefinitionDescription",
+)
 
 _MOST_GUESSES = 50
 RESERVED = ("context", "scratch")

@@ -50,6 +50,18 @@ def test_check_of_a_file_with_an_error(pybuild: Pybuild) -> None:
     assert [item["ruleName"] for item in answer["warnings"]] == ["FromAsCasing"]
 
 
+def test_check_before_a_line_that_cannot_be_read(pybuild: Pybuild) -> None:
+    """What the lines before say on their own is found; what needs the whole file is not."""
+    text = "FROM scratch as Base\nmaintainer somebody\nENV a b\nNONE\nMAINTAINER another\n"
+    answer = json.loads(pybuild("--call=check,format=json", pybuild.context(text)).out)
+    assert answer["buildError"]["message"].startswith("unknown instruction: NONE")
+    assert [finding["ruleName"] for finding in answer["warnings"]] == [
+        "StageNameCasing",
+        "FromAsCasing",
+        "MaintainerDeprecated",
+    ]
+
+
 def test_check_as_json(pybuild: Pybuild) -> None:
     context = pybuild.context(TEXT)
     done = pybuild("--call=check,format=json", context)
