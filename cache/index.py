@@ -329,6 +329,11 @@ class Index:
         if self.memo(key) != value:
             self._run("INSERT OR REPLACE INTO memos VALUES (?, ?)", key, value)
 
+    def forget_memos(self, start: str, end: str) -> None:
+        """Forget what is remembered under keys that start and end so."""
+        found = "key >= ? AND substr(key, 1, length(?)) = ? AND substr(key, -length(?)) = ?"
+        self._run(f"DELETE FROM memos WHERE {found}", start, start, start, end, end)
+
 
 class _Unusable(Exception):
     """The file is not there, or not an index."""

@@ -12,7 +12,7 @@ from builder.build.solve import Solver
 from builder.environment import Workshop
 from builder.errors import BuildError, UsageError
 from builder.events import Notice
-from builder.images.local import put_config, remember_platform
+from builder.images.local import put_config, remember_platform, rename
 from builder.oci.model import ImageConfig, Platform, host
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, CopyFiles, RunCommand
@@ -133,9 +133,9 @@ def _named(told: Output | None, built: Sequence[Built], store: Store) -> tuple[B
 
 def _name(request: BuildRequest, built: Sequence[Built], store: Store) -> None:
     for tag in request.names:
+        rename(store, tag, first_of(built).image)
         for one in [one for one in built if one.platform != host()]:
             remember_platform(store, parse_reference(tag), one.platform, one.image)
-        store.tag(tag, first_of(built).image)
 
 
 # -- outputs -------------------------------------------------------------------------------

@@ -110,7 +110,9 @@ def find_image(store: Store, reference: Reference, platform: Platform) -> Digest
     if platform != host():
         found = (store.index.memo(platform_memo(reference, platform)) or b"").decode()
         if found and store.has_blob(digest(found)):
-            return digest(found)
+            ours = _architecture(config_of(store, digest(found)).platform) == _architecture(platform)
+            if ours or found == store.resolve(str(reference)):  # else it stood in, and its name has moved
+                return digest(found)
     image = store.resolve(str(reference))
     if image is None or not store.has_blob(image):
         return None

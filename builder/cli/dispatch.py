@@ -489,7 +489,7 @@ def _import(args: Sequence[str]) -> int:
     parser.add_argument("file", metavar="TAR", help='the tar, "-" for standard input')
     parser.add_argument("name", metavar="NAME")
     options = parser.parse_args(args)
-    from builder.images.local import from_root, new_name
+    from builder.images.local import from_root, new_name, rename
     from cache.kernel import ONE_ID, keeps_owners
     from cache.layer.blobs import add_tar
 
@@ -500,7 +500,7 @@ def _import(args: Sequence[str]) -> int:
     with _open_store(options) as store, _input(options.file) as file, _metered(file, "importing") as read:
         image = from_root(store, add_tar(store, read), os.path.basename(options.file))
         store.sync()
-        store.tag(name, image)
+        rename(store, name, image)
     _print(image)
     return 0
 

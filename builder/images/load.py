@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from builder.errors import BuildError, UsageError
-from builder.images.local import config_of, reference, remember_platform
+from builder.images.local import config_of, reference, remember_platform, rename
 from builder.oci.model import (
     INDEX_TYPE,
     Platform,
@@ -71,10 +71,10 @@ def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]
     for name in dict.fromkeys(name for _, names in images for name in names):
         own = [image for image, names in images if name in names]
         platforms = [config_of(store, image).platform for image in own]
+        rename(store, name, own[platforms.index(host())] if host() in platforms else own[0])
         for image, platform in zip(own, platforms, strict=True):
             if platform != host():
                 remember_platform(store, reference(name), platform, image)
-        store.tag(name, own[platforms.index(host())] if host() in platforms else own[0])
     return list(dict.fromkeys(name for image, names in images for name in (names or [image])))
 
 

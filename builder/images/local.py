@@ -92,6 +92,12 @@ def remember_platform(store: Store, name: Reference, platform: Platform, image: 
     store.index.set_memo(platform_memo(name, platform), image.encode())
 
 
+def rename(store: Store, name: str, image: Digest) -> None:
+    """Make *name* mean *image*, and for no platform what it meant before."""
+    store.index.forget_memos("platform:", f" {name}")
+    store.tag(name, image)
+
+
 def platform_memo(name: Reference, platform: Platform) -> str:
     """Where the index keeps that."""
     return f"platform:{platform} {name}"

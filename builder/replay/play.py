@@ -175,7 +175,10 @@ def _conclude(memo: "Memo", store: Store) -> None:
     """Show the build as cached and give the image its names again."""
     image = Digest(memo["image"])
     for tag in memo["tags"]:
-        store.tag(tag, image)
+        if store.resolve(tag) != image:
+            from builder.image.local import rename
+
+            rename(store, tag, image)
     if memo["iidfile"]:
         with open(memo["iidfile"], "w", encoding="ascii") as file:
             file.write(image)

@@ -334,3 +334,28 @@ def test_doubtful_platform(pybuild: Pybuild) -> None:
 def test_platform_that_is_none(pybuild: Pybuild) -> None:
     assert "--platform" in pybuild("--platform=linux/a b", pybuild.context("FROM scratch\n")).failed(2).err
     assert "--platform" in pybuild("--platform=a/b/c/d", pybuild.context("FROM scratch\n")).failed(2).err
+
+
+@pytest.mark.parametrize("way", ["tag", "build", "rmi"])
+def test_moved_name_moves_for_every_platform(pybuild: Pybuild, way: str) -> None:
+    """What a name meant for another platform is forgotten with what it meant here."""
+    name = "127.0.0.1:1/moved"  # no registry
+    text = "FROM scratch\nARG TARGETARCH\nCOPY bin-$TARGETARCH /bin\n"
+    user = pybuild.context(f"FROM {name}\n", name="user")
+    old = pybuild.context(text, FILES, "old")
+    new = pybuild.context("FROM scratch\nCOPY f /bin\n", {"f": "new"}, "new")
+    pybuild(BOTH, "-t", name, old).ok()
+    assert pybuild.export(user, f"--platform={OTHER}").tree()["bin"] == "theirs"
+    if way == "rmi":
+        pybuild("rmi", name).ok()
+        assert "could not be reached" in pybuild(f"--platform={OTHER}", user).failed().err
+        return
+    if way == "tag":
+        pybuild("-t", "new", new).ok()
+        pybuild("tag", "new", name).ok()
+    else:
+        pybuild("-t", name, new).ok()
+    for _ in range(2):
+        assert pybuild.export(user, f"--platform={OTHER}").tree()["bin"] == "new"
+    pybuild("-t", name, pybuild.context("FROM scratch\nCOPY f /bin\n", {"f": "newer"}, "newer")).ok()
+    assert pybuild.export(user, f"--platform={OTHER}").tree()["bin"] == "newer"

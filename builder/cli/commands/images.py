@@ -12,7 +12,7 @@ from typing import Any
 
 from builder.cli.options import add_timeout
 from builder.errors import BuildError, UsageError
-from builder.images.local import config_of, find, named, new_name, reference, remember_platform, size
+from builder.images.local import config_of, find, named, new_name, reference, remember_platform, rename, size
 from builder.oci.model import ImageConfig, asked_platform, host
 from builder.support.format_template import show
 from cache.digest import Digest
@@ -157,7 +157,7 @@ def tag(args: Sequence[str], tools: Tools) -> int:
     new = new_name(options.new)
     with _store(options) as store:
         image, _config = find(store, options.name)
-        store.tag(new, image)
+        rename(store, new, image)
     return 0
 
 
@@ -174,6 +174,7 @@ def rmi(args: Sequence[str], tools: Tools) -> int:
                 continue
             for found in _names(store, name):
                 store.untag(found)
+                store.index.forget_memos("platform:", f" {found}")
                 tools.show(f"untagged {reference(found).familiar}")
     return 0
 
