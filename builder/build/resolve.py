@@ -46,11 +46,11 @@ class StoreResolver:
             from builder.images.pull import pull, pull_config
             from builder.registry.errors import NotFound, Unauthorized, Unavailable
 
-            if self.metadata_only:
-                return pull_config(reference, platform, self.insecure)
-            if self.lazy and platform == host():
+            if self.lazy and platform == host() and not self.metadata_only:
                 return self._leave(reference, platform)
             try:
+                if self.metadata_only:
+                    return pull_config(reference, platform, self.insecure)
                 image = pull(store, reference, platform, self.workshop.sink, self.insecure)
             except (NotFound, Unauthorized, Unavailable) as error:
                 if self.policy == "always":
@@ -61,7 +61,8 @@ class StoreResolver:
                 if self.policy == "newer":
                     note = f"{reference.familiar} is used as it is here: {error.message}"
                     self.workshop.sink(Notice(note, warning=True))
-            remember_platform(store, reference, platform, image)
+            if not self.metadata_only:
+                remember_platform(store, reference, platform, image)
         config = config_of(store, image)
         if not self.metadata_only and not all(map(self.workshop.layers.named, config.diff_ids)):
             snapshots(store, config)  # says what is missing

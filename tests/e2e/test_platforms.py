@@ -359,3 +359,11 @@ def test_moved_name_moves_for_every_platform(pybuild: Pybuild, way: str) -> None
         assert pybuild.export(user, f"--platform={OTHER}").tree()["bin"] == "new"
     pybuild("-t", name, pybuild.context("FROM scratch\nCOPY f /bin\n", {"f": "newer"}, "newer")).ok()
     assert pybuild.export(user, f"--platform={OTHER}").tree()["bin"] == "newer"
+
+
+def test_check_of_a_base_for_another_platform(pybuild: Pybuild) -> None:
+    """Where the store has an image for this machine alone, a check finds what a build warns of."""
+    name = "127.0.0.1:1/ours"  # no registry
+    pybuild("-t", name, pybuild.context("FROM scratch\nCOPY a /\n", {"a": "1"})).ok()
+    done = pybuild("--check", pybuild.context(f"ARG P={OTHER}\nFROM --platform=$P {name}\n"))
+    assert "WARNING: InvalidBaseImagePlatform" in done.out and done.code == 1, done.err
