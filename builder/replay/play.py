@@ -176,7 +176,7 @@ def _conclude(memo: "Memo", store: Store) -> None:
     image = Digest(memo["image"])
     for tag in memo["tags"]:
         if store.resolve(tag) != image:
-            from builder.image.local import rename
+            from builder.images.local import rename
 
             rename(store, tag, image)
     if memo["iidfile"]:
