@@ -104,9 +104,9 @@ LAYOUT = Reason("docker loads archives with a manifest.json: use `type=docker`",
 DOCKER_ZSTD = Reason("docker knows zstd from 23.0 on", "Error processing tar file")
 UMOCI_ZSTD = Reason("umoci 0.4 knows no zstd", "not correct mediatype")
 UMOCI_DOCKER = Reason("umoci knows the OCI's media types only", "not implemented")
-UMOCI_MANY = Reason("umoci wants an image, not an index: build for one `--platform`", "ambiguous")
+UMOCI_MANY = Reason("umoci needs an image, not an index: build for one `--platform`", "ambiguous")
 NO_SUCH_TYPE = Reason(
-    "docker's types have none that all know for zstd: leave `oci-mediatypes=false` out",
+    "docker's media types have none for zstd that all tools know: leave `oci-mediatypes=false` out",
     "unsupported docker v2s2 media type|no processor for media-type",
 )
 REASONS = (LAYOUT, DOCKER_ZSTD, UMOCI_ZSTD, UMOCI_DOCKER, UMOCI_MANY, NO_SUCH_TYPE)
