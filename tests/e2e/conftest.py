@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import ZYGOTE
 from rootless import Installation, installed
 from shards import FREE
 
@@ -22,11 +23,17 @@ def installation() -> Iterator[Installation]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def stale() -> set[str]:
+    """Links and cgroups that were there before the first test, or that a test was blamed for."""
+    return _links() | _cgroups()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, stale: set[str]
 ) -> Iterator[None]:
-    """A census of what a build makes on the machine, before and after.
+    """Fail a test that leaves mounts, links, cgroups or processes of a build on the machine.
 
     What belongs to a build of another test process that is running is not counted (shards.py).
     """
@@ -35,29 +42,44 @@ def nothing_is_left(
         return
     own = str(tmp_path_factory.getbasetemp())
     marked = b"PYBUILD_TEST" in request.path.read_bytes()
-    before = _census(own, marked)
+    mounts, processes = _mounts(own), set(os.listdir("/proc"))
     yield
     end = time.monotonic() + 5
-    while (left := _census(own, marked) - before) and time.monotonic() < end:
+    while True:
+        new = set(os.listdir("/proc")) - processes
+        left = {
+            *(_mounts(own) - mounts),
+            *((_links() | _cgroups()) - stale),
+            *_processes(new, f"PYBUILD_ROOT={own}/".encode(), marked),
+        }
+        if not left or time.monotonic() > end:
+            break
         time.sleep(0.05)
+    stale |= left
     assert not left, f"left behind: {sorted(left)}"
 
 
-def _census(own: str, marked: bool) -> set[str]:
-    """*own* is the folder of this test process; with *marked* its steps say so in their environment."""
-    mounts = {line.split(" ", 4)[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    links = os.listdir("/sys/class/net")
-    cgroups = {folder for folder, *_ in os.walk("/sys/fs/cgroup") if "pybuild" in os.path.basename(folder)}
+def _mounts(own: str) -> set[str]:
+    """Mounts of builds; *own* is the folder of this test process."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = {line.split(" ", 4)[4] for line in lines}
     return {
-        *(f"mount {mount}" for mount in mounts if own in mount),
-        *(f"mount {mount}" for mount in mounts if "pybuild" in mount and "/dev/shm/pybuild" not in mount),
-        *(f"link {link}" for link in links if link.startswith("pyb") and not _is_used_network(link)),
-        *(f"cgroup {path}" for path in cgroups if not _is_used_cgroup(path)),
-        *(
-            f"process {pid}: {command}"
-            for pid, command in _processes(f"PYBUILD_ROOT={own}/".encode(), marked)
-        ),
+        f"mount {mount}"
+        for mount in mounts
+        if own in mount or ("pybuild" in mount and "/dev/shm/pybuild" not in mount)
     }
+
+
+def _links() -> set[str]:
+    """Network interfaces of steps that do not run."""
+    names = os.listdir("/sys/class/net")
+    return {f"link {link}" for link in names if link.startswith("pyb") and not _is_used_network(link)}
+
+
+def _cgroups() -> set[str]:
+    """Cgroups of builds that do not run."""
+    folders = (folder for folder, *_ in os.walk("/sys/fs/cgroup") if "pybuild" in os.path.basename(folder))
+    return {f"cgroup {path}" for path in folders if not _is_used_cgroup(path)}
 
 
 def _is_used_network(link: str) -> bool:
@@ -78,10 +100,15 @@ def _is_used_cgroup(path: str) -> bool:
     return match is not None and match[1] == space and os.path.exists(f"/proc/{match[2]}")
 
 
-def _processes(stores: bytes, marked: bool) -> Iterator[tuple[int, str]]:
-    """Our processes and what runs in the user namespaces they made."""
+def _processes(new: set[str], stores: bytes, marked: bool) -> Iterator[str]:
+    """Our processes of those in *new*, and what runs in the user namespaces they made.
+
+    With *marked*, steps of the test say so in their environment.
+    """
     own = os.readlink("/proc/self/ns/user")
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for name in filter(str.isdigit, new):
+        if int(name) == ZYGOTE.pid:
+            continue
         try:
             with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
                 environment = file.readall() or b""
@@ -92,6 +119,6 @@ def _processes(stores: bytes, marked: bool) -> Iterator[tuple[int, str]]:
                 ours = os.readlink(f"/proc/{name}/ns/user") != own
             if ours:
                 command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
-                yield int(name), command.decode(errors="replace")
+                yield f"process {name}: {command.decode(errors='replace')}"
         except OSError:
             continue  # it ended

@@ -1,7 +1,8 @@
-"""Run the installed ``pybuild`` command as a user would."""
+"""Run the ``pybuild`` command as a user would: by a fork of one process (zygote.py), where that is the same."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oci import Image, read_image
+from zygote import Invocation, Zygote, can_be
 
-PYBUILD = str(Path(sys.executable).with_name("pybuild"))
+PYBUILD = str(Path(sys.executable).with_name("pybuild"))  # the installed command
+ZYGOTE = Zygote()
+atexit.register(ZYGOTE.stop)
 
 Tree = Mapping[str, "str | bytes | Tree | None"]
 
@@ -63,16 +67,20 @@ class Pybuild:
         stdin: bytes = b"",
         timeout: float = 120,
     ) -> Result:
+        words, environment = [PYBUILD, *map(str, args)], self.environment(env)
+        if can_be(environment):
+            ZYGOTE.start(environment)
+            return _result(*ZYGOTE.run(Invocation(words, environment, str(cwd or self.work)), stdin, timeout))
         done = subprocess.run(
-            [PYBUILD, *map(str, args)],
+            words,
             cwd=cwd or self.work,
-            env=self.environment(env),
+            env=environment,
             input=stdin,
             capture_output=True,
             check=False,
             timeout=timeout,
         )
-        return Result(done.returncode, _text(done.stdout), _text(done.stderr))
+        return _result(done.returncode, done.stdout, done.stderr)
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What the command sees: this store, nothing of the outside that changes a build."""
@@ -144,5 +152,6 @@ def remove_cgroup(group: Path) -> None:
     group.rmdir()
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
+def _result(code: int, *outputs: bytes) -> Result:
+    out, err = (data.decode("utf-8", "backslashreplace") for data in outputs)
+    return Result(code, out, err)
