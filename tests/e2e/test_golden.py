@@ -9,6 +9,8 @@ unless ``newer`` says why not; ``newer-history`` says that of history alone.
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -37,11 +39,17 @@ def options(case: Path) -> list[str]:
 def context(case: Path, work: Path) -> Path:
     """A copy of the context with modes that do not depend on who checked it out."""
     folder = work / "golden-context"
-    subprocess.run(["rm", "-rf", folder], check=True)
-    folder.mkdir()
-    if (case / "context").exists():
-        subprocess.run(["cp", "-a", f"{case}/context/.", folder], check=True)
-    subprocess.run(["chmod", "-R", "u=rwX,go=rX", folder], check=True)
+    if not (case / "context").exists():
+        folder.mkdir()
+        return folder
+    shutil.copytree(case / "context", folder, symlinks=True)
+    for place, folders, files in os.walk(folder):
+        for name in [".", *folders, *files]:
+            path = os.path.join(place, name)
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISLNK(mode):
+                run = stat.S_ISDIR(mode) or mode & 0o111
+                os.chmod(path, mode & 0o7000 | (0o755 if run else 0o644))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -56,6 +57,7 @@ class Image:
     def root(self) -> dict[str, tuple[tarfile.TarInfo, bytes]]:
         """The root file system: every path with its entry and its content, whiteouts applied."""
         out: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
+        folders: set[str] = set()  # of all paths so far
         for layer in self.layers:
             for name in layer.names:
                 folder, _, base = name.rpartition("/")
@@ -69,10 +71,12 @@ class Image:
             for name, entry in layer.entries.items():
                 if name.rpartition("/")[2].startswith(".wh."):
                     continue
-                if not entry.isdir():
+                if name in folders and not entry.isdir():
                     for path in [p for p in out if p.startswith(name + "/")]:
                         del out[path]
                 out[name] = (entry, layer.contents.get(name, b""))
+                while (name := name.rpartition("/")[0]) and name not in folders:
+                    folders.add(name)
         return out
 
     def read(self, path: str) -> bytes:
@@ -108,9 +112,7 @@ def read_image(archive: Path | bytes) -> Image:
     config = json.loads(_blob(files, manifest["config"]))
     layers = []
     for descriptor, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
-        data = _unpacked(_blob(files, descriptor), descriptor["mediaType"])
-        assert "sha256:" + hashlib.sha256(data).hexdigest() == diff_id
-        layers.append(_layer(descriptor["mediaType"], data))
+        layers.append(_layer(descriptor["mediaType"], diff_id, _blob(files, descriptor)))
     made = [line for line in config["history"] if not line.get("empty_layer")]
     assert len(made) == len(layers), "a history line for each layer"
     return Image(index, manifest, config, layers, files)
@@ -129,7 +131,11 @@ def _blob(files: dict[str, bytes], descriptor: dict[str, Any]) -> bytes:
     return data
 
 
-def _layer(media_type: str, data: bytes) -> Layer:
+@functools.lru_cache(8)
+def _layer(media_type: str, diff_id: str, blob: bytes) -> Layer:
+    """Read a layer and check it; those of a base are read once."""
+    data = _unpacked(blob, media_type)
+    assert diff_id in ("", "sha256:" + hashlib.sha256(data).hexdigest())
     entries, contents = {}, {}
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
@@ -152,5 +158,5 @@ def read_docker(archive: Path) -> Image:
             name = layer
             while members[name].issym():
                 name = posixpath.normpath(posixpath.join(posixpath.dirname(name), members[name].linkname))
-            layers.append(_layer("", tar.extractfile(name).read()))  # type: ignore[union-attr]
+            layers.append(_layer("", "", tar.extractfile(name).read()))  # type: ignore[union-attr]
     return Image({}, {}, config, layers, {})
