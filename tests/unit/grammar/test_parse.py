@@ -537,10 +537,13 @@ def test_trigger_spans_count_from_the_line() -> None:
             id="unknown",
         ),
         param(
-            HEAD + "COPY --link --link a b", "Duplicate flag specified: link", Span(2, 2, 13, 6), id="double"
+            HEAD + "COPY --link --link a b",
+            "duplicate flag specified: --link",
+            Span(2, 2, 13, 6),
+            id="double",
         ),
-        param(HEAD + "COPY --chown a b", "Missing a value on flag: chown", Span(2, 2, 6, 7), id="value"),
-        param(HEAD + "COPY --link=1 a b", "boolean value for flag link", Span(2, 2, 6, 8), id="flag-bool"),
+        param(HEAD + "COPY --chown a b", "missing a value on flag: --chown", Span(2, 2, 6, 7), id="value"),
+        param(HEAD + "COPY --link=1 a b", "boolean value for flag --link", Span(2, 2, 6, 8), id="flag-bool"),
         param(HEAD + "USER --x u", "unknown flag: --x", Span(2, 2, 6, 3), id="flag-on-flagless"),
         param("# escape=x\nFROM a", "invalid escape token 'x' does not match ` or \\", None, id="escape"),
         param("# escape=`\n# escape=`\nFROM a", "only one escape parser directive", None, id="twice"),
