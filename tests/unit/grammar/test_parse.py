@@ -395,6 +395,7 @@ def test_crlf_leaves_no_trace() -> None:
         param("\n# escape=`\nFROM a\nRUN x \\\ny", "x y", id="after-blank-is-comment"),
         param("# foo=bar\n# escape=`\nFROM a\nRUN x \\\ny", "x y", id="unknown-key-ends"),
         param("FROM a\n# escape=`\nRUN x \\\ny", "x y", id="after-instruction-is-comment"),
+        param("#!/x\n# escape=`\nFROM a\nRUN x \\\ny", "x y", id="below-a-line-for-a-shell"),
     ],
 )
 def test_escape_directive(text: str, expected: str) -> None:
@@ -409,6 +410,14 @@ def test_grave_escape_leaves_windows_paths() -> None:
     assert isinstance(env, ast.Env) and isinstance(copy, ast.Copy)
     assert [(p.key, p.value) for p in env.pairs] == [("p", "c:\\dir\\"), ("q", "x` y")]
     assert copy.dest == "c:\\"
+
+
+def test_directives_below_a_line_for_a_shell() -> None:
+    made = parse("\ufeff#!/x\n# syntax=docker/dockerfile:1\n# check=skip=all\nFROM a")
+    assert made.directives == ast.Directives("docker/dockerfile:1", "\\", "skip=all")
+    assert parse("#!/x\n#!/y\n# check=skip=all\nFROM a").directives == ast.Directives("", "\\", "")
+    with pytest.raises(DockerfileError, match="syntax 'a/b' is not supported"):
+        parse("#!/x\n# syntax=a/b\nFROM a")
 
 
 def test_directives_are_kept() -> None:
