@@ -1,7 +1,10 @@
-"""Content digests, as the OCI image specification writes them: ``sha256:<64 hex digits>``.
+"""The names of content: digests (image-spec descriptor.md, "Digests") and snapshot ids.
 
-A digest is a plain ``str`` at run time and its own type to the checker. ``digest`` is the
-only way from untrusted text to a Digest, so a path or URL is never made from anything else.
+``digest`` is the only way from untrusted text to a Digest, so a path or URL is never made from
+anything else. A Digest, an ImageId and a BlobDigest are plain ``str`` at run time and types of
+their own to the checker. A DiffId and a SnapshotId are classes at run time too, because a stack
+of layers holds both: ``Layer`` is their union, told apart by ``isinstance``. ``marshal`` refuses
+them; write ``str(layer)`` there.
 """
 
 import hashlib
@@ -10,17 +13,40 @@ from cache.errors import CacheError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NewType
 
-    Digest = NewType("Digest", str)
+    class Digest(str):
+        """``sha256:`` and 64 hex digits."""
+
+    class ImageId(Digest):
+        """The digest of an image's config."""
+
+    class BlobDigest(Digest):
+        """The digest of a blob as it is stored, compressed or not."""
+
 else:
-    Digest = str
+    Digest = ImageId = BlobDigest = str
 
+
+class DiffId(Digest):
+    """The digest of a layer's uncompressed tar (image-spec config.md)."""
+
+    __slots__ = ()
+
+
+class SnapshotId(str):
+    """The name of a layer directory in one store: ten hex digits."""
+
+    __slots__ = ()
+
+
+Layer = SnapshotId | DiffId
+
+_PREFIX = "sha256:"
 _HEX = frozenset("0123456789abcdef")
 
 
 def digest(text: str) -> Digest:
-    """Check *text* against the digest grammar; only sha256 is accepted.
+    """Return *text* as a digest. Only sha256 is accepted.
 
     Raises CacheError for any other algorithm, length or alphabet.
     """
@@ -31,10 +57,15 @@ def digest(text: str) -> Digest:
 
 
 def digest_of(data: bytes) -> Digest:
-    """The sha256 digest of *data*."""
-    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+    """Return the sha256 digest of *data*."""
+    return Digest(_PREFIX + hashlib.sha256(data).hexdigest())
+
+
+def layer_of(text: str) -> Layer:
+    """Return the layer that *text*, from a record of this store, names."""
+    return DiffId(text) if text.startswith(_PREFIX) else SnapshotId(text)
 
 
 def hex_of(value: Digest) -> str:
-    """The 64 hex digits of a digest, for file names."""
+    """Return the 64 hex digits of a digest, for file names."""
     return value[7:]

@@ -1,11 +1,11 @@
-"""The index: which key has which result. SQLite, one file; losing it loses cached steps only.
+"""The index: the result of each step, the forms of each layer, and memos. One SQLite file.
 
-That a layer is unpacked in a snapshot is also said by a link in the folder ``layers``, made
-once the snapshot is on disk, so that images outlive the index.
+Losing the file loses cached steps only: a symlink in ``layers`` also records which snapshot holds
+a layer, from the moment the snapshot is on disk, so images outlive the index.
 
-Records of snapshots whose data has not been synced to disk carry the boot they were made
-in, and count only in that boot: a killed build loses nothing, a power cut cannot leave a
-record that points at half-written files.
+The record of a snapshot that no sync has covered carries the boot in which it was made, and counts
+only in that boot. So a killed build loses nothing, and after a power cut no record points at
+half-written files.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 
+from cache.digest import BlobDigest, DiffId, Layer, SnapshotId, hex_of, layer_of
 from cache.errors import CacheError, CorruptError, SpaceError
 from cache.locks import single_flight
 
@@ -39,18 +40,58 @@ CREATE TABLE memos (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
-# What SQLite says where it gets no space for what it keeps beside the file.
+# SQLite's errors when the disk has no space for the journal beside the file.
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
+# NamedTuples would import typing, which a cached build does without.
+
+
+class StepResult:
+    """The recorded result of a step.
+
+    ``layer`` is a snapshot, or a diff ID if a shared cache gave the result. ``created`` is in
+    nanoseconds since 1970. ``identity`` is what the key was derived from, kept to explain misses.
+    """
+
+    __slots__ = ("created", "identity", "layer")
+
+    def __init__(self, layer: Layer, created: int, identity: str) -> None:
+        self.layer = layer
+        self.created = created
+        self.identity = identity
+
+
+class LayerTar:
+    """The uncompressed tar of a layer: its digest, and its size in bytes."""
+
+    __slots__ = ("diff_id", "size")
+
+    def __init__(self, diff_id: DiffId, size: int) -> None:
+        self.diff_id = diff_id
+        self.size = size
+
+
+class LayerBlob:
+    """A form in which a layer is stored; ``size`` is in bytes."""
+
+    __slots__ = ("digest", "media_type", "size")
+
+    def __init__(self, media_type: str, digest: BlobDigest, size: int) -> None:
+        self.media_type = media_type
+        self.digest = digest
+        self.size = size
+
+
 class Index:
-    """Records of one store. Safe to share between threads; other processes may write at any time."""
+    """The records of one store. Threads may share it; other processes may write at any time."""
 
     def __init__(self, path: str, make_room: "Callable[[], bool]" = lambda: False) -> None:
-        """*make_room* gives up what is kept for a full disk; it returns whether there was anything.
+        """Open the index *path*, making it if needed.
 
-        Where even then nothing can be written beside the file, its records are read into memory, and what
-        is recorded is lost at the end: so what is here can still be read and removed. Raises CacheError.
+        *make_room* frees the space reserved for a full disk and returns whether there was any. If the
+        disk is still too full to open the file, its records are read into memory, so that the store can
+        be read and cleaned up; new records are then lost with the process. Raises CacheError.
         """
         self._path = path
         root = os.path.dirname(path)
@@ -61,7 +102,7 @@ class Index:
         self._lock = threading.Lock()
         self._make_room = make_room
         self.boot = _boot_id()
-        self.lasting = True  # whether what is recorded outlives this process
+        self.lasting = True  # records outlive this process
         try:
             self._db = self._open_or_make()
         except sqlite3.OperationalError as error:
@@ -70,17 +111,17 @@ class Index:
             self._db = self._open_copy()
 
     def _open_or_make(self) -> sqlite3.Connection:
-        """The file, opened; made where there is none, and where it is not one that can be used.
+        """Open the file; make it if it is missing or unusable (no database, damaged, another version).
 
-        Such a file (no database, damaged, of another version) is put aside rather than trusted or lost:
-        everything in it can be made again. A new one appears whole, as its journal cannot be changed while
-        another process has it open. Raises sqlite3.OperationalError.
+        An unusable file is renamed to ``*.damaged``: everything in it can be made again. A new file
+        appears whole, because its journal mode cannot change while another process has it open. Raises
+        sqlite3.OperationalError.
         """
         with contextlib.suppress(_Unusable):
             return self._open()
         with single_flight(self._locks, "index"):
             with contextlib.suppress(_Unusable):
-                return self._open()  # somebody else was faster
+                return self._open()  # another process was faster
             for suffix in ("", "-wal", "-shm"):
                 if os.path.exists(self._path + suffix):
                     os.replace(self._path + suffix, f"{self._path}.damaged{suffix}")
@@ -93,7 +134,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         """Raises _Unusable, and sqlite3.OperationalError."""
         if not os.path.exists(self._path):
-            raise _Unusable("there is none")
+            raise _Unusable("it does not exist")
         try:
             return self._connect()
         except sqlite3.OperationalError as error:
@@ -117,7 +158,7 @@ class Index:
         return db
 
     def _make(self) -> None:
-        """Make an empty index, and put it in place."""
+        """Make an empty index and rename it into place."""
         new = f"{self._path}.new"
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -135,7 +176,7 @@ class Index:
         os.rename(new, self._path)
 
     def _open_copy(self) -> sqlite3.Connection:
-        """The records as they are in the file, in memory."""
+        """Read the records into memory."""
         self.lasting = False
         path = self._path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
@@ -150,8 +191,8 @@ class Index:
     def close(self) -> None:
         self._db.close()
 
-    def _run(self, query: str, *values: object) -> "list[Any]":
-        """All rows of one statement. Raises CacheError, SpaceError where the disk is full."""
+    def _run(self, query: str, *values: object) -> "list[Any]":  # rows of SQLite have no types
+        """Return all rows of one statement. Raises CacheError, and SpaceError when the disk is full."""
         with self._lock:
             try:
                 try:
@@ -170,34 +211,35 @@ class Index:
             except sqlite3.Error as error:
                 raise CorruptError(f"the index {self._path} is damaged: {error}", _HINT) from None
 
-    def _there(self, snapshot: str) -> bool:
+    def _is_in_place(self, snapshot: SnapshotId) -> bool:
         return os.path.lexists(os.path.join(self._snapshots, snapshot))
 
     # -- steps -----------------------------------------------------------------------------
 
-    def find(self, key: str) -> "tuple[str, int, str] | None":
-        """``(layer, created, identity)`` of a step's result, or None: never done, or lost with a boot.
-
-        The layer is a snapshot; or a diff ID, where a shared cache gave the result, of a layer that is
-        here as a blob or unpacked.
-        """
+    def find(self, key: str) -> StepResult | None:
+        """Return the recorded result of the step *key* if its layer is still here, else None."""
         rows = self._run("SELECT snapshot, created, identity FROM steps WHERE key = ?", key)
-        return rows[0] if rows and self._holds(rows[0][0]) else None
+        if not rows:
+            return None
+        layer, created, identity = rows[0]
+        found = StepResult(layer_of(layer), created, identity)
+        return found if self._holds(found.layer) else None
 
-    def _holds(self, layer: str) -> bool:
-        if not layer.startswith("sha256:"):
+    def _holds(self, layer: Layer) -> bool:
+        if isinstance(layer, SnapshotId):
             return self.usable(layer)
-        return bool(self.unpacked(layer)) or any(map(self._stored, self.blobs(layer)))
+        return self.unpacked(layer) is not None or any(map(self._is_stored, self.blobs(layer)))
 
-    def _stored(self, blob: "tuple[str, str, int]") -> bool:
-        return os.path.exists(os.path.join(self._blobs, blob[1].partition(":")[2]))
+    def _is_stored(self, blob: LayerBlob) -> bool:
+        return os.path.exists(os.path.join(self._blobs, hex_of(blob.digest)))
 
-    def record(self, key: str, layer: str, created: int, identity: str) -> None:
-        """Say that the step *key* gave *layer*, see ``find``; *identity* is kept to explain later misses."""
-        self._run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", key, layer, created, identity)
+    def record(self, key: str, result: StepResult) -> None:
+        """Record the result of the step *key*, replacing an older one."""
+        values = (key, result.layer, result.created, result.identity)
+        self._run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", *values)
 
     def unchanged(self, results: "Iterable[tuple[str, str]]") -> bool:
-        """Whether every ``(key, layer)`` pair is still the recorded and usable result."""
+        """Return whether every ``(key, layer)`` pair is still recorded and its layer usable."""
         wanted = dict(results)
         marks = ",".join("?" * len(wanted))
         rows = self._run(
@@ -208,41 +250,46 @@ class Index:
         )
         if {key: layer for key, layer, _ in rows} != wanted:
             return False
-        return all(self._there(snapshot) if snapshot else self._holds(layer) for _, layer, snapshot in rows)
+        return all(
+            self._is_in_place(snapshot) if snapshot else self._holds(layer_of(layer))
+            for _, layer, snapshot in rows
+        )
 
     # -- snapshots -------------------------------------------------------------------------
 
-    def add_snapshot(self, snapshot: str) -> None:
-        """Say that *snapshot* is about to be put into place; it counts once it is there."""
+    def add_snapshot(self, snapshot: SnapshotId) -> None:
+        """Record *snapshot* before it is renamed into place; it counts once it is there."""
         self._run("INSERT INTO snapshots (id, boot) VALUES (?, ?)", snapshot, self.boot)
 
-    def usable(self, snapshot: str) -> bool:
-        """Whether a snapshot is complete: synced, or made since this machine was started."""
+    def usable(self, snapshot: SnapshotId) -> bool:
+        """Return whether a snapshot is complete: synced, or made in this boot."""
         rows = self._run("SELECT 1 FROM snapshots WHERE id = ? AND boot IN ('', ?)", snapshot, self.boot)
-        return bool(rows) and self._there(snapshot)
+        return bool(rows) and self._is_in_place(snapshot)
 
-    def unsynced(self) -> list[str]:
-        """Snapshots of this boot, in their places, that no sync has covered yet."""
+    def unsynced(self) -> list[SnapshotId]:
+        """Return the snapshots in place that no sync has covered yet."""
         rows = self._run("SELECT id FROM snapshots WHERE boot = ?", self.boot)
-        return [row[0] for row in rows if self._there(row[0])]
+        return [SnapshotId(row[0]) for row in rows if self._is_in_place(SnapshotId(row[0]))]
 
-    def forget_snapshot(self, snapshot: str) -> None:
+    def forget_snapshot(self, snapshot: SnapshotId) -> None:
+        """Remove the record of a snapshot."""
         self._run("DELETE FROM snapshots WHERE id = ?", snapshot)
 
-    def unknown(self) -> "list[str]":
-        """Snapshots in their places of which nothing is known, or that were not on disk when the machine went
-        down: nobody will use them.
+    def orphans(self) -> list[SnapshotId]:
+        """Return the snapshots in place that nothing can use, sorted.
+
+        They have no record, or were not yet on disk when the machine went down.
         """
-        there = set(os.listdir(self._snapshots))
-        there -= {row[0] for row in self._run("SELECT id FROM snapshots WHERE boot IN ('', ?)", self.boot)}
-        if there:
+        found = set(os.listdir(self._snapshots))
+        found -= {row[0] for row in self._run("SELECT id FROM snapshots WHERE boot IN ('', ?)", self.boot)}
+        if found:
             for name in os.listdir(self._layers):
                 with contextlib.suppress(OSError):
-                    there.discard(os.path.basename(os.readlink(os.path.join(self._layers, name))))
-        return sorted(there)
+                    found.discard(os.path.basename(os.readlink(os.path.join(self._layers, name))))
+        return sorted(map(SnapshotId, found))
 
-    def mark_synced(self, snapshots: list[str]) -> None:
-        """Say that *snapshots* are on disk, and which layers they are outside the index too.
+    def mark_synced(self, snapshots: list[SnapshotId]) -> None:
+        """Record that *snapshots* are on disk, and link the layers they are outside the index.
 
         Raises CacheError.
         """
@@ -251,92 +298,95 @@ class Index:
             f"SELECT diff_id, snapshot FROM unpacked WHERE snapshot IN ({marks})", *snapshots
         ):
             try:
-                self._link_layer(diff_id, snapshot)
+                self._link_layer(DiffId(diff_id), snapshot)
             except OSError as error:
                 raise CacheError(f"writing in {self._layers}: {error.strerror}") from None
         self._run(f"UPDATE snapshots SET boot = '' WHERE id IN ({marks})", *snapshots)
 
-    def _link_layer(self, diff_id: str, snapshot: str) -> None:
-        link = os.path.join(self._layers, diff_id.partition(":")[2])
-        target = f"../snapshots/{snapshot}"
+    def _link_of(self, diff_id: DiffId) -> str:
+        return os.path.join(self._layers, hex_of(diff_id))
+
+    def _link_layer(self, diff_id: DiffId, snapshot: str) -> None:
+        link, target = self._link_of(diff_id), f"../snapshots/{snapshot}"
         try:
             os.symlink(target, link)
         except FileExistsError:
             if os.path.exists(link):
                 return
-            os.unlink(link)  # what it named is gone
+            os.unlink(link)  # its snapshot is gone
             os.symlink(target, link)
 
-    def diff_id(self, snapshot: str) -> "tuple[str, int]":
-        """The diff ID and tar size of a snapshot that was packed before, else ("", 0)."""
-        rows = self._run("SELECT diff_id, size FROM snapshots WHERE id = ?", snapshot)
-        return rows[0] if rows else ("", 0)
+    def layer_tar(self, snapshot: SnapshotId) -> LayerTar | None:
+        """Return what is known of the tar of a snapshot; None if it was never packed."""
+        rows = self._run("SELECT diff_id, size FROM snapshots WHERE id = ? AND diff_id != ''", snapshot)
+        return LayerTar(DiffId(rows[0][0]), rows[0][1]) if rows else None
 
-    def set_diff_id(self, snapshot: str, diff_id: str, size: int) -> None:
-        self._run("UPDATE snapshots SET diff_id = ?, size = ? WHERE id = ?", diff_id, size, snapshot)
+    def set_layer_tar(self, snapshot: SnapshotId, tar: LayerTar) -> None:
+        """Record the tar of a snapshot."""
+        query = "UPDATE snapshots SET diff_id = ?, size = ? WHERE id = ?"
+        self._run(query, tar.diff_id, tar.size, snapshot)
 
     # -- layers ----------------------------------------------------------------------------
 
-    def unpacked(self, diff_id: str) -> str:
-        """The snapshot a layer was unpacked to, or ""."""
+    def unpacked(self, diff_id: DiffId) -> SnapshotId | None:
+        """Return the snapshot that holds a layer unpacked, if there is one."""
         rows = self._run(
             "SELECT s.id FROM unpacked u JOIN snapshots s ON s.id = u.snapshot"
             " WHERE u.diff_id = ? AND s.boot IN ('', ?)",
             diff_id,
             self.boot,
         )
-        if rows:
-            return rows[0][0] if self._there(rows[0][0]) else ""
-        return self._unpacked_before(diff_id)
+        if not rows:
+            return self._unpacked_by_link(diff_id)
+        snapshot = SnapshotId(rows[0][0])
+        return snapshot if self._is_in_place(snapshot) else None
 
-    def _unpacked_before(self, diff_id: str) -> str:
-        """The same by the links, for an index that was lost; it learns it anew."""
-        link = os.path.join(self._layers, diff_id.partition(":")[2])
+    def _unpacked_by_link(self, diff_id: DiffId) -> SnapshotId | None:
+        """Look a layer up by its link, for an index that was lost, and record it again."""
         try:
-            snapshot = os.path.basename(os.readlink(link))
+            snapshot = SnapshotId(os.path.basename(os.readlink(self._link_of(diff_id))))
         except OSError:
-            return ""
-        if not snapshot or not self._there(snapshot):
-            return ""
+            return None
+        if not snapshot or not self._is_in_place(snapshot):
+            return None
         self._run("INSERT OR IGNORE INTO snapshots (id, boot, diff_id) VALUES (?, '', ?)", snapshot, diff_id)
         self.set_unpacked(diff_id, snapshot)
         return snapshot
 
-    def set_unpacked(self, diff_id: str, snapshot: str) -> None:
+    def set_unpacked(self, diff_id: DiffId, snapshot: SnapshotId) -> None:
+        """Record that *snapshot* holds a layer unpacked."""
         self._run("INSERT OR REPLACE INTO unpacked VALUES (?, ?)", diff_id, snapshot)
 
-    def blobs(self, diff_id: str) -> "list[tuple[str, str, int]]":
-        """``(media type, digest, size)`` of every form a layer is stored in."""
+    def blobs(self, diff_id: DiffId) -> list[LayerBlob]:
+        """Return every form in which a layer was stored, by media type."""
         query = "SELECT media_type, digest, size FROM blobs WHERE diff_id = ? ORDER BY media_type"
-        return self._run(query, diff_id)
+        return [LayerBlob(media, BlobDigest(name), size) for media, name, size in self._run(query, diff_id)]
 
-    def add_blob(self, diff_id: str, media_type: str, digest: str, size: int) -> None:
-        self._run("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", diff_id, media_type, digest, size)
+    def add_blob(self, diff_id: DiffId, blob: LayerBlob) -> None:
+        """Record a form in which a layer is stored."""
+        values = (diff_id, blob.media_type, blob.digest, blob.size)
+        self._run("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", *values)
 
-    # -- memos -----------------------------------------------------------------------------
+    # -- memos (cache.memos says which there are) --------------------------------------------
 
-    def memo(self, key: str) -> "bytes | None":
+    def memo(self, key: str) -> bytes | None:
+        """Return the value of a memo."""
         rows = self._run("SELECT value FROM memos WHERE key = ?", key)
         return bytes(rows[0][0]) if rows and isinstance(rows[0][0], bytes) else None
 
-    def remembered(self, key: str) -> str:
-        """The snapshot that a memo names; "" where there is none, or it is not usable."""
-        snapshot = (self.memo(key) or b"").decode()
-        return snapshot if snapshot and self.usable(snapshot) else ""
-
     def set_memo(self, key: str, value: bytes) -> None:
-        """Remember a small value under *key*, in place of what was there."""
+        """Store a memo, replacing an older value."""
         if self.memo(key) != value:
             self._run("INSERT OR REPLACE INTO memos VALUES (?, ?)", key, value)
 
     def forget_memos(self, start: str, end: str) -> None:
-        """Forget what is remembered under keys that start and end so."""
+        """Remove the memos whose keys begin with *start* and end with *end*."""
         found = "key >= ? AND substr(key, 1, length(?)) = ? AND substr(key, -length(?)) = ?"
         self._run(f"DELETE FROM memos WHERE {found}", start, start, start, end, end)
 
 
 class _Unusable(Exception):
-    """The file is not there, or not an index."""
+    """The file does not exist or is not an index."""
 
 
 def _is_no_room(error: sqlite3.OperationalError) -> bool:
@@ -344,7 +394,7 @@ def _is_no_room(error: sqlite3.OperationalError) -> bool:
 
 
 def _boot_id() -> str:
-    """What tells this boot from others; where that cannot be read, this process from others."""
+    """Return the id of this boot; if it cannot be read, one of this process."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

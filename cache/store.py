@@ -38,6 +38,7 @@ from cache.fs import kill_inside, move_entries, real_folder, remove_tree
 from cache.index import Index
 from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
+from cache.memos import Memos
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Store:
                 "use another --root or PYBUILD_ROOT, in a container a volume",
             ) from None
         self.index = Index(self.path("index.db"), self._make_room)
+        self.memos = Memos(self.index)
         self._keep_reserve()
 
     @property
@@ -263,11 +265,11 @@ class Store:
 
         To be called before this process publishes anything: for a moment it may not hold the store.
         """
-        if not self.index.lasting or not self.index.unknown():
+        if not self.index.lasting or not self.index.orphans():
             return
         moved = []
         if try_lock(self._lock):
-            for name in self.index.unknown():
+            for name in self.index.orphans():
                 moved.append(self.temporary())
                 with contextlib.suppress(OSError):
                     os.rename(self.path("snapshots", name), moved[-1])

@@ -75,12 +75,12 @@ def check_flags(keyword: str, flags: list[Flag]) -> Given:
             hint = "" if known else f"{keyword} takes no flags; quote the word if it is an argument"
             raise DockerfileError(f"unknown flag: --{flag.name}{guess}", flag.span, hint)
         if flag.name in given.flags and kind != LIST:
-            raise DockerfileError(f"duplicate flag specified: --{flag.name}", flag.span)
+            raise DockerfileError(f"Duplicate flag specified: {flag.name}", flag.span)
         if flag.value == "" if kind == BOOL else flag.value is None:
-            raise DockerfileError(f"missing a value on flag: --{flag.name}", flag.span)
+            raise DockerfileError(f"Missing a value on flag: {flag.name}", flag.span)
         if kind == BOOL and flag.value is not None and flag.value.lower() not in ("true", "false"):
             raise DockerfileError(
-                f"expecting boolean value for flag --{flag.name}, not: {flag.value}", flag.span
+                f"Expecting boolean value for flag {flag.name}, not: {flag.value}", flag.span
             )
         given.flags.setdefault(flag.name, []).append(flag)
     return given

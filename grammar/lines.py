@@ -73,19 +73,13 @@ def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLi
 
 
 def _directives(physical: list[str]) -> tuple[Directives, int]:
-    """Directives stand at the very top; the first line that is none ends them. How many lines they are.
-
-    Below a line that begins with ``#!`` those of the frontend count, and not escape, which is the parser's.
-    """
+    """Directives stand at the very top; the first line that is none ends them. How many lines they are."""
     found: dict[str, str] = {}
-    above = int(bool(physical) and physical[0].startswith("#!"))
-    for number, line in enumerate(physical[above:], above + 1):
+    for number, line in enumerate(physical, 1):
         body = line.strip()
         key, equals, value = body[1:].partition("=")
         key, value = key.strip().lower(), value.strip()
         if not body.startswith("#") or not equals or not value or key not in _DIRECTIVES:
-            break
-        if above and key in ("escape", *found):
             break
         if key in found:
             raise DockerfileError(f"only one {key} parser directive can be used", Span(number, number))
@@ -97,7 +91,7 @@ def _directives(physical: list[str]) -> tuple[Directives, int]:
             _check_syntax(value.split(None, 1)[0], Span(number, number))
         found[key] = value
     made = Directives(found.get("syntax", ""), found.get("escape", "\\"), found.get("check", ""))
-    return made, above + len(found)
+    return made, len(found)
 
 
 def _check_syntax(name: str, span: Span) -> None:

@@ -160,7 +160,7 @@ def _dependencies(
 
 def _base(name: str, image: str, platform: str, store: Store) -> Described:
     """A base image by the digest of its manifest, or index, where that is known, else by its ID."""
-    digest = parse_reference(name).digest or (store.index.memo(manifest_memo(name, image)) or b"").decode()
+    digest = parse_reference(name).digest or store.memos.pulled_digest(name, image)
     if not digest:
         return _image_id(Digest(image)) | {"uri": image_url(name, "", platform)}
     return {
@@ -168,11 +168,6 @@ def _base(name: str, image: str, platform: str, store: Store) -> Described:
         "digest": {"sha256": hex_of(Digest(digest))},
         "annotations": {"imageId": image},
     }
-
-
-def manifest_memo(name: str, image: str) -> str:
-    """Where the index keeps the digest that *name* had in its registry when *image* was pulled by it."""
-    return f"manifest:{name} {image}"
 
 
 def _image_id(image: Digest) -> Described:
@@ -193,15 +188,10 @@ def _fetched(op: FetchUrl, stack: tuple[str, ...], store: Store) -> Described:
 def _repository(op: FetchGit, key: str, store: Store) -> Described:
     ref = f"@{op.ref}" if op.ref else ""
     out: Described = {"uri": f"{_git_uri(op.remote)}{ref}"}
-    known = [(store.index.memo(commit_memo(key)) or b"").decode() if key else "", op.checksum, op.ref]
+    known = [(store.memos.commit(key) or "") if key else "", op.checksum, op.ref]
     if commit := next((value for value in known if is_commit(value)), ""):
         out["digest"] = {"gitCommit": commit}
     return out
-
-
-def commit_memo(key: str) -> str:
-    """Where the index keeps which commit the files of this key are."""
-    return f"commit:{key}"
 
 
 def _remote(text: str, files: Files | None, store: Store) -> Described:

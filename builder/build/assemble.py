@@ -8,14 +8,14 @@ from collections.abc import Callable
 from builder.oci.model import History, ImageConfig
 from builder.plan.graph import Plan, Step
 from builder.plan.ops import FromImage
-from cache.digest import Digest
+from cache.digest import DiffId
 from grammar.structs import replace
 
 # What readers of a history know lines by: those of a file, those of layers that had none.
 _COMMENT, _EXPORTER = "buildkit.dockerfile.v0", "buildkit.exporter.image.v0"
 
 
-def assemble(plan: Plan, diff_ids: tuple[Digest, ...], created: Callable[[Step], int]) -> ImageConfig:
+def assemble(plan: Plan, diff_ids: tuple[DiffId, ...], created: Callable[[Step], int]) -> ImageConfig:
     """The config of the image that *plan* describes, its layers being *diff_ids*.
 
     *created* gives the time in nanoseconds at which a step's layer was made. Lines without

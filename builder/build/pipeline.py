@@ -20,7 +20,6 @@ from builder.copy.sources import ContextSource
 from builder.environment import Workshop
 from builder.errors import BuildError, ChecksFailed, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink
-from builder.images.lazy_layers import is_packed
 from builder.images.local import put_config
 from builder.oci.model import ImageConfig, doubt, host, parse_platform
 from builder.plan.graph import Plan, Step
@@ -33,9 +32,8 @@ from builder.runtime.rootless import entered, was_real_root
 from builder.steps.run import check_shared_network
 from builder.support.code_digest import edition
 from cache.context_scan import StatIndex
-from cache.digest import Digest, digest
+from cache.digest import DiffId
 from cache.kernel import ONE_ID, keeps_owners
-from cache.layer.blobs import diff_id
 from cache.store import Store
 from grammar import ast
 from grammar.booleans import truth
@@ -241,8 +239,7 @@ def parsed(inputs: Inputs, store: Store, anew: bool = False) -> ast.Dockerfile:
     Raises BuildError with an excerpt of the file.
     """
     text = inputs.text
-    key = "ast:" + hashlib.sha256(f"{edition()}\0{text}".encode("utf-8", "surrogateescape")).hexdigest()
-    data = store.index.memo(key) if not anew else None
+    data = store.memos.syntax_tree(edition(), text) if not anew else None
     if data is not None:
         with contextlib.suppress(Exception):  # a damaged record: parse again
             stored: ast.Dockerfile = pickle.loads(data)
@@ -254,7 +251,7 @@ def parsed(inputs: Inputs, store: Store, anew: bool = False) -> ast.Dockerfile:
     except DockerfileError as error:
         raise _with_excerpt(PlanError(error.message, error.span, error.hint), inputs) from None
     if redacted(text) == text:  # the index holds no passwords
-        store.index.set_memo(key, pickle.dumps(tree))
+        store.memos.set_syntax_tree(edition(), text, pickle.dumps(tree))
     return tree
 
 
@@ -319,12 +316,10 @@ def _write_index(store: Store) -> Callable[[str, bytes], None]:
 def _image(made: Plan, solver: Solver, workshop: Workshop, with_cache: bool) -> ImageConfig:
     """Pack what the image holds (only that) and put its config together."""
     root = solver.results[id(made.root)] if made.root is not None else None
-    diff_ids: tuple[Digest, ...] = ()
+    diff_ids: tuple[DiffId, ...] = ()
     if root is not None:
         workshop.layers.fetched(root.stack)
-        diff_ids = tuple(
-            digest(layer) if is_packed(layer) else diff_id(workshop.store, layer)[0] for layer in root.stack
-        )
+        diff_ids = tuple(map(workshop.layers.diff_id, root.stack))
 
     def created(step: Step) -> int:
         return solver.results[id(step)].created

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from builder.environment import Workshop
 from builder.errors import BuildError
 from builder.events import Notice
-from builder.images.local import config_of, platform_memo, remember_platform, snapshots
+from builder.images.local import config_of, remember_platform, snapshots
 from builder.oci.model import ImageConfig, Platform, host, parse_descriptor
 from builder.plan.ops import Files
-from cache.digest import Digest, digest
+from cache.digest import Digest, ImageId
+from cache.memos import RemoteImage
 from cache.store import Store
 from grammar.reference import Reference
 from grammar.structs import struct
@@ -77,19 +76,24 @@ class StoreResolver:
         from builder.registry.mirrors import open_registry
         from builder.shared_cache.backends import Repository
 
-        store, memo = self.workshop.store, f"left:{platform} {reference}"
+        store = self.workshop.store
         registry = open_registry(reference, self.insecure)
-        kept = store.index.memo(memo) if self.policy == "missing" else None
-        value = json.loads(kept) if kept is not None else None
-        if value is not None and store.has_blob(image := digest(value["image"])):
-            layers = [parse_descriptor(x, "a layer") for x in value["layers"]]
+        known = None
+        if self.policy == "missing":
+            known = store.memos.remote_image(str(platform), str(reference))
+        image: Digest
+        if known is not None and store.has_blob(known.id):
+            image = known.id
+            layers = [parse_descriptor(item, "a layer") for item in known.layers]
             config = config_of(store, image)
         else:
             layers, data, config, named = metadata(registry, reference, platform)
             image = store.put_blob(data)
             remember_manifest(store, reference, image, named)
-            value = {"image": image, "layers": [layer.to_json() for layer in layers]}
-            store.index.set_memo(memo, json.dumps(value).encode())
+            described = [layer.to_json() for layer in layers]
+            store.memos.set_remote_image(
+                str(platform), str(reference), RemoteImage(ImageId(image), described)
+            )
         found = zip(config.diff_ids, layers, strict=True)
         self.workshop.layers.leave(str(reference), image, found, Repository(registry, reference))
         return image, config
@@ -109,11 +113,11 @@ class StoreResolver:
 def find_image(store: Store, reference: Reference, platform: Platform) -> Digest | None:
     """The image of a name in the store: the one that was pulled for *platform*, else any."""
     if platform != host():
-        found = (store.index.memo(platform_memo(reference, platform)) or b"").decode()
-        if found and store.has_blob(digest(found)):
-            ours = _architecture(config_of(store, digest(found)).platform) == _architecture(platform)
+        found = store.memos.platform_image(str(platform), str(reference))
+        if found is not None and store.has_blob(found):
+            ours = _architecture(config_of(store, found).platform) == _architecture(platform)
             if ours or found == store.resolve(str(reference)):  # else it stood in, and its name has moved
-                return digest(found)
+                return found
     image = store.resolve(str(reference))
     if image is None or not store.has_blob(image):
         return None

@@ -51,8 +51,9 @@ from builder.plan.ops import (
 from builder.run.mounts import empty_caches
 from builder.shared_cache.content_names import Alias, chained
 from builder.steps.run import run_command
-from cache.digest import Digest, digest
+from cache.digest import DiffId, SnapshotId, digest, layer_of
 from cache.errors import CacheError
+from cache.index import StepResult
 from cache.keys import derive
 from cache.layer.merged_tree import Tree
 from cache.layer.snapshots import Draft, draft, manifest, tree_of, withdraw
@@ -226,12 +227,12 @@ class Solver:
                 else:
                     if selection is None and isinstance(step.op, CopyFiles):
                         selection = self._select(step.op, sources)
-                    layer = self._execute(step, below, sources, selection)
+                    layer = made = self._execute(step, below, sources, selection)
                     created = time.time_ns()
                     try:
-                        self._store.index.record(key, layer, created, described)
+                        self._store.index.record(key, StepResult(made, created, described))
                     except CacheError:
-                        withdraw(self._store, layer)
+                        withdraw(self._store, made)
                         raise
             return self._solved(step, parent, key, layer, created)
         except (StepError, Cancelled, LayerLost):
@@ -246,7 +247,7 @@ class Solver:
     def _solved(self, step: Step, parent: Solved, key: str, layer: str, created: int) -> Solved:
         """The result of a step that gave *layer*. Raises LayerLost."""
         run = (*parent.run, layer) if isinstance(step.op, RunCommand) else parent.run
-        top = self._named(digest(layer)) if is_packed(layer) else layer
+        top = self._named(DiffId(digest(layer))) if is_packed(layer) else layer
         return Solved(key, (*parent.stack, top), created, run, layer)
 
     def _found(
@@ -264,14 +265,18 @@ class Solver:
         if len(known) > 1:
             budget = [_LOOK_AHEAD]
             best = max(known, key=lambda item: self._covered(step, parent, key, item, {}, budget))
-        if self._store.index.find(key) != (*best, described):
-            self._store.index.record(key, *best, described)  # it counts once the layer is here
+        here = self._store.index.find(key)
+        if here is None or (here.layer, here.created, here.identity) != (*best, described):
+            result = StepResult(layer_of(best[0]), best[1], described)
+            self._store.index.record(key, result)  # it counts once the layer is here
         return best
 
     def _known_results(self, key: str, described: str, run: tuple[str, ...]) -> list[tuple[str, int]]:
         """Layers and times of the results of a step, the store's own first."""
         here = self._store.index.find(key)
-        found = dict([here[:2]] if here is not None and here[2] == described else [])
+        found: dict[str, int] = {}
+        if here is not None and here.identity == described:
+            found[here.layer] = here.created
         if self._imports is not None:
             for layer, created in self._imports.find(key, run, pack=not found):
                 found.setdefault(layer, created)
@@ -348,7 +353,7 @@ class Solver:
         return derive(kind, fields, inputs), json.dumps([kind, fields, inputs, chained(below.run)])
 
     def _content_ahead(self, alias: Alias) -> str:
-        content = (self._store.index.memo(alias.local()) or b"").decode()
+        content = self._store.memos.content(alias.local()) or ""
         return content or (self._imports.content(alias) if self._imports is not None else "")
 
     def _bound(self, mount: Mount, step: Step, sources: list[Solved]) -> str:
@@ -376,7 +381,7 @@ class Solver:
         """The content digest remembered of a stage whose key is the same as then."""
         if alias is None or self._no_cache:
             return ""
-        content = (self._store.index.memo(alias.local()) or b"").decode()
+        content = self._store.memos.content(alias.local()) or ""
         if not content and self._imports is not None:
             content = self._imports.content(alias)
         if content:
@@ -385,7 +390,7 @@ class Solver:
 
     def _remember_content(self, alias: Alias | None, content: str) -> None:
         if alias is not None:
-            self._store.index.set_memo(alias.local(), content.encode())
+            self._store.memos.set_content(alias.local(), content)
             self.contents[alias] = content
 
     def _base(self, step: Step, op: FromImage) -> Solved:
@@ -395,7 +400,7 @@ class Solver:
         kind, fields = identity(op)
         return Solved(derive(kind, fields), stack, 0)
 
-    def _named(self, layer: Digest) -> str:
+    def _named(self, layer: DiffId) -> str:
         """The layer as a stack holds it. Raises LayerLost where nobody has it any more."""
         if name := self._workshop.layers.named(layer):
             return name
@@ -433,7 +438,7 @@ class Solver:
 
     def _execute(
         self, step: Step, parent: Solved, sources: list[Solved], selection: list[Selection] | None
-    ) -> str:
+    ) -> SnapshotId:
         below = self._workshop.layers.unpacked(parent.stack)
         with self._shown(step) as used, draft(self._store, below) as made:
             match step.op:
@@ -474,17 +479,17 @@ class Solver:
             raise
         self._sink(StepFinished(number, step.name, time.monotonic() - started, *used))
 
-    def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> str:
+    def _copy(self, op: CopyFiles, made: Draft, selection: list[Selection]) -> SnapshotId:
         """Execute a COPY; what the last COPY of the same place made may lend its files."""
         used = {item.context for item in op.items if isinstance(item, Picked) and item.origin == CONTEXT}
         names = [self._workshop.contexts[name].name for name in sorted(used)]
-        memo = "copy:" + derive("place", identity(op)[1], names)
-        last = self._store.index.remembered(memo) if op.reads_context else ""
+        place = derive("place", identity(op)[1], names)
+        last = self._store.memos.last_copy(place) if op.reads_context else None
         old = manifest(self._store, last) if last else None
-        previous = (self._store.path("snapshots", last), old) if old is not None else None
+        previous = (self._store.path("snapshots", last), old) if last and old is not None else None
         snapshot = copy_files(op, made, selection, previous, self._workshop.packer)
         if op.reads_context:
-            self._store.index.set_memo(memo, snapshot.encode())
+            self._store.memos.set_last_copy(place, snapshot)
         return snapshot
 
 

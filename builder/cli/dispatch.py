@@ -394,17 +394,16 @@ def _remembered(store: Store, what: str, probe: Callable[[str], bool]) -> bool:
     """
     from builder.runtime.rootless import entered
 
-    boot = store.index.boot
     who = os.readlink("/proc/self/ns/user")
     if entered():
         with open("/proc/self/uid_map", encoding="ascii") as file:
             who = " ".join(file.read().split())
-    memo = f"{what}: {boot} {os.stat(store.root).st_dev} {who}"
-    if store.index.memo(memo) is not None:
+    device = os.stat(store.root).st_dev
+    if store.memos.probe_succeeded(what, who, device):
         return True
     if not probe(store.temporary()):
         return False
-    store.index.set_memo(memo, b"yes")
+    store.memos.set_probe_succeeded(what, who, device)
     return True
 
 

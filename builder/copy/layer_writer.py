@@ -19,6 +19,7 @@ from builder.copy.pack_process import Packer, Stream
 from builder.copy.sources import MADE_TIME
 from builder.errors import BuildError
 from builder.plan.modes import Mode
+from cache.digest import SnapshotId
 from cache.entry import (
     BLOCK,
     CHARACTER,
@@ -421,11 +422,11 @@ class Writer:
             os.chmod(entry.path, entry.mode, dir_fd=self._root)
         os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)
 
-    def commit(self, draft: Draft, entries: list[Entry]) -> str:
+    def commit(self, draft: Draft, entries: list[Entry]) -> SnapshotId:
         """Make a snapshot of *draft*, which this has written and finished; its id."""
         snapshot = commit(draft, entries)
         if packed := self._stream.finish():
-            record_packed(draft.store, snapshot, *packed)
+            record_packed(draft.store, snapshot, packed)
         return snapshot
 
     def _drop_folders(self) -> None:

@@ -16,7 +16,9 @@ import threading
 from collections.abc import Iterator
 
 from builder.runtime.syscalls import keep_only
+from cache.digest import DiffId
 from cache.entry import Entry
+from cache.index import LayerTar
 
 _BATCH = 256  # entries; a layer of fewer is not worth another process
 _LENGTH = 4  # bytes before each batch; a length of zero ends the layer
@@ -100,7 +102,7 @@ class Stream:
         except OSError:
             self.close()
 
-    def finish(self) -> tuple[str, int] | None:
+    def finish(self) -> LayerTar | None:
         """The diff ID and size of the tar, or None where it has not been packed."""
         if self._channel is None:
             return None
@@ -111,8 +113,10 @@ class Stream:
             if self._channel is not None:
                 self._channel.sendall(bytes(_LENGTH))
                 answer = self._channel.recv(1024, socket.MSG_WAITALL)
-        packed: tuple[str, int] | None = marshal.loads(answer) if answer else None
-        return packed
+        if not answer:
+            return None
+        diff_id, size = marshal.loads(answer)
+        return LayerTar(DiffId(diff_id), size)
 
     def close(self) -> None:
         if self._channel is not None and self._packer is not None:
@@ -134,7 +138,8 @@ def _serve(control: socket.socket) -> None:
             os._exit(0)
         channel, root = socket.socket(fileno=fds[0]), fds[1]
         try:
-            channel.sendall(marshal.dumps(pack(root, _entries(channel), lambda data: None)))
+            tar = pack(root, _entries(channel), lambda data: None)
+            channel.sendall(marshal.dumps((str(tar.diff_id), tar.size)))
         except Exception:  # the builder gave up, or the layer is odd: it is packed afterwards
             pass
         finally:

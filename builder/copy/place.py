@@ -17,6 +17,7 @@ from builder.errors import BuildError
 from builder.images.users import UnknownName, owner, owner_or_root
 from builder.plan.modes import Mode
 from builder.plan.ops import CopyFiles, MakeDir, Picked
+from cache.digest import SnapshotId
 from cache.entry import DIRECTORY, FILE, Entry
 from cache.layer.landlock import confined
 from cache.layer.merged_tree import Tree
@@ -31,7 +32,7 @@ def copy_files(
     selection: list[Selection],
     previous: tuple[str, list[Entry]] | None,
     packer: Packer | None,
-) -> str:
+) -> SnapshotId:
     """Execute a COPY into *draft* and commit it; *selection* is what each of its items means.
 
     *previous* is the directory and manifest of the last layer made by this COPY. Returns the
@@ -93,7 +94,7 @@ def copy_path(tree: Tree, path: str, folder: str, dest: str, links: bool = True)
         writer.close()
 
 
-def make_dir(op: MakeDir, draft: Draft) -> str:
+def make_dir(op: MakeDir, draft: Draft) -> SnapshotId:
     """Execute a WORKDIR into *draft* and commit it; an empty layer when the directory is there."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)

@@ -20,7 +20,7 @@ from builder.oci.model import (
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.layer import compression as comp
-from cache.layer.blobs import blob
+from cache.layer.blobs import Packing, blob
 from cache.store import Store
 from grammar.structs import field, struct
 
@@ -116,7 +116,7 @@ def form(
     for number, layer in enumerate(config.diff_ids):
         meter = Meter(f"packing layer {number + 1}/{len(config.diff_ids)}", 0, sink)
         exact = wanted.force or number >= base_layers
-        found = blob(store, layer, wanted.compression, meter.add, exact, wanted.level)
+        found = blob(store, layer, Packing(wanted.compression, wanted.level), meter.add, exact)
         kind = comp.compression_of(found.media_type)
         media = comp.docker_media_type(kind) if wanted.docker_types else comp.media_type(kind)
         layers.append(found._replace(media_type=media, annotations=(marks or {}).get(layer, {})))

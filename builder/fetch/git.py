@@ -29,6 +29,7 @@ from builder.request import Secret, Ssh
 from builder.run.secrets import find_secret, one_line
 from builder.support.paths import in_home
 from builder.support.tethered import Tethered
+from cache.digest import SnapshotId
 from cache.fs import remove_tree
 from cache.keys import CacheKey, derive
 from cache.layer.landlock import confined
@@ -58,7 +59,7 @@ _HELPER = (
 )
 
 
-def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, str]:
+def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, SnapshotId]:
     """The key and the snapshot of what *op* says. A commit that is here is not fetched again.
 
     Raises BuildError, and Cancelled.
@@ -80,13 +81,12 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
             "commit_time": op.commit_time,
         }
         key = derive("git", fields)
-        workshop.store.index.set_memo(f"commit:{key}", wanted.encode())  # for builder.attest.provenance
-        memo = f"git:{key}"
-        if not fresh and (last := workshop.store.index.remembered(memo)):
+        workshop.store.memos.set_commit(key, wanted)  # for builder.attest.provenance
+        if not fresh and (last := workshop.store.memos.checkout(key)):
             return key, last
         confined([made.folder, os.devnull], lambda: git.check_out(made, where, hashes))
         snapshot = commit(made)
-        workshop.store.index.set_memo(memo, snapshot.encode())
+        workshop.store.memos.set_checkout(key, snapshot)
     return key, snapshot
 
 

@@ -18,6 +18,7 @@ from builder.fetch.git import fetch_git
 from builder.fetch.url import fetch_url
 from builder.plan.ops import CopyFiles, FetchUrl, Files, Picked
 from builder.plan.remote import context_git_ref
+from cache.digest import SnapshotId
 from cache.entry import FILE, Entry
 from cache.keys import CacheKey, derive
 from cache.layer.snapshots import commit, draft, tree_of
@@ -86,10 +87,10 @@ def _unpacked(files: Files, workshop: Workshop) -> Files:
     return _remember(Files(key, snapshot), workshop)
 
 
-def _known(key: CacheKey, workshop: Workshop) -> str:
-    return workshop.store.index.remembered(f"context:{key}")
+def _known(key: CacheKey, workshop: Workshop) -> SnapshotId | None:
+    return workshop.store.memos.context(key)
 
 
 def _remember(files: Files, workshop: Workshop) -> Files:
-    workshop.store.index.set_memo(f"context:{files.key}", files.snapshot.encode())
+    workshop.store.memos.set_context(files.key, files.snapshot)
     return files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from builder.plan.remote import redacted
 from builder.registry.transport import Response, Transport
 from builder.request import Secret
 from builder.run.secrets import find_secret, one_line
+from cache.digest import SnapshotId
 from cache.entry import FILE, Entry
 from cache.kernel import write_all
 from cache.keys import CacheKey, derive
@@ -37,7 +37,7 @@ _NAME_LIMIT = 255  # what file systems take
 class Fetched:
     """What a URL gave: the snapshot that holds it, and by what a server knows whether it changed."""
 
-    snapshot: str
+    snapshot: SnapshotId
     digest: str
     etag: str
     modified: str
@@ -47,14 +47,14 @@ class Fetched:
         return derive("file", {"name": op.name, "digest": self.digest, "modified": self.modified})
 
 
-def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, str]:
+def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, SnapshotId]:
     """The key and the snapshot of the file behind a URL.
 
     With a checksum, a file that is here is good without asking; else the server is asked
     whether it changed. *fresh* fetches in any case. Raises BuildError.
     """
     store = workshop.store
-    memo = "url:" + derive(*identity(op))
+    memo = derive(*identity(op))
     last = None if fresh else _remembered(store, memo)
     if last is not None and op.checksum:
         return last.key(op), last.snapshot
@@ -77,7 +77,7 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         made = _store(op, response, workshop)
     finally:
         transport.close()
-    store.index.set_memo(memo, json.dumps(as_dict(made)).encode())
+    store.memos.set_fetched_url(memo, as_dict(made) | {"snapshot": str(made.snapshot)})
     return made.key(op), made.snapshot
 
 
@@ -87,10 +87,10 @@ def _asked(parts: SplitResult) -> str:
 
 
 def _remembered(store: Store, memo: str) -> Fetched | None:
-    data = store.index.memo(memo)
-    if data is None:
+    known = store.memos.fetched_url(memo)
+    if known is None:
         return None
-    last = Fetched(**json.loads(data))
+    last = Fetched(SnapshotId(known["snapshot"]), known["digest"], known["etag"], known["modified"])
     return last if store.index.usable(last.snapshot) else None
 
 

@@ -15,9 +15,9 @@ from builder.errors import BuildError, LayerLost
 from builder.events import Meter, Sink
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest, hex_of
+from cache.digest import DiffId, Digest, SnapshotId, digest, hex_of
 from cache.errors import CacheError, CorruptError, SpaceError
-from cache.layer.blobs import add_blob, check_blob, stored
+from cache.layer.blobs import add_blob, check_blob, layer_tar, stored
 from cache.store import Store, write_error
 from grammar.structs import field, struct
 
@@ -48,16 +48,16 @@ class Layers:
     sink: Sink
     damaged: set[Digest] = field(factory=set)
     """Blobs that some place has, and that are not what they are named for."""
-    _of_bases: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
-    _of_caches: dict[Digest, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
-    _images: list[tuple[str, Digest, tuple[Digest, ...]]] = field(factory=list)
+    _of_bases: dict[DiffId, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
+    _of_caches: dict[DiffId, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
+    _images: list[tuple[str, Digest, tuple[DiffId, ...]]] = field(factory=list)
 
-    def add(self, layer: Digest, source: BlobSource, descriptor: Descriptor) -> None:
+    def add(self, layer: DiffId, source: BlobSource, descriptor: Descriptor) -> None:
         """Say that *source*, a shared cache, has the layer as the blob *descriptor*."""
         self._of_caches.setdefault(layer, []).append((source, descriptor))
 
     def leave(
-        self, name: str, image: Digest, layers: Iterable[tuple[Digest, Descriptor]], source: BlobSource
+        self, name: str, image: Digest, layers: Iterable[tuple[DiffId, Descriptor]], source: BlobSource
     ) -> None:
         """Say that the base image *name* is left in *source*; it gets its name once all of it is here."""
         found = list(layers)
@@ -65,11 +65,17 @@ class Layers:
             self._of_bases.setdefault(layer, []).append((source, descriptor))
         self._images.append((name, image, tuple(layer for layer, _ in found)))
 
-    def named(self, layer: Digest) -> str:
+    def named(self, layer: DiffId) -> str:
         """The layer as a stack holds it: its snapshot, or else its diff ID; "" where nobody has it."""
         if snapshot := self.store.index.unpacked(layer):
             return snapshot
         return layer if self._elsewhere(layer) or stored(self.store, layer) else ""
+
+    def diff_id(self, layer: str) -> DiffId:
+        """Return the diff ID of a layer of a stack, packing it if it never was."""
+        if is_packed(layer):
+            return DiffId(digest(layer))
+        return layer_tar(self.store, SnapshotId(layer)).diff_id
 
     def forget(self) -> None:
         """No longer take layers from shared caches."""
@@ -81,7 +87,7 @@ class Layers:
             if all(self.store.index.unpacked(layer) or stored(self.store, layer) for layer in layers):
                 self.store.tag(name, image)
 
-    def in_cache(self, layer: Digest, place: str) -> Descriptor | None:
+    def in_cache(self, layer: DiffId, place: str) -> Descriptor | None:
         """What the layer is as a blob of the shared cache called *place*, as that says itself."""
         found = self._of_caches.get(layer, ())
         return next((descriptor for source, descriptor in found if source.name == place), None)
@@ -89,20 +95,22 @@ class Layers:
     def unpacked(self, stack: tuple[str, ...]) -> tuple[str, ...]:
         """*stack* with every layer unpacked. Raises BuildError or CacheError."""
         self._each(stack, self._unpack)
-        return tuple(self.store.index.unpacked(layer) if is_packed(layer) else layer for layer in stack)
+        return tuple(
+            self.store.index.unpacked(DiffId(layer)) or "" if is_packed(layer) else layer for layer in stack
+        )
 
     def fetched(self, stack: Iterable[str]) -> None:
         """See that every layer of *stack* is in the store, be it as a blob. Raises as ``unpacked``."""
         self._each(stack, self._fetch)
 
-    def _each(self, stack: Iterable[str], work: Callable[[Digest], object]) -> None:
-        missing = [digest(layer) for layer in dict.fromkeys(stack) if is_packed(layer)]
+    def _each(self, stack: Iterable[str], work: Callable[[DiffId], object]) -> None:
+        missing = [DiffId(digest(layer)) for layer in dict.fromkeys(stack) if is_packed(layer)]
         if len(missing) == 1:
             work(missing[0])
         elif missing:
             each(work, missing, _AT_ONCE)
 
-    def _unpack(self, layer: Digest) -> None:
+    def _unpack(self, layer: DiffId) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
             if self.store.index.unpacked(layer):
                 return
@@ -117,15 +125,15 @@ class Layers:
                         os.unlink(self.store.blob_path(here.digest))
             self._download(layer, lambda found: add_blob(self.store, found, layer))
 
-    def _fetch(self, layer: Digest) -> None:
+    def _fetch(self, layer: DiffId) -> None:
         with self.store.making(f"layer-{hex_of(layer)}"):
             if not self.store.index.unpacked(layer) and stored(self.store, layer) is None:
                 self._download(layer, lambda found: check_blob(self.store, found, layer))
 
-    def _elsewhere(self, layer: Digest) -> list[tuple[BlobSource, Descriptor]]:
+    def _elsewhere(self, layer: DiffId) -> list[tuple[BlobSource, Descriptor]]:
         return [*self._of_caches.get(layer, ()), *self._of_bases.get(layer, ())]
 
-    def _download(self, layer: Digest, take: Callable[[Descriptor], object]) -> None:
+    def _download(self, layer: DiffId, take: Callable[[Descriptor], object]) -> None:
         """Put the layer's blob into the store and have it verified by *take*, from the first place that can.
 
         Raises LayerLost where none can.

@@ -7,9 +7,9 @@ from typing import Any
 
 from builder.errors import BuildError, UsageError
 from builder.oci.model import History, ImageConfig, Platform, host, parse_config, scratch
-from cache.digest import Digest
+from cache.digest import DiffId, Digest, ImageId, SnapshotId
 from cache.errors import CacheError
-from cache.layer.blobs import diff_id, snapshot_of
+from cache.layer.blobs import layer_tar, snapshot_of
 from cache.store import Store
 from grammar.errors import ReferenceError_
 from grammar.reference import Reference, parse_reference
@@ -89,21 +89,16 @@ def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, Digest]]:
 
 def remember_platform(store: Store, name: Reference, platform: Platform, image: Digest) -> None:
     """Keep in mind which image *name* means for a *platform* other than this machine's."""
-    store.index.set_memo(platform_memo(name, platform), image.encode())
+    store.memos.set_platform_image(str(platform), str(name), ImageId(image))
 
 
 def rename(store: Store, name: str, image: Digest) -> None:
     """Make *name* mean *image*, and for no platform what it meant before."""
-    store.index.forget_memos("platform:", f" {name}")
+    store.memos.forget_platform_images(name)
     store.tag(name, image)
 
 
-def platform_memo(name: Reference, platform: Platform) -> str:
-    """Where the index keeps that."""
-    return f"platform:{platform} {name}"
-
-
-def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:
+def snapshots(store: Store, config: ImageConfig) -> tuple[SnapshotId, ...]:
     """The layer directories of an image, bottom first, unpacked again where only the blob is left.
 
     Raises CacheError.
@@ -113,14 +108,13 @@ def snapshots(store: Store, config: ImageConfig) -> tuple[str, ...]:
 
 def size(store: Store, config: ImageConfig) -> int:
     """The bytes of an image's layers as uncompressed tars."""
-    total = 0
-    for layer in config.diff_ids:
-        snapshot = store.index.unpacked(layer)
-        _known, length = store.index.diff_id(snapshot) if snapshot else ("", 0)
-        if snapshot and not length:
-            _known, length = diff_id(store, snapshot)
-        total += length
-    return total
+    return sum(tar_size(store, layer) for layer in config.diff_ids)
+
+
+def tar_size(store: Store, layer: DiffId) -> int:
+    """Return the bytes of a layer as an uncompressed tar, 0 if it is not unpacked."""
+    snapshot = store.index.unpacked(layer)
+    return layer_tar(store, snapshot).size if snapshot is not None else 0
 
 
 def put_config(store: Store, config: ImageConfig) -> Digest:
@@ -131,7 +125,7 @@ def put_config(store: Store, config: ImageConfig) -> Digest:
         raise CacheError(f"storing an image config: {error.strerror}") from None
 
 
-def from_root(store: Store, layer: Digest, source: str) -> Digest:
+def from_root(store: Store, layer: DiffId, source: str) -> Digest:
     """An image of one layer and an empty config, as ``docker import`` makes it."""
     config = scratch(host())
     config = ImageConfig(config.platform, {}, (History(f"imported from {source}"),), (layer,))

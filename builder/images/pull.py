@@ -25,7 +25,7 @@ from builder.registry.sources import remember_source
 from builder.support.json_strict import loads
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest_of
+from cache.digest import DiffId, Digest, digest_of
 from cache.layer.blobs import add_blob
 from cache.store import Store
 from grammar.reference import Reference
@@ -76,7 +76,7 @@ def pull_config(
 
 def remember_manifest(store: Store, reference: Reference, image: Digest, named: Digest) -> None:
     """Keep in mind what *reference* named when it was *image*, for builder.attest.provenance."""
-    store.index.set_memo(f"manifest:{reference} {image}", named.encode())
+    store.memos.set_pulled_digest(str(reference), image, named)
 
 
 def metadata(
@@ -182,7 +182,7 @@ def _layer(
     registry: Registry,
     reference: Reference,
     layer: Descriptor,
-    expected: Digest,
+    expected: DiffId,
     pulling: Meter,
     unpacking: Meter,
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from builder.errors import BuildError
 from builder.support.json_strict import valid_text
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest
+from cache.digest import DiffId, digest
 from cache.errors import CacheError
 from grammar.structs import field, replace, struct
 from grammar.suggest import suggestion
@@ -217,7 +217,7 @@ class ImageConfig:
     platform: Platform
     settings: dict[str, Any] = field(factory=dict)
     history: tuple[History, ...] = ()
-    diff_ids: tuple[Digest, ...] = ()
+    diff_ids: tuple[DiffId, ...] = ()
     created: str = ""
     author: str = ""
     extra: dict[str, Any] = field(factory=dict)
@@ -278,7 +278,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         settings = _typed(value, "config", dict) or {}
         _check_settings(settings)
         rootfs = _typed(value, "rootfs", dict) or {}
-        diff_ids = tuple(digest(str(item)) for item in rootfs.get("diff_ids") or [])
+        diff_ids = tuple(DiffId(digest(str(item))) for item in rootfs.get("diff_ids") or [])
         history = tuple(_history(item) for item in _typed(value, "history", list) or [])
         architecture, variant = (str(value.get(key) or "") for key in ("architecture", "variant"))
         if architecture in _ARCHITECTURES:  # a name that another tool has for it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builder.request import Sandbox
-from cache.digest import Digest
+from cache.digest import DiffId, Digest, SnapshotId
 from grammar.structs import field, struct
 
 # Where files come from, besides the step's sources, which are numbered from 0.
@@ -17,7 +17,7 @@ class FromImage:
 
     name: str
     image: Digest
-    diff_ids: tuple[Digest, ...]
+    diff_ids: tuple[DiffId, ...]
 
 
 @struct
@@ -51,7 +51,7 @@ class Files:
     """Files that were fetched before the plan was made: a ``snapshot``, and the ``key`` of what it holds."""
 
     key: str
-    snapshot: str
+    snapshot: SnapshotId
 
 
 @struct

@@ -66,7 +66,7 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, SeenContext | None]":
         return False, None
     try:
         with Store(root) as store:
-            data = store.index.memo(memo_key(argv))
+            data = store.memos.build(memo_key(argv))
             if data is None:
                 return False, None
             memo: Memo = marshal.loads(data)
@@ -90,7 +90,7 @@ def memo_key(argv: "Sequence[str]") -> str:
     except OSError:  # it has been removed: who names nothing in it can do without
         folder = ""
     text = repr((edition(), folder, list(argv), environment)).encode("utf-8", "surrogateescape")
-    return "build:" + hashlib.sha256(text).hexdigest()
+    return hashlib.sha256(text).hexdigest()
 
 
 def _root(argv: "Sequence[str]") -> "str | None":

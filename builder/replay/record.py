@@ -62,7 +62,7 @@ def remember(
     files = [(path, hashlib.sha256(data).hexdigest()) for path, data in _read(inputs)]
     files += [(path, "") for path in inputs.absent]
     steps = [
-        (solver.results[id(step)].key, solver.results[id(step)].layer)
+        (solver.results[id(step)].key, str(solver.results[id(step)].layer))
         for step in plan.steps
         if not isinstance(step.op, FromImage)
     ]
@@ -83,7 +83,7 @@ def remember(
         "quiet": quiet,
         "silent": silent,
     }
-    store.index.set_memo(memo_key(argv), marshal.dumps(memo))
+    store.memos.set_build(memo_key(argv), marshal.dumps(memo))
 
 
 def _read(inputs: Inputs) -> list[tuple[str, bytes]]:

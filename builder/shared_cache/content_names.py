@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from builder.images.lazy_layers import is_packed
+from cache.digest import SnapshotId
 from cache.keys import derive
-from cache.layer.blobs import diff_id
+from cache.layer.blobs import layer_tar
 from cache.store import Store
 from grammar.structs import struct
 
@@ -53,7 +54,7 @@ def portable(store: Store, layer: str, pack: bool) -> str:
     """The diff ID of a layer of a stack, "" where it is not known; with *pack* it is found out."""
     if not layer or is_packed(layer):
         return layer
-    known, _size = store.index.diff_id(layer)
-    if not known and pack:
-        known, _size = diff_id(store, layer)
-    return known
+    known = store.index.layer_tar(SnapshotId(layer))
+    if known is None and pack:
+        known = layer_tar(store, SnapshotId(layer))
+    return known.diff_id if known is not None else ""

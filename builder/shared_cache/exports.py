@@ -25,9 +25,9 @@ from builder.shared_cache.records import (
 )
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest, digest_of
+from cache.digest import DiffId, digest, digest_of
 from cache.errors import CacheError
-from cache.layer.blobs import blob, pack_folder, stored
+from cache.layer.blobs import Packing, blob, pack_folder, stored
 from cache.layer.compression import ZSTD, compression_of, media_type
 from cache.locks import try_lock
 from cache.store import Store
@@ -66,7 +66,7 @@ def records_of(store: Store, known: Known, everything: bool) -> Records:
     for result in known.steps:
         if everything or result.key in known.last:
             run = portable_chain(store, result.run, found)
-            layer = digest(portable(store, result.layer, pack=True))
+            layer = DiffId(digest(portable(store, result.layer, pack=True)))
             steps.append(Record(result.key, run, result.created, layer))
     contents = {}
     if everything:
@@ -106,9 +106,9 @@ def _export(
     place: Place,
     sink: Sink,
 ) -> None:
-    found: dict[Digest, Descriptor] = {}
+    found: dict[DiffId, Descriptor] = {}
 
-    def send(layer: Digest) -> None:
+    def send(layer: DiffId) -> None:
         try:
             descriptor = _at_its_place(layer, layers, place) or _blob_of(layer, store, layers, given)
         except LayerLost as error:
@@ -151,7 +151,7 @@ def _export(
     sink(Notice(f"cached {len(steps)} steps in {place.name}"))
 
 
-def _at_its_place(layer: Digest, layers: Layers, place: Place) -> Descriptor | None:
+def _at_its_place(layer: DiffId, layers: Layers, place: Place) -> Descriptor | None:
     """A layer that this very place said it has, that nobody has fetched, and that need not be."""
     descriptor = layers.in_cache(layer, place.name)
     if descriptor is None or layers.damaged or not place.has(descriptor):
@@ -159,11 +159,11 @@ def _at_its_place(layer: Digest, layers: Layers, place: Place) -> Descriptor | N
     return _plain(descriptor)
 
 
-def _blob_of(layer: Digest, store: Store, layers: Layers, given: CachePlace) -> Descriptor:
+def _blob_of(layer: DiffId, store: Store, layers: Layers, given: CachePlace) -> Descriptor:
     """A layer as a blob of the store, verified: there already, fetched, or packed now. Raises LayerLost."""
     if not store.index.unpacked(layer):
         layers.fetched([layer])
-    return _plain(stored(store, layer) or blob(store, layer, given.compression))
+    return _plain(stored(store, layer) or blob(store, layer, Packing(given.compression)))
 
 
 def _plain(found: Descriptor) -> Descriptor:

@@ -18,7 +18,7 @@ from builder.shared_cache.content_names import Alias, portable, portable_chain
 from builder.shared_cache.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
-from cache.digest import Digest
+from cache.digest import DiffId
 from cache.errors import CacheError
 from cache.layer.blobs import unpack_tar
 from cache.layer.compression import ZSTD, is_layer
@@ -165,7 +165,7 @@ def _small(place: Place, descriptor: Descriptor) -> bytes:
     return buffer.getvalue()
 
 
-def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[Digest, Descriptor]]:
+def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[DiffId, Descriptor]]:
     """The records in an image's config; the layers are the image's own."""
     config = parse_config(data, "the config")
     value = loads(data, "the config", LIMIT)

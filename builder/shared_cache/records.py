@@ -15,7 +15,7 @@ from builder.errors import BuildError
 from builder.oci.model import parse_descriptor
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest
+from cache.digest import DiffId, digest
 from cache.errors import CacheError
 from grammar.structs import field, struct
 
@@ -35,7 +35,7 @@ class Record:
     key: str
     run: str
     created: int
-    layer: Digest
+    layer: DiffId
 
 
 @struct
@@ -47,7 +47,7 @@ class Records:
     mounts: dict[str, Descriptor] = field(factory=dict)
 
 
-def encode(records: Records, layers: Iterable[tuple[Digest, Descriptor]] = ()) -> dict[str, Any]:
+def encode(records: Records, layers: Iterable[tuple[DiffId, Descriptor]] = ()) -> dict[str, Any]:
     """The records as JSON has them; *layers* are the blobs of diff IDs, where the manifest does not say."""
     out: dict[str, Any] = {
         "version": _VERSION,
@@ -75,7 +75,7 @@ def to_bytes(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
-def parse(data: bytes, what: str) -> tuple[Records, dict[Digest, Descriptor]]:
+def parse(data: bytes, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     """The records in *data* and the blobs of the layers they name. Raises BuildError."""
     value = loads(data, what, LIMIT)
     if not isinstance(value, dict):
@@ -83,7 +83,7 @@ def parse(data: bytes, what: str) -> tuple[Records, dict[Digest, Descriptor]]:
     return decode(value, what)
 
 
-def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[Digest, Descriptor]]:
+def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     """See ``parse``."""
     if value.get("version") != _VERSION:
         raise BuildError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
@@ -95,7 +95,7 @@ def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[Digest, Desc
             for name, item in _typed(value, "mounts", dict).items()
         }
         layers = {
-            digest(layer): parse_descriptor(item, "a layer")
+            DiffId(digest(layer)): parse_descriptor(item, "a layer")
             for layer, item in _typed(value, "layers", dict).items()
         }
     except (TypeError, CacheError) as error:
@@ -110,7 +110,7 @@ def _record(item: Any) -> Record:
     if type(created) is not int or not 0 <= created < 1 << 63:
         raise TypeError("a step has no date")
     run = digest(str(run)) if run else ""
-    return Record(_hex(item.get("key")), run, created, digest(str(item.get("layer"))))
+    return Record(_hex(item.get("key")), run, created, DiffId(digest(str(item.get("layer")))))
 
 
 def _hex(value: object) -> str:

@@ -33,6 +33,7 @@ from builder.runtime.spec import (
     FrameSpec,
     MountSpec,
 )
+from cache.digest import SnapshotId
 from cache.kernel import keeps_owners
 from cache.layer.snapshots import Draft, commit
 
@@ -55,7 +56,7 @@ def run_command(
     sources: list[tuple[str, ...]],
     workshop: Workshop,
     sink: Callable[[bytes], None],
-) -> tuple[str, Outcome]:
+) -> tuple[SnapshotId, Outcome]:
     """Run a step's process on *draft* and commit what it changed; the snapshot's id, and what it took.
 
     *sources* are the layers of what its mounts number. Raises CommandFailed when the process

@@ -1,7 +1,7 @@
-"""Layers: snapshots with a diff ID, and the blobs that carry them.
+"""Layers: snapshots that have a diff ID, and the blobs that carry them.
 
-A snapshot is packed and hashed when an image first needs its diff ID, and compressed when
-an output first needs a blob; both are remembered.
+A snapshot is packed and hashed when an image first needs its diff ID. It is compressed when an output
+first needs a blob. The index records both.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest, hex_of
+from cache.digest import BlobDigest, DiffId, SnapshotId, hex_of
 from cache.entry import Entry
 from cache.errors import CorruptError, MissingError
+from cache.index import LayerBlob, LayerTar
 from cache.kernel import start_writing
 from cache.layer import compression as comp
 from cache.layer.landlock import confined
@@ -28,33 +29,32 @@ from cache.store import Store, write_error
 
 Progress = Callable[[int], None]
 
-# What a blob may unpack to before it is taken for a bomb: any size up to this, then so many times its own.
+# A blob may decompress to _ANY_SIZE bytes, or to _MOST_GROWTH times its own size; beyond it is a bomb.
 _ANY_SIZE = 1 << 30
 _MOST_GROWTH = 2000
-_EAGER = 8 << 20  # bytes of a blob after which the disk is set to work
+_EAGER = 8 << 20  # bytes of a blob between two requests to write it back
 
 
-def diff_id(store: Store, snapshot: str) -> tuple[Digest, int]:
-    """The diff ID of a snapshot and the size of its tar in bytes, packed now if it never was."""
-    known, size = store.index.diff_id(snapshot)
-    if known:
-        return digest(known), size
-    value, size = _pack(store, snapshot, lambda data: None)
-    record_packed(store, snapshot, value, size)
-    return value, size
+def layer_tar(store: Store, snapshot: SnapshotId) -> LayerTar:
+    """Return the diff ID and size of a snapshot's tar, packing it now if it never was."""
+    known = store.index.layer_tar(snapshot)
+    if known is None:
+        known = _pack(store, snapshot, lambda data: None)
+        record_packed(store, snapshot, known)
+    return known
 
 
-def record_packed(store: Store, snapshot: str, value: str, size: int) -> None:
-    """Remember that the tar of *snapshot* has the diff ID *value* and *size* bytes."""
-    store.index.set_diff_id(snapshot, value, size)
-    if not store.index.unpacked(value):  # the first tree to be this layer stays it
-        store.index.set_unpacked(value, snapshot)
+def record_packed(store: Store, snapshot: SnapshotId, tar: LayerTar) -> None:
+    """Record the tar of *snapshot*."""
+    store.index.set_layer_tar(snapshot, tar)
+    if store.index.unpacked(tar.diff_id) is None:  # of equal trees the first stays the layer's
+        store.index.set_unpacked(tar.diff_id, snapshot)
 
 
 def _pack(
-    store: Store, snapshot: str, write: Callable[[bytes], object], latest: int | None = None
-) -> tuple[Digest, int]:
-    """Pack a snapshot; no member gets a later time than *latest*, in seconds."""
+    store: Store, snapshot: SnapshotId, write: Callable[[bytes], object], latest: int | None = None
+) -> LayerTar:
+    """Write the tar of a snapshot to *write*; no member gets a time later than *latest* (seconds)."""
     try:
         root = os.open(store.path("snapshots", snapshot), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -71,67 +71,81 @@ def _pack(
         os.close(root)
 
 
+class Packing(NamedTuple):
+    """How a layer is packed into a blob: compression, its level (0: the usual one), latest time (seconds)."""
+
+    compression: str = comp.GZIP
+    level: int = 0
+    latest: int | None = None
+
+
+_USUAL = Packing()
+
+
 def blob(
     store: Store,
-    value: Digest,
-    compression: str = comp.GZIP,
+    layer: DiffId,
+    packing: Packing = _USUAL,
     progress: Progress | None = None,
     exact: bool = False,
-    level: int = 0,
 ) -> Descriptor:
-    """The layer *value* as a stored blob: any form it is stored in, else packed in *compression*.
+    """Return *layer* as a stored blob, packing it if it is stored in no form.
 
-    With *exact* no other compression will do. *progress* hears the number of uncompressed bytes
-    handled.
+    With *exact* the blob must have the compression of *packing*. *progress* is called with each number of
+    uncompressed bytes handled.
     """
-    found = stored(store, value, compression)
-    if found is not None and (not exact or comp.compression_of(found.media_type) == compression):
+    found = stored(store, layer, packing.compression)
+    if found is not None and (not exact or comp.compression_of(found.media_type) == packing.compression):
         return found
-    return _compress(store, snapshot_of(store, value), value, compression, progress, level=level)[1]
+    return _compress(store, snapshot_of(store, layer), packing, progress, layer).blob
 
 
-def stored(store: Store, value: Digest, compression: str = "") -> Descriptor | None:
-    """A stored blob that is the layer *value*, in *compression* if there is such a one."""
-    forms = store.index.blobs(value)
-    forms.sort(key=lambda form: comp.compression_of(form[0]) != compression)
-    for media, name, size in forms:
-        if store.has_blob(digest(name)):
-            return Descriptor(media, digest(name), size)
+def stored(store: Store, layer: DiffId, compression: str | None = None) -> Descriptor | None:
+    """Return a stored blob of *layer*, preferably one in *compression*; None if there is none."""
+    forms = store.index.blobs(layer)
+    forms.sort(key=lambda form: comp.compression_of(form.media_type) != compression)
+    for form in forms:
+        if store.has_blob(form.digest):
+            return Descriptor(form.media_type, form.digest, form.size)
     return None
 
 
-def clamped(store: Store, value: Digest, epoch: int, progress: Progress | None = None) -> Digest:
-    """The layer *value* without times later than *epoch*, in seconds, stored as a blob; its diff ID."""
-    memo = f"clamped:{epoch} {value}"
-    known = (store.index.memo(memo) or b"").decode()
-    if known and stored(store, digest(known)) is not None:
-        return digest(known)
-    made, _blob = _compress(store, snapshot_of(store, value), None, comp.GZIP, progress, epoch)
-    store.index.set_memo(memo, made.encode())
+def clamped(store: Store, layer: DiffId, epoch: int, progress: Progress | None = None) -> DiffId:
+    """Return the diff ID of *layer* without times later than *epoch* (seconds), stored as a blob."""
+    known = store.memos.clamped_layer(layer, epoch)
+    if known is not None and stored(store, known) is not None:
+        return known
+    made = _compress(store, snapshot_of(store, layer), Packing(latest=epoch), progress).diff_id
+    store.memos.set_clamped_layer(layer, epoch, made)
     return made
 
 
-def snapshot_of(store: Store, value: Digest) -> str:
-    """The layer *value* as a snapshot, unpacked now where only a blob of it is here. Raises MissingError."""
-    if snapshot := store.index.unpacked(value):
+def snapshot_of(store: Store, layer: DiffId) -> SnapshotId:
+    """Return the snapshot of *layer*, unpacking a stored blob now if needed. Raises MissingError."""
+    if snapshot := store.index.unpacked(layer):
         return snapshot
-    if (found := stored(store, value)) is not None:
-        return add_blob(store, found, value)
+    if (found := stored(store, layer)) is not None:
+        return add_blob(store, found, layer)
     raise MissingError(
-        f"layer {value} is gone from the store {store.root}", "build, load or pull the image again"
+        f"layer {layer} is gone from the store {store.root}", "build, load or pull the image again"
     )
+
+
+class _Made(NamedTuple):
+    """A blob that was made, and the layer that it holds."""
+
+    diff_id: DiffId
+    blob: Descriptor
 
 
 def _compress(
     store: Store,
-    snapshot: str,
-    value: Digest | None,
-    compression: str,
+    snapshot: SnapshotId,
+    packing: Packing,
     progress: Progress | None,
-    latest: int | None = None,
-    level: int = 0,
-) -> tuple[Digest, Descriptor]:
-    """Store a snapshot's tar as a blob; it has to have the diff ID *value*, if that is given."""
+    expected: DiffId | None = None,
+) -> _Made:
+    """Store the tar of a snapshot as a blob. Raises CorruptError if its diff ID is not *expected*."""
     temporary = store.temporary()
     try:
         with open(temporary, "xb") as file:
@@ -142,53 +156,55 @@ def _compress(
                 nonlocal begun
                 sha.update(data)
                 file.write(data)
-                if file.tell() - begun >= _EAGER:  # or the disk would do nothing until the end
+                if file.tell() - begun >= _EAGER:  # else the disk would be idle until the end
                     start_writing(file.fileno(), begun, _EAGER)
                     begun += _EAGER
 
-            engine = comp.compressor(write, compression, level)
+            engine = comp.compressor(write, packing.compression, packing.level)
 
             def feed(data: bytes) -> None:
                 engine.write(data)
                 if progress is not None:
                     progress(len(data))
 
-            packed, _size = _pack(store, snapshot, feed, latest)
+            packed = _pack(store, snapshot, feed, packing.latest).diff_id
             engine.close()
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
     except OSError as error:
         raise write_error(error, "a layer blob") from None
-    if value is not None and packed != value:
+    if expected is not None and packed != expected:
         raise CorruptError(
-            f"layer {value} has changed on disk: packing it again gives {packed}",
+            f"layer {expected} has changed on disk: packing it again gives {packed}",
             f"build again with --no-cache; the damaged directory is snapshots/{snapshot}",
         )
-    name = Digest("sha256:" + sha.hexdigest())
+    name = BlobDigest("sha256:" + sha.hexdigest())
     store.publish(temporary, store.blob_path(name))
-    media = comp.media_type(compression)
-    store.index.add_blob(packed, media, name, length)
-    return packed, Descriptor(media, name, length)
+    media = comp.media_type(packing.compression)
+    store.index.add_blob(packed, LayerBlob(media, name, length))
+    return _Made(packed, Descriptor(media, name, length))
 
 
-def add_tar(store: Store, read: Read) -> Digest:
-    """Unpack a tar (any compression, found by its first bytes) as a layer of our own packing.
+def add_tar(store: Store, read: Read) -> DiffId:
+    """Unpack a tar of files, in any compression, as a layer and pack it anew.
 
-    Returns its diff ID, which is that of our tar, not of the one read.
+    Returns the diff ID of the new tar, not that of the one read.
     """
     stream = comp.detecting(read)
     with draft(store, ()) as made:
         _unpack(made.upper, stream, base=True)
         snapshot = commit(made)
-    return diff_id(store, snapshot)[0]
+    return layer_tar(store, snapshot).diff_id
 
 
-def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: Progress | None = None) -> str:
-    """Unpack a stored layer blob and return its snapshot; unpacked before is free.
+def add_blob(
+    store: Store, descriptor: Descriptor, expected: DiffId, progress: Progress | None = None
+) -> SnapshotId:
+    """Unpack a stored layer blob and return its snapshot; if it was unpacked before, just return that.
 
-    The blob's digest and the diff ID *expected* by the image's config are both verified
-    over every byte, before anything is published.
+    Both the blob's digest and the diff ID *expected*, from the image's config, are verified over every
+    byte before anything is published.
     """
     known = store.index.unpacked(expected)
     if known:
@@ -196,53 +212,56 @@ def add_blob(store: Store, descriptor: Descriptor, expected: Digest, progress: P
     with draft(store, ()) as made:
         implied: list[str] = []
 
-        def take(stream: Read) -> Digest:
+        def take(stream: Read) -> DiffId:
             return _unpack(made.upper, stream, implied=implied)
 
         size = _verify(store, descriptor, expected, progress, take)
         snapshot = commit(made, implied=implied)
-    store.index.set_diff_id(snapshot, expected, size)
+    store.index.set_layer_tar(snapshot, LayerTar(expected, size))
     store.index.set_unpacked(expected, snapshot)
-    store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
+    _record_blob(store, expected, descriptor)
     return snapshot
 
 
-def check_blob(
-    store: Store, descriptor: Descriptor, expected: Digest, progress: Progress | None = None
-) -> None:
-    """Verify a stored layer blob as ``add_blob`` does, and remember what it is, without unpacking it."""
+def _record_blob(store: Store, layer: DiffId, descriptor: Descriptor) -> None:
+    form = LayerBlob(descriptor.media_type, BlobDigest(descriptor.digest), descriptor.size)
+    store.index.add_blob(layer, form)
 
-    def read(stream: Read) -> Digest:
+
+def check_blob(
+    store: Store, descriptor: Descriptor, expected: DiffId, progress: Progress | None = None
+) -> None:
+    """Verify a stored layer blob as ``add_blob`` does and record it, without unpacking it."""
+
+    def read(stream: Read) -> DiffId:
         sha, left = hashlib.sha256(), max(_ANY_SIZE, descriptor.size * _MOST_GROWTH)
         while data := stream(1 << 20):
             sha.update(data)
             left -= len(data)
             if left < 0:
                 raise CorruptError(f"blob {descriptor.digest} grows without end when it is decompressed")
-        return Digest("sha256:" + sha.hexdigest())
+        return DiffId("sha256:" + sha.hexdigest())
 
     _verify(store, descriptor, expected, progress, read)
-    store.index.add_blob(expected, descriptor.media_type, descriptor.digest, descriptor.size)
+    _record_blob(store, expected, descriptor)
 
 
 def _verify(
     store: Store,
     descriptor: Descriptor,
-    expected: Digest,
+    expected: DiffId,
     progress: Progress | None,
-    take: Callable[[Read], Digest],
+    take: Callable[[Read], DiffId],
 ) -> int:
-    """Have *take* read the tar in a stored blob and say its diff ID; it and the digest have to be right.
+    """Pass the tar in a stored blob to *take*, which returns its diff ID, and verify both digests.
 
-    Returns the size of the tar in bytes.
+    Returns the size of the tar in bytes. Raises CorruptError.
     """
     size = 0
     with open(store.blob_path(descriptor.digest), "rb") as file:
         sha = hashlib.sha256()
         raw = _hashing(file, sha.update, progress)
-        comp.compression_of(
-            descriptor.media_type
-        )  # has to be a layer; what it is, its bytes say, as for others
+        comp.compression_of(descriptor.media_type)  # raises for what is no layer; the bytes say the rest
         unpacked = comp.detecting(raw, layer=True)
         with ahead(unpacked) as stream:
 
@@ -263,12 +282,12 @@ def _verify(
 
 
 def unpack_tar(read: Read, compression: str, folder: str) -> None:
-    """Unpack a tar of files, rather than a layer, into the empty *folder*. Raises CacheError."""
+    """Unpack a tar of files, not of a layer, into the empty directory *folder*. Raises CacheError."""
     _unpack(folder, comp.decompressing(read, compression), base=True)
 
 
 def pack_folder(folder: str, compression: str, file: BinaryIO) -> Descriptor:
-    """Write the tar of all in *folder* to *file*; what it is as a blob, its media type left to others."""
+    """Write the tar of the directory *folder* to *file* and return its descriptor, without media type."""
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     sha = hashlib.sha256()
 
@@ -282,17 +301,17 @@ def pack_folder(folder: str, compression: str, file: BinaryIO) -> Descriptor:
         engine.close()
     finally:
         os.close(root)
-    return Descriptor("", Digest("sha256:" + sha.hexdigest()), file.tell())
+    return Descriptor("", BlobDigest("sha256:" + sha.hexdigest()), file.tell())
 
 
 def _named_plainly(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """*entries*, as far as no name means something else when it is unpacked. Raises LayerError."""
+    """Yield *entries*; raise LayerError for a name that unpacking takes for a whiteout."""
     for entry in entries:
         check_name(entry.path.rpartition("/")[2])
         yield entry
 
 
-def _unpack(folder: str, read: Read, base: bool = False, implied: list[str] | None = None) -> Digest:
+def _unpack(folder: str, read: Read, base: bool = False, implied: list[str] | None = None) -> DiffId:
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         space = os.statvfs(root)

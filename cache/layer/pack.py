@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-from cache.digest import Digest
+from cache.digest import DiffId
 from cache.entry import (
     BLOCK,
     CHARACTER,
@@ -28,6 +28,7 @@ from cache.entry import (
 )
 from cache.errors import CorruptError
 from cache.fs import image_xattrs
+from cache.index import LayerTar
 
 _TYPES = {FILE: b"0", HARDLINK: b"1", SYMLINK: b"2", CHARACTER: b"3", BLOCK: b"4", DIRECTORY: b"5"}
 _TYPES |= {FIFO: b"6", WHITEOUT: b"0"}
@@ -89,8 +90,8 @@ def _below(root: int, path: str) -> str:
     return f"/proc/self/fd/{root}/{path}"
 
 
-def pack(root: int, entries: Iterable[Entry], write: Write) -> tuple[Digest, int]:
-    """Write the tar of *entries*, file contents read below *root*; its diff ID and size.
+def pack(root: int, entries: Iterable[Entry], write: Write) -> LayerTar:
+    """Write the tar of *entries* to *write*, reading files below the directory open as *root*.
 
     Raises CorruptError when a file is not as long as its entry says.
     """
@@ -127,7 +128,7 @@ def pack(root: int, entries: Iterable[Entry], write: Write) -> tuple[Digest, int
             held = 0
     pending.append(_END)
     total += _flush(pending, sha.update, write)
-    return Digest("sha256:" + sha.hexdigest()), total
+    return LayerTar(DiffId("sha256:" + sha.hexdigest()), total)
 
 
 def _flush(pending: list[bytes], *consumers: Write) -> int:

@@ -1,4 +1,4 @@
-"""Snapshots: layer directories. A Draft is being written; leaving its block makes a Snapshot."""
+"""Snapshots: layer directories. A Draft is written in a ``draft`` block; ``commit`` makes it a snapshot."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import marshal
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from cache.digest import SnapshotId
 from cache.entry import Entry
 from cache.errors import CacheError, CorruptError, MissingError
 from cache.fs import image_xattrs, is_opaque, remove_tree
@@ -36,46 +37,45 @@ class Draft:
         self.store = store
         self.parents = parents
         self.folder = folder
-        self.snapshot = ""
 
     @property
     def upper(self) -> str:
         return os.path.join(self.folder, "fs")
 
     def lower(self) -> Tree:
-        """The merged tree below this draft."""
+        """Return the merged tree below this draft."""
         return tree_of(self.store, self.parents)
 
     def overlay(self) -> Overlay:
-        """The draft as the upper of a container; its snapshots and the mount points below it."""
+        """Return the draft as a container's upper directory, above its parents and the mount points."""
         relative = os.path.relpath(self.folder, self.store.root)
         lowers = (*(f"snapshots/{name}" for name in top_down(self.store, self.parents)), "mounts")
         return Overlay(lowers, f"{relative}/fs", f"{relative}/work")
 
 
-def top_down(store: Store, snapshots: tuple[str, ...]) -> list[str]:
-    """A stack of layers from the top, equal ones once: the upper hides all that the lower holds,
-    and overlayfs refuses a directory that is there twice.
+def top_down(store: Store, snapshots: Sequence[str]) -> list[str]:
+    """Return the stack *snapshots* (bottom first) from the top down, as overlayfs takes it.
 
-    Above a layer that holds folders without saying what they are like stands one more, which says it
-    for this stack. Raises MissingError for a layer without a name.
+    A snapshot that is there twice stands at its upper place only: overlayfs refuses a directory twice,
+    and the upper one hides the lower. Above a layer that implies directories stands a snapshot with
+    their metadata, made for this stack. Raises MissingError for a layer without a name.
     """
-    if "" in snapshots:  # it would be the folder of all snapshots
+    if "" in snapshots:  # it would be the directory of all snapshots
         raise MissingError("a layer is gone from the store", "build, load or pull the image again")
     last = {name: place for place, name in enumerate(snapshots)}
     out: list[str] = []
     for place, name in enumerate(snapshots):
         if last[name] == place:
-            if is_opaque(store.path("snapshots", name)):  # overlayfs does not look at that of a root
+            if is_opaque(store.path("snapshots", name)):  # overlayfs ignores the mark on a root
                 out.clear()
             out.insert(0, name)
-            if (folders := _implied(store, name)) and (looks := _looks(store, out, folders)):
-                out.insert(0, looks)
+            if directories := _implied(store, name):
+                out[:0] = _completed(store, out, directories)
     return out
 
 
-def tree_of(store: Store, snapshots: tuple[str, ...]) -> Tree:
-    """The merged tree of *snapshots*, given from the bottom up."""
+def tree_of(store: Store, snapshots: Sequence[str]) -> Tree:
+    """Return the merged tree of the stack *snapshots* (bottom first)."""
     return _tree(store, top_down(store, snapshots))
 
 
@@ -84,7 +84,7 @@ def _tree(store: Store, names: list[str]) -> Tree:
 
 
 def _implied(store: Store, snapshot: str) -> list[str]:
-    """The folders of a layer that it only implies, parents first."""
+    """Return the directories that a layer implies (cache.layer.unpack), parents first."""
     if snapshot not in store.implied:
         try:
             with open(store.path("implied", snapshot), "rb") as file:
@@ -101,36 +101,30 @@ def _implied(store: Store, snapshot: str) -> list[str]:
     return store.implied[snapshot]
 
 
-def _looks(store: Store, names: list[str], folders: list[str]) -> str:
-    """A snapshot of the *folders* that the first of *names*, layers from the top, implies, as they are in
-    those below it; "" where those have none of them.
+def _completed(store: Store, names: list[str], directories: list[str]) -> tuple[SnapshotId, ...]:
+    """Return a snapshot that gives the *directories* the metadata they have in lower layers.
+
+    The first of *names*, layers from the top down, implies them. Returns none if no lower layer has any.
     """
-    memo = "looks-" + hashlib.sha256(" ".join(names).encode()).hexdigest()
-
-    def known() -> str | None:
-        found = store.index.memo(memo)
-        if found is None or (found and not store.index.usable(found.decode())):
-            return None
-        return found.decode()
-
-    if (before := known()) is not None:
-        return before
-    with store.making(memo):
-        if (before := known()) is not None:
-            return before
+    key = hashlib.sha256(" ".join(names).encode()).hexdigest()
+    if (known := store.memos.implied_directories(key)) is not None:
+        return known
+    with store.making(f"implied-{key}"):
+        if (known := store.memos.implied_directories(key)) is not None:
+            return known
         below, own = _tree(store, names[1:]), _tree(store, names[:1])
-        shown = {path: node for path in folders if (node := _folder_below(below, own, path)) is not None}
-        made = ""
+        shown = {path: node for path in directories if (node := _merged_with(below, own, path)) is not None}
+        made: tuple[SnapshotId, ...] = ()
         if shown:
             with draft(store, ()) as empty:
-                _imitate(empty.upper, shown, own)
-                made = commit(empty)
-        store.index.set_memo(memo, made.encode())
+                _copy_directories(empty.upper, shown, own)
+                made = (commit(empty),)
+        store.memos.set_implied_directories(key, made)
         return made
 
 
-def _folder_below(below: Tree, own: Tree, path: str) -> Node | None:
-    """What the folder *path* of the layer *own* merges with, if it does with anything."""
+def _merged_with(below: Tree, own: Tree, path: str) -> Node | None:
+    """Return the directory of *below* that the directory *path* of the layer *own* merges with, if any."""
     node = own.root
     for name in path.split("/"):
         assert node is not None
@@ -141,8 +135,8 @@ def _folder_below(below: Tree, own: Tree, path: str) -> Node | None:
     return found if found is not None and found.is_dir else None
 
 
-def _imitate(target: str, shown: dict[str, Node], own: Tree) -> None:
-    """Make the folders *shown* in *target*, as they are, and those they are in as *own* has them."""
+def _copy_directories(target: str, shown: dict[str, Node], own: Tree) -> None:
+    """Make the directories *shown* in *target* with their metadata, and their parents with that of *own*."""
     made: dict[str, Node] = {}
     for path, node in shown.items():
         parts = path.split("/")
@@ -166,8 +160,10 @@ def _imitate(target: str, shown: dict[str, Node], own: Tree) -> None:
 
 @contextlib.contextmanager
 def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
-    """A draft on top of *parents* (bottom first). Leaving the block by an error discards it;
-    otherwise it is discarded too unless ``commit`` has made it a snapshot.
+    """Provide a draft on top of the stack *parents* (bottom first).
+
+    At the end of the block a draft that ``commit`` has not made a snapshot is discarded. An OSError inside
+    becomes a CacheError.
     """
     store.check_owners()
     folder = store.temporary()
@@ -179,7 +175,7 @@ def draft(store: Store, parents: tuple[str, ...]) -> Iterator[Draft]:
         os.mkdir(os.path.join(folder, "work"), 0o700)
         yield made
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a cancelled step may still write to it; it goes with the session
+        with contextlib.suppress(OSError):  # a cancelled step may still write; the session removes it
             remove_tree(folder)
         if isinstance(error, OSError):
             raise write_error(error, f"a layer in {store.root}") from error
@@ -192,13 +188,12 @@ def commit(
     entries: list[Entry] | None = None,
     reduce: bool = False,
     implied: list[str] | None = None,
-) -> str:
+) -> SnapshotId:
     """Publish a draft as a snapshot and return its id.
 
-    *reduce* is for a draft that a container wrote through an overlay. *entries* is the
-    manifest of a COPY's files, kept beside the layer for the next COPY and for tracing. *implied* are
-    folders that it holds without saying what they are like, parents first. Where it fails, nothing of it is
-    left. Raises OSError and CacheError.
+    *reduce* is for a draft that a container wrote through an overlay. *entries* are the members of a COPY
+    layer, kept beside it for the next COPY and for tracing. *implied* are the directories that no member
+    of the layer describes, parents first. After a failure nothing is left. Raises OSError and CacheError.
     """
     if reduce:
         normalise(made.upper, made.lower())
@@ -206,8 +201,8 @@ def commit(
     # two snapshots that pack to one diff ID have to be one tree.
     os.chown(made.upper, 0, 0)
     os.chmod(made.upper, _ROOT_MODE)
-    name, store = os.urandom(5).hex(), made.store
-    store.index.add_snapshot(name)  # first: what is in place is known, whatever happens then
+    name, store = SnapshotId(os.urandom(5).hex()), made.store
+    store.index.add_snapshot(name)  # first, so that a snapshot in place always has a record
     try:
         if implied:
             _write_list(store.path("implied", name), implied)
@@ -218,12 +213,11 @@ def commit(
     except BaseException:
         withdraw(store, name)
         raise
-    made.snapshot = name
     return name
 
 
-def withdraw(store: Store, snapshot: str) -> None:
-    """Take back a snapshot that nothing names yet, as far as that can be done."""
+def withdraw(store: Store, snapshot: SnapshotId) -> None:
+    """Remove a snapshot that nothing names yet. Errors are ignored: the next build removes it."""
     store.manifests.pop(snapshot, None)
     with contextlib.suppress(OSError, CacheError):
         place = store.temporary()
@@ -243,7 +237,7 @@ def _write_list(path: str, items: list[str] | list[tuple[object, ...]]) -> None:
 
 
 def manifest(store: Store, snapshot: str) -> list[Entry] | None:
-    """The files of a COPY layer as they were written, or None when it keeps no such list."""
+    """Return the members of a COPY layer as they were written; None for a layer without such a list."""
     if snapshot in store.manifests:
         return store.manifests[snapshot]
     try:

@@ -18,7 +18,7 @@ import hashlib
 import os
 import stat
 
-from cache.digest import Digest
+from cache.digest import DiffId
 from cache.errors import ArchiveError, SpaceError
 from cache.fs import CAPABILITY, OPAQUE, is_image_xattr, make_whiteout, remove_tree
 from cache.kernel import open_in_root, set_owner, write_all
@@ -41,7 +41,7 @@ def unpack_layer(
     base: bool = False,
     owners: bool = True,
     implied: list[str] | None = None,
-) -> Digest:
+) -> DiffId:
     """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
 
     *limit* caps the bytes of file content. With *base* the tar is a whole root file system rather
@@ -82,7 +82,7 @@ def unpack_layer(
         raise ArchiveError(f"unpacking {where}{error.strerror or error}") from None
     finally:
         writer.close()
-    return Digest("sha256:" + sha.hexdigest())
+    return DiffId("sha256:" + sha.hexdigest())
 
 
 class _Writer:

@@ -274,7 +274,7 @@ class Linter:
             return
         hides_all = path in ("", ".") and self._ignore.why("x") and self._ignore.why(".x")
         if hides_all or (path not in ("", ".") and self._ignore.why(path)):
-            self.warn("CopyIgnoredFile", span, keyword.capitalize(), path or "/")
+            self.warn("CopyIgnoredFile", span, keyword.capitalize(), path or ".")
 
     def _checks_at(self, line: int) -> Checks:
         """The checks for the instruction that a line belongs to."""

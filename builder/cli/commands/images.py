@@ -12,7 +12,17 @@ from typing import Any
 
 from builder.cli.options import add_timeout
 from builder.errors import BuildError, UsageError
-from builder.images.local import config_of, find, named, new_name, reference, remember_platform, rename, size
+from builder.images.local import (
+    config_of,
+    find,
+    named,
+    new_name,
+    reference,
+    remember_platform,
+    rename,
+    size,
+    tar_size,
+)
 from builder.oci.model import ImageConfig, asked_platform, host
 from builder.support.format_template import show
 from cache.digest import Digest
@@ -174,7 +184,7 @@ def rmi(args: Sequence[str], tools: Tools) -> int:
                 continue
             for found in _names(store, name):
                 store.untag(found)
-                store.index.forget_memos("platform:", f" {found}")
+                store.memos.forget_platform_images(found)
                 tools.show(f"untagged {reference(found).familiar}")
     return 0
 
@@ -254,7 +264,7 @@ def history(args: Sequence[str], tools: Tools) -> int:
     with _store(options) as store:
         image, _config = find(store, options.name)
         config = config_of(store, image)
-        sizes = [store.index.diff_id(store.index.unpacked(layer))[1] for layer in config.diff_ids]
+        sizes = [tar_size(store, layer) for layer in config.diff_ids]
     rows: list[dict[str, Any]] = []
     for line in config.history:
         length = 0 if line.empty_layer or not sizes else sizes.pop(0)

@@ -18,7 +18,7 @@ from builder import VERSION
 from builder.attest.databases import Package
 from builder.attest.options import Asked, asked
 from builder.attest.packages import Distribution, Found
-from builder.attest.provenance import MAX, MIN, commit_memo, manifest_memo, provenance
+from builder.attest.provenance import MAX, MIN, provenance
 from builder.attest.publish import publish
 from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX, sbom
 from builder.attest.statement import Artifact, Subject, artifact, image_url, listing, referrers_tag, statement
@@ -31,7 +31,7 @@ from builder.registry.client import Fetched
 from builder.registry.errors import NotFound
 from builder.request import BuildRequest, NamedContext, Secret, Ssh
 from cache.descriptor import Descriptor
-from cache.digest import Digest, digest_of
+from cache.digest import Digest, SnapshotId, digest_of
 from cache.entry import FILE, Entry
 from cache.layer.snapshots import commit, draft
 from cache.store import Store
@@ -257,10 +257,10 @@ def predicate(store: Store, mode: str, **changes: Any) -> dict[str, Any]:
         key = "k" * 64
         if isinstance(step.op, FetchGit) and "t.git" in step.op.remote:
             key = "t" * 64
-            store.index.set_memo(commit_memo(key), b"5" * 40)
+            store.memos.set_commit(key, "5" * 40)
         results[id(step)] = Solved(key, stack)
     path = request.dockerfile or "Dockerfile"
-    files = Files("c" * 64, "snapshot") if request.remote else None
+    files = Files("c" * 64, SnapshotId("snapshot")) if request.remote else None
     return provenance(SUBJECT, request, (path, b"FROM x\n"), files, made, results, store, mode)
 
 
@@ -336,7 +336,7 @@ def test_max(made_store: Store) -> None:
 
 
 def test_remote_context(made_store: Store) -> None:
-    made_store.index.set_memo(commit_memo("c" * 64), COMMIT.encode())
+    made_store.memos.set_commit("c" * 64, COMMIT)
     changes = {"context": "", "remote": "https://u:p@github.com/o/r.git#main:sub", "dockerfile": ""}
     definition = predicate(made_store, MIN, **changes)["buildDefinition"]
     source = definition["externalParameters"]["configSource"]
@@ -349,7 +349,7 @@ def test_base_by_manifest(made_store: Store) -> None:
     """A base whose manifest is known goes by that, and its ID is told too."""
     name = "docker.io/library/base:latest"
     image = digest_of(name.encode())
-    made_store.index.set_memo(manifest_memo(name, image), f"sha256:{'3' * 64}".encode())
+    made_store.memos.set_pulled_digest(name, image, Digest(f"sha256:{'3' * 64}"))
     found = predicate(made_store, MIN)["buildDefinition"]["resolvedDependencies"]
     (base,) = [item for item in found if "base" in item["uri"]]
     assert base["digest"] == {"sha256": "3" * 64} and base["annotations"] == {"imageId": image}

@@ -27,12 +27,12 @@ from builder.plan.ops import (
     TmpfsMount,
 )
 from builder.request import Limits, Sandbox
-from cache.digest import digest_of
+from cache.digest import DiffId, SnapshotId, digest_of
 from cache.keys import derive
 from grammar import structs
 
 SAMPLES: list[Op] = [
-    FromImage("name", digest_of(b"image"), (digest_of(b"layer"),)),
+    FromImage("name", digest_of(b"image"), (DiffId(digest_of(b"layer")),)),
     RunCommand(
         ("a",),
         (("k", "v"),),
@@ -49,7 +49,7 @@ SAMPLES: list[Op] = [
     ),
     CopyFiles((Picked("a", CONTEXT),), "/b", "1:2", "755", ("x",), True, 1),
     MakeDir("/w", "5", 1),
-    Files("key", "snapshot"),
+    Files("key", SnapshotId("snapshot")),
     FetchUrl("http://h/f", "f", "sha256:0"),
     FetchGit("http://h/r.git", "main", "d", "0", False, True, False),
 ]

@@ -295,7 +295,6 @@ def test_every_rule_is_tried_and_has_a_page() -> None:
         ("a\n", "ADD ./a/ /b", ["Add", "a"]),
         ("d\n", "COPY d/x /b", ["Copy", "d/x"]),
         ("*\n", "COPY . /b", ["Copy", "."]),
-        ("*\n", "ADD / /b", ["Add", "/"]),
         ("a\n", "COPY . /b", []),
         ("a\n!a/b\n", "COPY a /b", []),
         ("x\n", "COPY a /b", []),
