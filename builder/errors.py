@@ -23,11 +23,14 @@ class BuildError(Exception):
     """
 
     exit_code = 1
+    code = "E-BUILD"
 
-    def __init__(self, message: str, hint: str = "", excerpt: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", excerpt: str = "", *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if code is not None:
+            self.code = code
         self.excerpt = excerpt
         self.span: Span | None = None
 

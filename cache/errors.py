@@ -14,6 +14,8 @@ CacheError              root of all of these
 class CacheError(Exception):
     """Something the store could not do; the message says what and where."""
 
+    code = "E-STORE"
+
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message

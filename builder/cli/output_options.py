@@ -1,19 +1,21 @@
-"""``-o``, ``--push``, ``--load`` and ``--annotation``: what is written of a build, and where."""
+"""``-o``, ``--push``, ``--load`` and ``--annotation``: the outputs of a build."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import stat
 from collections.abc import Sequence
 
+from builder.cli.parser import pair
 from builder.errors import UsageError
 from builder.request import Annotation, Output
+from builder.support.fields import parse_fields
 from grammar.booleans import truth
 from grammar.structs import replace
 
+OUTPUT_HELP = "output: oci, docker, tar, local, registry or image (docs/outputs.md)"
 _ARCHIVES = ("oci", "docker")
 _KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
 _ANNOTATED = (*_ARCHIVES, "registry")  # outputs with a manifest
@@ -34,14 +36,6 @@ _NO_EFFECT = {
     "prefer-nondist-layers": "layers are distributable in any case",
     "name-canonical": "an image is known by its digest in any case",
 }
-
-
-def pair(item: str, option: str) -> tuple[str, str]:
-    """``NAME=VALUE`` of *option*. Raises UsageError for an empty name."""
-    name, _, value = item.partition("=")
-    if not name:
-        raise UsageError(f"{option} {item!r} has no name")
-    return name, value
 
 
 def outputs(options: argparse.Namespace) -> tuple[Output, ...]:
@@ -109,10 +103,7 @@ def _output(text: str, tags: Sequence[str]) -> Output:
     if "=" not in text:
         kind = "local" if text.endswith("/") or os.path.isdir(text) else "oci"
         return Output(kind, text if text == "-" else os.path.abspath(text))
-    fields: dict[str, str] = {}
-    for item in next(csv.reader([text])):
-        name, value = pair(item, "--output")
-        fields[name.lower() if not name.startswith("annotation") else name] = value
+    fields = parse_fields(text, "--output", exact="annotation")
     kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
     if kind not in _KINDS:
         raise UsageError(f"output type {kind!r} is not one of {', '.join(_KINDS)}")

@@ -1,4 +1,4 @@
-"""The options of ``pybuild run`` that change what the image says."""
+"""The options of ``pybuild run`` that override the image's config."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import ipaddress
 import os
 
-from builder.cli.commands.run import Changes
+from builder.cli.parser import add_repeatable
 from builder.errors import BuildError, UsageError
 from builder.runtime.network.publish import Port
 from builder.runtime.spec import MOST_VOLUMES
+from grammar.structs import struct
 
 _FILE_LIMIT = 16 << 20
 # Words of docker and podman that change nothing here: volumes are bound, private, and need no labels.
@@ -21,30 +22,34 @@ _BLANKS = " \t\v\f\r\x85\xa0"
 _LAST_PORT = (1 << 16) - 1
 
 
+@struct
+class Changes:
+    """What the command line sets instead of the image's config; ``entrypoint`` None is the image's.
+
+    ``volumes`` are absolute paths of this machine, the paths in the container, and whether read-only.
+    """
+
+    env: tuple[tuple[str, str], ...] = ()
+    cwd: str = ""
+    user: str = ""
+    entrypoint: tuple[str, ...] | None = None
+    volumes: tuple[tuple[str, str, bool], ...] = ()
+    ports: tuple[Port, ...] = ()
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add = parser.add_argument
-    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable (repeatable)")
-    add("--env-file", action="append", default=[], metavar="FILE", help="variables, one a line (repeatable)")
-    add(
-        "-v",
-        "--volume",
-        action="append",
-        default=[],
-        metavar="PATH:TARGET[:ro]",
-        help="show a file or folder of this machine (repeatable)",
+    add_repeatable(parser, "-e --env", "NAME[=VALUE]", "set an environment variable")
+    add_repeatable(parser, "--env-file", "FILE", "read environment variables from a file")
+    add_repeatable(parser, "-v --volume", "PATH:TARGET[:ro]", "bind mount a file or directory of the host")
+    add("-w", "--workdir", default="", metavar="DIR", help="working directory")
+    add("-u", "--user", default="", metavar="USER[:GROUP]", help="name or UID")
+    add_repeatable(
+        parser, "-p --publish", "[ADDRESS:]PORT:PORT", "publish a TCP port of the container (binds 127.0.0.1)"
     )
-    add("-w", "--workdir", default="", metavar="DIR", help="where to start")
-    add("-u", "--user", default="", metavar="USER[:GROUP]", help="as whom")
-    add(
-        "-p",
-        "--publish",
-        action="append",
-        default=[],
-        metavar="[ADDRESS:]PORT:PORT",
-        help="pass on TCP connections, by default those of this machine itself (repeatable)",
-    )
-    add("--entrypoint", metavar="COMMAND", help='instead of the image\'s; "" for none')
-    add("--rm", action="store_true", help="what is always done: remove the container at its end")
+    add("--entrypoint", metavar="COMMAND", help='override the ENTRYPOINT of the image; "" for none')
+    add("--rm", action="store_true", help="remove the container at its end (always on)")
 
 
 def changes(options: argparse.Namespace) -> Changes:

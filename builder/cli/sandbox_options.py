@@ -1,4 +1,4 @@
-"""The options of a container's sandbox, for a build's steps and ``pybuild run``, and the value they make."""
+"""The sandbox of containers: options of builds and of ``pybuild run``, and the value that they make."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ import re
 import resource
 import stat
 
+from builder.cli.parser import add_repeatable
 from builder.errors import UsageError
 from builder.request import HOST_GATEWAY, Limits, Sandbox
 from builder.runtime.spec import CAPABILITY_NAMES
 
+_SINGLE = (
+    ("-m --memory", "SIZE", "memory limit, such as 512m or 2g"),
+    ("--cpus", "NUMBER", "number of CPUs, such as 1.5"),
+    ("--cpuset-cpus", "LIST", "CPUs in which to allow execution, such as 0-3,6"),
+    ("--pids-limit", "NUMBER", "limit of processes and threads"),
+    ("--cgroup-parent", "PATH", "parent cgroup of the containers"),
+    ("--shm-size", "SIZE", "size of /dev/shm (default: 64m)"),
+)
+_REPEATABLE = (
+    ("--cap-add", "CAPABILITY", "add a Linux capability, or ALL"),
+    ("--cap-drop", "CAPABILITY", "drop a Linux capability, or ALL"),
+    ("--security-opt", "OPTION", "no-new-privileges, seccomp=unconfined or systempaths=unconfined"),
+    ("--device", "HOST[:PATH]", "add a device of the host"),
+    ("--add-host", "NAME:ADDRESS", "add a line to /etc/hosts; host-gateway is the address of the host"),
+    ("--dns", "ADDRESS", "set a DNS server"),
+    ("--ulimit", "NAME=SOFT[:HARD]", "resource limit, such as nofile=1024:2048"),
+)
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([bkmgt]?)i?b?", re.IGNORECASE)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 _CPUS = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
 _LIMIT = re.compile(r"-1|unlimited|[0-9]{1,19}")
-# What each container's /dev has anyway.
+# Names in the /dev of every container.
 _TAKEN = frozenset(
-    [
-        "null",
-        "zero",
-        "full",
-        "random",
-        "urandom",
-        "tty",
-        "console",
-        "fd",
-        "stdin",
-        "stdout",
-        "stderr",
-        "core",
-        "ptmx",
-        "pts",
-        "shm",
-        "mqueue",
-        "pipes",
-    ]
+    (
+        *("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue"),
+        *("fd", "stdin", "stdout", "stderr", "core", "pipes"),
+    )
 )
 _LONGEST = 255  # bytes of a name
 _PERIOD = 100_000  # microseconds: what --cpus is a share of
@@ -50,41 +53,13 @@ _RESOURCES = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options, in a group of their own."""
-    group = parser.add_argument_group("sandbox", "what confines the containers")
-
-    def add(name: str, metavar: str, about: str, many: bool = False) -> None:
-        if many:
-            group.add_argument(
-                *name.split(), action="append", default=[], metavar=metavar, help=f"{about} (repeatable)"
-            )
-        else:
-            group.add_argument(*name.split(), default="", metavar=metavar, help=about)
-
-    add("-m --memory", "SIZE", "memory that each may use, such as 512m or 2g")
-    add("--cpus", "NUMBER", "processors that each may use, such as 1.5")
-    add("--cpuset-cpus", "LIST", "the processors that each may use, such as 0-3,6")
-    add("--pids-limit", "NUMBER", "processes and threads that each may have")
-    add("--cgroup-parent", "PATH", "the cgroup under which theirs are made")
-    add("--cap-add", "CAPABILITY", "a capability for root in them, or ALL", many=True)
-    add("--cap-drop", "CAPABILITY", "a capability to take from root in them, or ALL", many=True)
-    add(
-        "--security-opt",
-        "OPTION",
-        "no-new-privileges, seccomp=unconfined or systempaths=unconfined",
-        many=True,
-    )
-    add("--device", "HOST[:PATH]", "a device of this machine to show in them", many=True)
-    add(
-        "--add-host",
-        "NAME:ADDRESS",
-        "a line for their /etc/hosts; the address host-gateway is this machine",
-        many=True,
-    )
-    add("--dns", "ADDRESS", "a name server for them, instead of this machine's", many=True)
-    add("--shm-size", "SIZE", "the size of /dev/shm (default: 64m)")
-    add("--ulimit", "NAME=SOFT[:HARD]", "a resource limit, such as nofile=1024:2048", many=True)
+def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options, in a group of their own."""
+    group = parser.add_argument_group("sandbox", "limits and privileges of containers")
+    for names, metavar, about in _SINGLE:
+        group.add_argument(*names.split(), default="", metavar=metavar, help=about)
+    for names, metavar, about in _REPEATABLE:
+        add_repeatable(group, names, metavar, about)
 
 
 def sandbox(options: argparse.Namespace) -> Sandbox:

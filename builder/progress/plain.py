@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from builder.events import (
@@ -100,6 +101,15 @@ class Plain:
             self._stream.flush()
         except (OSError, ValueError):
             pass
+
+    def findings(self, findings: Sequence[str]) -> None:
+        """Show what the checks found, at the end of the build."""
+        self.close()
+        for text in lines.found(findings):
+            self.line(text)
+
+    def failed(self, code: str, message: str, hint: str) -> None:
+        """The error that ends the build follows as text."""
 
     def close(self) -> None:
         pass

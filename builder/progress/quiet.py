@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from builder.events import Event, Notice
 from builder.progress.plain import Plain
 
@@ -12,3 +14,6 @@ class Quiet(Plain):
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice) and event.warning:
             super().__call__(event)
+
+    def findings(self, findings: Sequence[str]) -> None:
+        pass

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
 from typing import TextIO
 
 from builder.events import (
@@ -20,6 +21,7 @@ from builder.events import (
     StepStarted,
     Transfer,
 )
+from grammar.redact import redacted
 
 _OUTPUT = 1  # the stream that a step's output is said to come from: both are one pipe
 
@@ -80,10 +82,19 @@ class RawJson:
         }
         self._write("statuses", status | ({"completed": now} if event.finished else {}))
 
-    def warn(self, text: str) -> None:
-        """A finding of the checks."""
+    def findings(self, findings: Sequence[str]) -> None:
+        """Write what the checks found, a warning for each."""
         with self._lock:
-            self._warn(text, 1)
+            for text in findings:
+                self._warn(text, 1)
+
+    def failed(self, code: str, message: str, hint: str) -> None:
+        """Write the error that ends the build, with its code."""
+        texts = {"message": redacted(message), "hint": redacted(hint)}
+        with self._lock:
+            self._write(
+                "errors", {"code": code, **{name: _valid(text) for name, text in texts.items() if text}}
+            )
 
     def _warn(self, text: str, level: int) -> None:
         short = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
@@ -103,8 +114,12 @@ class RawJson:
 
 def _vertex(number: int, name: str) -> dict[str, object]:
     text = f"{number} {name}".encode("utf-8", "surrogateescape")
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return {"digest": "sha256:" + hashlib.sha256(text).hexdigest(), "name": name}
+    return {"digest": "sha256:" + hashlib.sha256(text).hexdigest(), "name": _valid(name)}
+
+
+def _valid(text: str) -> str:
+    """Return *text* with what is not UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _now() -> str:

@@ -121,7 +121,7 @@ def test_repository(pybuild: Pybuild, repository: tuple[Path, str]) -> None:
 
 def test_context_that_is_nothing(pybuild: Pybuild) -> None:
     said = pybuild("nowhere").failed(2).err
-    assert "nowhere is not a folder" in said and "standard input" in said
+    assert "no such command or directory: nowhere" in said and "standard input" in said
 
 
 # -- named contexts ------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_store_whose_owners_are_wrong(fresh: Pybuild, lost: str) -> None:
         said = done.err + done.out
         assert done.code == 1 and "pybuild reset" in said, said
         assert ("lost their owners" if lost == "owners" else "was made with one id") in said
-    assert "removed what the store" in store("reset").ok().out
+    assert "removed everything in the store" in store("reset").ok().out
     assert os.listdir(store.store) == []
     store("--no-cache", context).ok()
     assert store("doctor").ok().out.count("\nstore ") == 0

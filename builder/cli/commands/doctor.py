@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -9,6 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from builder.cli.command_table import Invocation
+from builder.cli.parser import Parser
+from builder.cli.terminal import print_result
 from builder.runtime import probe, rootless
 from builder.runtime import syscalls as sc
 from builder.runtime.container import cgroups, seccomp
@@ -16,7 +20,7 @@ from builder.runtime.network import uplink
 from builder.runtime.spec import CAPABILITIES
 from cache.errors import CacheError
 from cache.kernel import keeps_owners, landlock_version
-from cache.store import Store
+from cache.store import Store, default_root
 from grammar.structs import as_dict, struct
 
 _NO_NETWORK = "build with --network=none, or with --network=host if you trust the Dockerfile"
@@ -32,6 +36,18 @@ class Check:
     works: str
     found: str
     advice: str = ""
+
+
+def parser() -> Parser:
+    parser = Parser("pybuild doctor", "Show what this machine can do for builds, and what to change.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def run(options: argparse.Namespace, invocation: Invocation) -> int:
+    checks = examine(options.root or default_root())
+    print_result(as_json(checks) if options.json else table(checks))
+    return 0 if all(check.works != "no" for check in checks) else 1
 
 
 def examine(root: str) -> list[Check]:

@@ -1,0 +1,33 @@
+"""``pybuild push``: push images to a registry."""
+
+from __future__ import annotations
+
+import argparse
+
+from builder.cli.command_table import Invocation
+from builder.cli.isolation import enter_isolation
+from builder.cli.parser import Parser
+from builder.cli.terminal import Progress
+from builder.cli.transfer import Transferred, transfer, transfer_parser
+from builder.images.local import find, reference
+from cache.store import Store
+
+
+def parser() -> Parser:
+    return transfer_parser("push", "Push images to the registries in their names.")
+
+
+def run(options: argparse.Namespace, invocation: Invocation) -> int:
+    enter_isolation(options)
+    from builder.export.image import Form, form, picture
+    from builder.export.push import push
+
+    def one(store: Store, name: str, sink: Progress) -> Transferred:
+        image, config = find(store, name)
+        wanted = reference(name)
+        shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
+        push(store, shown, wanted, sink, frozenset(options.insecure_registry))
+        fields = {"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image}
+        return Transferred(fields, f"{wanted.name}@{shown.top.digest}")
+
+    return transfer(options, one)
