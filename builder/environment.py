@@ -12,7 +12,7 @@ from builder.copy.sources import ContextSource
 from builder.errors import Cancelled
 from builder.events import Sink
 from builder.images.lazy_layers import Layers
-from builder.request import Secret, Ssh
+from builder.request import ClientOptions, Secret, Ssh
 from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.launcher.client import Launcher, Outcome, Running
 from builder.runtime.spec import ContainerSpec
@@ -34,8 +34,10 @@ class Workshop:
         ssh: Mapping[str, Ssh],
         sink: Sink,
         isolation: str = NAMESPACES,
+        client: ClientOptions | None = None,
     ) -> None:
         self.store = store
+        self.client = client or ClientOptions()
         self.isolation = isolation
         self.trees: StageTrees | None = None
         if not store.overlays:

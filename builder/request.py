@@ -77,6 +77,30 @@ class CachePlace:
     ignore_error: bool = False
 
 
+_LONGEST_SILENCE = 60.0  # seconds
+
+
+@struct
+class ClientOptions:
+    """How this program talks to servers.
+
+    ``insecure`` are the registries (``host[:port]``) that may use plain HTTP or any certificate.
+    ``timeout`` is how many seconds a server may take for one request without progress, all tries together.
+    """
+
+    insecure: frozenset[str] = frozenset()
+    timeout: float = 120.0
+
+    @property
+    def silence(self) -> float:
+        """How many seconds a server may send nothing in one try."""
+        return min(_LONGEST_SILENCE, self.timeout / 2)
+
+    def trusting(self, registry: str) -> ClientOptions:
+        """Return the same options with *registry* among the insecure ones."""
+        return ClientOptions(self.insecure | {registry}, self.timeout)
+
+
 @struct
 class Secret:
     """Where ``--secret`` takes its content from: a file, or a variable of the environment."""
@@ -173,7 +197,7 @@ class BuildRequest:
     quiet: bool = False
     metadata_file: str = ""
     jobs: int = 8
-    insecure_registries: frozenset[str] = frozenset()
+    client: ClientOptions = field(factory=ClientOptions)
     secrets: dict[str, Secret] = field(factory=dict)
     allow: frozenset[str] = frozenset()
     ssh: dict[str, Ssh] = field(factory=dict)

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from builder import VERSION
 from builder.attest.statement import OURS, Subject, image_url
-from builder.oci.model import CONFIG_TYPE, host
+from builder.oci import media_types
+from builder.oci.model import host
 from builder.plan.graph import Plan
 from builder.plan.ops import FetchGit, FetchUrl, Files, FromImage
 from builder.plan.remote import context_git_ref, is_commit, is_url, redacted, without_credentials
@@ -171,7 +172,7 @@ def _base(name: str, image: str, platform: str, store: Store) -> Described:
 
 
 def _image_id(image: Digest) -> Described:
-    return {"mediaType": CONFIG_TYPE, "digest": {"sha256": hex_of(image)}}
+    return {"mediaType": media_types.CONFIG, "digest": {"sha256": hex_of(image)}}
 
 
 def _fetched(op: FetchUrl, stack: tuple[str, ...], store: Store) -> Described:

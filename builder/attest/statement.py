@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 from packageurl import PackageURL
 
-from builder.oci.model import MANIFEST_TYPE, Platform, to_json
+from builder.oci import media_types
+from builder.oci.manifest import artifact_bytes
+from builder.oci.media_types import IN_TOTO
+from builder.oci.model import Platform
 from builder.support.json_strict import valid_text
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
@@ -22,11 +25,8 @@ from grammar.reference import parse_reference
 from grammar.structs import replace, struct
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-IN_TOTO = "application/vnd.in-toto+json"
-EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 PREDICATE_MARK = "in-toto.io/predicate-type"
 OURS = "urn:pybuild:"  # what our own identifiers begin with
-_BUNDLE_TYPE = "application/vnd.docker.attestation.manifest.v1+json"
 _EMPTY = b"{}"
 _NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -80,7 +80,7 @@ class Artifact:
     @property
     def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
         """What the manifest names."""
-        return (_descriptor(EMPTY_TYPE, _EMPTY), _EMPTY), (
+        return (_descriptor(media_types.EMPTY, _EMPTY), _EMPTY), (
             _descriptor(IN_TOTO, self.statement),
             self.statement,
         )
@@ -116,18 +116,9 @@ def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
     """The manifest that carries the statement *said* beside its image."""
     about = Descriptor(subject.manifest.media_type, subject.manifest.digest, subject.manifest.size)
     layer = _descriptor(IN_TOTO, said)._replace(annotations={PREDICATE_MARK: predicate_type})
-    body = to_json(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "artifactType": IN_TOTO,
-            "config": _descriptor(EMPTY_TYPE, _EMPTY).to_json(),
-            "layers": [layer.to_json()],
-            "subject": about.to_json(),
-            "annotations": {PREDICATE_MARK: predicate_type},
-        }
-    )
-    return Artifact(_descriptor(MANIFEST_TYPE, body), body, about, predicate_type, said)
+    empty = _descriptor(media_types.EMPTY, _EMPTY)
+    body = artifact_bytes(IN_TOTO, empty, [layer], about, {PREDICATE_MARK: predicate_type})
+    return Artifact(_descriptor(media_types.MANIFEST, body), body, about, predicate_type, said)
 
 
 @struct
@@ -142,7 +133,7 @@ class Bundle:
     def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
         """What the manifest names."""
         said = ((_descriptor(IN_TOTO, statement), statement) for statement in self.statements)
-        return (_descriptor(EMPTY_TYPE, _EMPTY), _EMPTY), *said
+        return (_descriptor(media_types.EMPTY, _EMPTY), _EMPTY), *said
 
     def keep(self, store: Store) -> None:
         """Have the manifest and all it names in the store. Raises CacheError."""
@@ -164,21 +155,13 @@ def _bundle(subject: Descriptor, items: Sequence[Artifact]) -> Bundle:
         _descriptor(IN_TOTO, item.statement)._replace(annotations={PREDICATE_MARK: item.predicate_type})
         for item in said
     ]
-    body = to_json(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "artifactType": _BUNDLE_TYPE,
-            "config": _descriptor(EMPTY_TYPE, _EMPTY).to_json(),
-            "layers": [layer.to_json() for layer in layers],
-            "subject": subject.to_json(),
-        }
-    )
+    empty = _descriptor(media_types.EMPTY, _EMPTY)
+    body = artifact_bytes(media_types.ATTESTATION_MANIFEST, empty, layers, subject)
     marks = {
         "vnd.docker.reference.type": "attestation-manifest",
         "vnd.docker.reference.digest": subject.digest,
     }
-    top = _descriptor(MANIFEST_TYPE, body)._replace(annotations=marks)
+    top = _descriptor(media_types.MANIFEST, body)._replace(annotations=marks)
     return Bundle(top, body, tuple(item.statement for item in said))
 
 

@@ -167,12 +167,12 @@ def _export(
         shown = picture_of(output, parts, store)
         for name in names:
             reference = parse_reference(name)
-            insecure = request.insecure_registries | (
-                {reference.registry} if output.insecure else frozenset()
-            )
+            options = request.client
+            if output.insecure:
+                options = options.trusting(reference.registry)
             if output.by_digest:
                 reference = replace(reference, tag="", digest=shown.top.digest)
-            push(store, shown, reference, sink, insecure, said)
+            push(store, shown, reference, sink, options, said)
             sink(Notice(f"pushed {replace(reference, digest='')}@{shown.top.digest}"))
         return shown.top
     shown = picture_of(output, parts, store, said)
@@ -356,8 +356,7 @@ def _export_caches(
     known = known_of(built, workshop.store)
     for place in wanted:
         try:
-            insecure = request.insecure_registries
-            export(workshop.store, workshop.layers, known, place, imports, insecure, workshop.sink)
+            export(workshop.store, workshop.layers, known, place, imports, request.client, workshop.sink)
         except (BuildError, CacheError) as error:
             if not place.ignore_error:
                 raise

@@ -159,7 +159,7 @@ def _imports(request: BuildRequest, workshop: Workshop) -> Imports | None:
     from builder.shared_cache.imports import Imports
 
     imports = Imports(workshop.store, workshop.layers)
-    imports.load(request.cache_from, request.insecure_registries)
+    imports.load(request.cache_from, request.client)
     workshop.fill_cache = imports.fill
     return imports
 
@@ -185,7 +185,7 @@ def plan_file(
     try:
         resolver = StoreResolver(
             workshop,
-            request.insecure_registries,
+            request.client,
             inputs.files,
             metadata_only,
             request.pull,

@@ -6,8 +6,10 @@ from builder.environment import Workshop
 from builder.errors import BuildError
 from builder.events import Notice
 from builder.images.local import config_of, remember_platform, snapshots
-from builder.oci.model import ImageConfig, Platform, host, parse_descriptor
+from builder.oci.manifest import parse_descriptor
+from builder.oci.model import ImageConfig, Platform, host
 from builder.plan.ops import Files
+from builder.request import ClientOptions
 from cache.digest import Digest, ImageId
 from cache.memos import RemoteImage
 from cache.store import Store
@@ -26,7 +28,7 @@ class StoreResolver:
     """
 
     workshop: Workshop
-    insecure: frozenset[str]
+    options: ClientOptions
     context: Files | None
     metadata_only: bool = False
     policy: str = "missing"
@@ -49,8 +51,8 @@ class StoreResolver:
                 return self._leave(reference, platform)
             try:
                 if self.metadata_only:
-                    return pull_config(reference, platform, self.insecure)
-                image = pull(store, reference, platform, self.workshop.sink, self.insecure)
+                    return pull_config(reference, platform, self.options)
+                image = pull(store, reference, platform, self.workshop.sink, self.options)
             except (NotFound, Unauthorized, Unavailable) as error:
                 if self.policy == "always":
                     raise
@@ -72,12 +74,11 @@ class StoreResolver:
 
         What a name meant is kept, so that it means the same the next time and no registry need be there.
         """
-        from builder.images.pull import metadata, remember_manifest
-        from builder.registry.mirrors import open_registry
-        from builder.shared_cache.backends import Repository
+        from builder.images.pull import find_remote, remember_manifest
+        from builder.registry.repository import open_repository
 
         store = self.workshop.store
-        registry = open_registry(reference, self.insecure)
+        repository = open_repository(reference, self.options)
         known = None
         if self.policy == "missing":
             known = store.memos.remote_image(str(platform), str(reference))
@@ -87,15 +88,16 @@ class StoreResolver:
             layers = [parse_descriptor(item, "a layer") for item in known.layers]
             config = config_of(store, image)
         else:
-            layers, data, config, named = metadata(registry, reference, platform)
-            image = store.put_blob(data)
-            remember_manifest(store, reference, image, named)
+            found_image = find_remote(repository, platform)
+            layers, config = list(found_image.layers), found_image.config
+            image = store.put_blob(found_image.config_bytes)
+            remember_manifest(store, reference, image, found_image.named)
             described = [layer.to_json() for layer in layers]
             store.memos.set_remote_image(
                 str(platform), str(reference), RemoteImage(ImageId(image), described)
             )
         found = zip(config.diff_ids, layers, strict=True)
-        self.workshop.layers.leave(str(reference), image, found, Repository(registry, reference))
+        self.workshop.layers.leave(str(reference), image, found, repository)
         return image, config
 
     def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:

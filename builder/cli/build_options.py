@@ -15,6 +15,7 @@ from builder.cli.parser import (
     add_progress,
     add_repeatable,
     add_server_options,
+    client_options,
     pair,
 )
 from builder.cli.sandbox_options import add_sandbox_options, sandbox
@@ -207,7 +208,7 @@ def build_request(options: argparse.Namespace) -> BuildRequest:
         quiet=options.quiet,
         metadata_file=os.path.abspath(options.metadata_file) if options.metadata_file else "",
         jobs=options.jobs,
-        insecure_registries=frozenset(options.insecure_registry),
+        client=client_options(options),
         secrets=dict(secret(item) for item in options.secret),
         allow=_allowed(options.allow),
         ssh=dict(ssh(item) for item in options.ssh),

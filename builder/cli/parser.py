@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from builder.errors import UsageError
 from builder.registry import limits
+from builder.request import ClientOptions
 from builder.runtime.isolation import WAYS
 from builder.support import debug
 from grammar.booleans import truth
@@ -50,8 +51,6 @@ class Parser(argparse.ArgumentParser):
         found = super().parse_args(self._spelled(args), namespace)
         if found.debug:
             debug.enable()
-        if seconds := vars(found).get("timeout"):
-            limits.set_timeout(seconds)
         return found
 
     def _spelled(self, words: Sequence[str]) -> list[str]:
@@ -133,9 +132,15 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds,
+        default=ClientOptions().timeout,
         metavar="TIME",
         help="give up on a server that does not answer for this long, retries included (default: 2m)",
     )
+
+
+def client_options(options: argparse.Namespace) -> ClientOptions:
+    """Return how servers are spoken to, as the options of ``add_server_options`` say."""
+    return ClientOptions(frozenset(options.insecure_registry), options.timeout)
 
 
 def _seconds(text: str) -> float:

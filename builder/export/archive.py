@@ -18,9 +18,11 @@ from builder.errors import BuildError
 from builder.events import Meter, Sink
 from builder.export.destination import open_place
 from builder.export.image import Picture
-from builder.oci.model import INDEX_TYPE, to_json
+from builder.oci.layout import INDEX_FILE, VERSION, VERSION_FILE
+from builder.oci.manifest import blob_path, index_bytes, named
+from builder.oci.model import to_json
 from builder.support.stdout import write_all
-from cache.digest import Digest, hex_of
+from cache.digest import Digest
 from cache.entry import DIRECTORY, FILE, Entry
 from cache.layer.pack import header
 from cache.store import Store
@@ -43,14 +45,8 @@ def write_archive(
     be written.
     """
     small = {
-        "oci-layout": to_json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": to_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": INDEX_TYPE,
-                "manifests": [entry for shown, names in images for entry in entries_of(shown, names)],
-            }
-        ),
+        VERSION_FILE: VERSION,
+        INDEX_FILE: index_bytes([entry for shown, names in images for entry in entries_of(shown, names)]),
     }
     if docker:
         small["manifest.json"] = to_json([_docker_manifest(shown, names) for shown, names in images])
@@ -78,8 +74,7 @@ def entries_of(shown: Picture, names: tuple[str, ...]) -> list[dict[str, object]
         item = shown.top.to_json()
         marks = dict(shown.top.annotations)
         if name:
-            marks["io.containerd.image.name"] = name
-            marks["org.opencontainers.image.ref.name"] = parse_reference(name).tag or "latest"
+            marks |= named(parse_reference(name).tag or "latest", name)
         if marks:
             item["annotations"] = marks
         if shown.top == shown.parts[0][0].top:
@@ -92,9 +87,9 @@ def _docker_manifest(shown: Picture, names: tuple[str, ...]) -> dict[str, object
     """What manifest.json says of an image, which is for one platform."""
     ((formed, _platform),) = shown.parts
     return {
-        "Config": f"blobs/sha256/{hex_of(formed.config.digest)}",
+        "Config": blob_path(formed.config.digest),
         "RepoTags": [parse_reference(name).familiar for name in names],
-        "Layers": [f"blobs/sha256/{hex_of(layer.digest)}" for layer in formed.layers],
+        "Layers": [blob_path(layer.digest) for layer in formed.layers],
     }
 
 
@@ -169,8 +164,8 @@ def _write_tar(
     exporting = Meter("exporting", sum(blobs.values()), sink)
     for folder in ("blobs", "blobs/sha256"):
         write(header(Entry(folder, DIRECTORY, 0o755)))
-    for name in sorted(blobs, key=hex_of):
-        write(header(Entry(f"blobs/sha256/{hex_of(name)}", FILE, 0o644, size=blobs[name])))
+    for name in sorted(blobs):
+        write(header(Entry(blob_path(name), FILE, 0o644, size=blobs[name])))
         with open(store.blob_path(name), "rb") as file:
             while data := file.read(_CHUNK):
                 write(data)

@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from builder.events import Meter, Sink
-from builder.oci.model import (
-    CONFIG_TYPE,
-    DOCKER_CONFIG_TYPE,
-    DOCKER_LIST_TYPE,
-    INDEX_TYPE,
-    ImageConfig,
-    Platform,
-    manifest,
-    to_json,
-)
+from builder.oci import media_types
+from builder.oci.manifest import index_bytes, manifest_bytes
+from builder.oci.model import ImageConfig, Platform
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
 from cache.layer import compression as comp
@@ -89,11 +82,10 @@ def picture(
     """
     if len(parts) == 1 and not attached:
         return Picture(tuple(parts), parts[0][0].top, parts[0][0].body)
-    media = DOCKER_LIST_TYPE if docker_types else INDEX_TYPE
+    media = media_types.DOCKER_LIST if docker_types else media_types.INDEX
     items = [{**part.top.to_json(), "platform": platform.to_json()} for part, platform in parts]
     items += [{**item.top.to_json(), "platform": _NO_PLATFORM} for item in attached]
-    value = {"schemaVersion": 2, "mediaType": media, "manifests": items}
-    body = to_json({**value, "annotations": dict(sorted(annotations.items()))} if annotations else value)
+    body = index_bytes(items, media, annotations)
     store.put_blob(body)
     top = Descriptor(media, digest_of(body), len(body), marks or {})
     return Picture(tuple(parts), top, body, tuple(attached))
@@ -120,9 +112,11 @@ def form(
         kind = comp.compression_of(found.media_type)
         media = comp.docker_media_type(kind) if wanted.docker_types else comp.media_type(kind)
         layers.append(found._replace(media_type=media, annotations=(marks or {}).get(layer, {})))
-    config_type = DOCKER_CONFIG_TYPE if wanted.docker_types else CONFIG_TYPE
+    docker = wanted.docker_types
+    config_type = media_types.DOCKER_CONFIG if docker else media_types.CONFIG
     config_blob = Descriptor(config_type, image, os.path.getsize(store.blob_path(image)))
-    media, body = manifest(config_blob, tuple(layers), wanted.docker_types, wanted.annotations)
+    media = media_types.DOCKER_MANIFEST if docker else media_types.MANIFEST
+    body = manifest_bytes(config_blob, layers, media, wanted.annotations)
     store.put_blob(body)
     top = Descriptor(media, digest_of(body), len(body), wanted.marks)
     return Formed(config_blob, tuple(layers), body, top)

@@ -25,5 +25,5 @@ def write_layout(
             exporting.add(size)
         else:
             layout.put(name, store.blob_path(name), exporting.add)
-    layout.name(entries)
+    layout.add_entries(entries)
     exporting.finish()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from builder.events import Meter, Sink
 from builder.export.image import Picture
-from builder.registry.mirrors import open_for_push
+from builder.registry.repository import open_for_push
 from builder.registry.sources import another_source, remember_source
+from builder.request import ClientOptions
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
 from cache.digest import Digest
@@ -26,7 +27,7 @@ def push(
     shown: Picture,
     reference: Reference,
     sink: Sink,
-    insecure: frozenset[str],
+    options: ClientOptions,
     attached: Sequence[Artifact] = (),
 ) -> None:
     """Push an image, or an index of several, as *reference*, and what is *attached* to it.
@@ -38,28 +39,26 @@ def push(
     """
     blobs = shown.blobs()
     meter = Meter(f"pushing {reference.familiar}", sum(blobs.values()), sink)
-    with open_for_push(reference, insecure) as registry:
+    with open_for_push(reference, options) as repository:
 
         def send(item: tuple[Digest, int]) -> None:
             digest, size = item
             descriptor = Descriptor("", digest, size)
-            if registry.has_blob(reference.repository, descriptor):
+            if repository.has_blob(descriptor):
                 meter.add(size)
             else:
                 source = another_source(store, reference, digest)
-                registry.push_blob(
-                    reference.repository, descriptor, store.blob_path(digest), source, meter.add
-                )
+                repository.push_blob(descriptor, store.blob_path(digest), meter.add, source)
             remember_source(store, reference, digest)
 
         each(send, list(blobs.items()), _AT_ONCE)
         meter.finish()
         if len(shown.parts) > 1:
             for part, _platform in shown.parts:
-                registry.push_manifest(reference.repository, part.top.digest, part.top.media_type, part.body)
+                repository.push_manifest(part.top.digest, part.top.media_type, part.body)
         if attached:
             from builder.attest.publish import publish
 
-            publish(store, attached, registry, reference.repository)
+            publish(store, attached, repository)
         name = reference.tag or reference.digest or shown.top.digest
-        registry.push_manifest(reference.repository, name, shown.top.media_type, shown.body)
+        repository.push_manifest(name, shown.top.media_type, shown.body)

@@ -24,7 +24,6 @@ from builder.environment import Workshop
 from builder.errors import BuildError
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
-from builder.registry import limits
 from builder.request import Secret, Ssh
 from builder.run.secrets import find_secret, one_line
 from builder.support.paths import in_home
@@ -96,6 +95,7 @@ class _Git:
     def __init__(self, op: FetchGit, workshop: Workshop, folder: str) -> None:
         self._op = op
         self._workshop = workshop
+        self._client = workshop.client
         self._remote, self._environment = _environment(op.remote, folder, workshop)
 
     def resolve(self) -> tuple[str, list[str]]:
@@ -171,7 +171,7 @@ class _Git:
             self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, hashes[0]], here)
             return
         except BuildError:
-            if time.monotonic() - begun >= limits.silence():
+            if time.monotonic() - begun >= self._client.silence:
                 raise  # that is not what it cannot give
         try:
             everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
@@ -238,8 +238,8 @@ class _Git:
                     heard[key.fd] += data
                     if len(heard[key.fd]) > _OUTPUT_LIMIT:
                         raise BuildError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
-                if time.monotonic() - last > limits.timeout():
-                    why = f"the server gave nothing of use for {limits.timeout():.0f} seconds"
+                if time.monotonic() - last > self._client.timeout:
+                    why = f"the server gave nothing of use for {self._client.timeout:.0f} seconds"
                     raise BuildError(f"{what}: {why}", "build again, perhaps with a longer --timeout")
         out, said = heard.values()
         return bytes(out), bytes(said)
@@ -252,7 +252,7 @@ def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dic
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
     given = workshop.ssh.get("default")
-    config = {**_CONFIG, "http.lowSpeedTime": f"{max(1, round(limits.silence()))}"}
+    config = {**_CONFIG, "http.lowSpeedTime": f"{max(1, round(workshop.client.silence))}"}
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
     if parts.scheme in ("http", "https"):
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"

@@ -67,7 +67,13 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
         hint = "in a password, write / as %2F, # as %23, ? as %3F, @ as %40"
         raise BuildError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
     headers = {**_known(last), **_credentials(parts, workshop.secrets)}
-    transport = Transport(parts.netloc.rpartition("@")[2], parts.scheme, encoded=True)
+    transport = Transport(
+        parts.netloc.rpartition("@")[2],
+        parts.scheme,
+        encoded=True,
+        patience=workshop.client.silence,
+        timeout=workshop.client.timeout,
+    )
     try:
         response = transport.get(_asked(parts), headers)
         if response.status == 304 and last is not None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from builder.errors import BuildError, LayerLost
 from builder.events import Meter, Sink
+from builder.oci.blobs import BlobSource
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
 from cache.digest import DiffId, Digest, SnapshotId, digest, hex_of
@@ -23,16 +24,6 @@ from grammar.structs import field, struct
 
 _AT_ONCE = 4
 _MARK = "sha256:"  # no snapshot's name begins like that
-
-
-class BlobSource(Protocol):
-    """Where blobs come from: a registry's repository, a folder."""
-
-    @property
-    def name(self) -> str: ...
-
-    def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
-        """Write a blob, verified by size and digest, to *sink* from its start. Raises BuildError."""
 
 
 def is_packed(layer: str) -> bool:

@@ -12,21 +12,15 @@ import os
 import posixpath
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from builder.errors import BuildError, UsageError
 from builder.images.local import config_of, reference, remember_platform, rename
-from builder.oci.model import (
-    INDEX_TYPE,
-    Platform,
-    by_rank,
-    host,
-    is_config,
-    parse_config,
-    parse_descriptor,
-    rank,
-)
+from builder.oci.errors import MissingBlob
+from builder.oci.layout import INDEX_FILE
+from builder.oci.manifest import Entry, Index, Manifest, blob_path, parse_index, parse_manifest
+from builder.oci.model import ImageConfig, Platform, host, parse_config
+from builder.oci.walk import image_manifests
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of
@@ -41,7 +35,6 @@ from grammar.reference import Reference
 _SMALL = 16 << 20
 _MAX_MEMBERS = 10_000
 _MAX_DEPTH = 4
-_DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 
 
 def load(store: Store, read: Read) -> list[str]:
@@ -106,16 +99,8 @@ def _blobs(folder: str) -> list[str]:
         raise BuildError(f"{folder} is not an OCI layout: {error.strerror}") from None
 
 
-def _is_meant(item: dict[str, Any], tag: str, wanted: str) -> bool:
-    if wanted:
-        return item.get("digest") == wanted
-    annotations = item.get("annotations")
-    name = annotations.get("org.opencontainers.image.ref.name") if isinstance(annotations, dict) else None
-    return name == (tag or "latest")
-
-
-class _Lacking(BuildError):
-    """What the archive names is not in it."""
+def _is_meant(entry: Entry, tag: str, wanted: str) -> bool:
+    return entry.stated_digest == wanted if wanted else entry.tag == (tag or "latest")
 
 
 class _Archive:
@@ -155,7 +140,7 @@ class _Archive:
             if name in self.files:
                 return self.files[name]
             name = self._links.get(name, name)
-        raise _Lacking(f"the archive lacks {name!r}, which its manifest names")
+        raise MissingBlob(f"the archive lacks {name!r}, which its manifest names")
 
     def _small(self, name: str) -> bytes:
         try:
@@ -180,7 +165,7 @@ class _Archive:
             try:
                 data = self._small(_normal(item.get("Config")))
                 paths = [self._path(_normal(name)) for name in item["Layers"]]
-            except _Lacking as error:
+            except MissingBlob as error:
                 lacking = error
                 continue
             tags = item.get("RepoTags") or []
@@ -195,93 +180,81 @@ class _Archive:
     # -- OCI -------------------------------------------------------------------------------
 
     def oci_images(self) -> list[tuple[Digest, list[str]]]:
-        if "index.json" not in self.files:
+        """Store all images; those that the archive lacks are left out unless it lacks all."""
+        if INDEX_FILE not in self.files:
             raise BuildError(
                 "the archive has neither index.json nor manifest.json: it is not an image archive"
             )
-        index = _object(self._small("index.json"), "index.json")
         found: dict[Digest, list[str]] = {}
-        lacking: BuildError | None = None
-        for item in _images(index):
-            for manifest in self._manifests(item, 0, None):
+        missing: list[MissingBlob] = []
+        for entry in self._entries():
+            for manifest in self._manifests(entry, missing):
                 try:
-                    image = self._from_manifest(manifest())
-                except _Lacking as error:  # of an index some platforms may have been left out
-                    lacking = error
+                    image = self._from_manifest(manifest)
+                except MissingBlob as error:  # of an index some platforms may have been left out
+                    missing.append(error)
                     continue
                 names = found.setdefault(image, [])
-                if name := _name(item):
+                if name := _name(entry):
                     names.append(name)
-        if lacking is not None and not found:
-            raise lacking
+        if missing and not found:
+            raise missing[-1]
         return list(found.items())
 
     def oci_image(self, what: str, tag: str, wanted: str, platform: Platform) -> Digest:
-        """The one image that has the *tag*, or the digest *wanted*; errors call the whole *what*."""
-        index = _object(self._small("index.json"), "index.json")
-        all_items = _images(index)
-        items = [item for item in all_items if _is_meant(item, tag, wanted)]
-        if not items and not tag and not wanted and len(all_items) == 1:
-            items = all_items
-        if not items:
+        """Store the image that has the *tag*, or the digest *wanted*; errors call the archive *what*."""
+        images = self._entries()
+        entries = [entry for entry in images if _is_meant(entry, tag, wanted)]
+        if not entries and not tag and not wanted and len(images) == 1:
+            entries = images
+        if not entries:
             raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
-        for manifest in self._manifests(items[0], 0, platform):
-            return self._from_manifest(manifest())
+        top = self.manifest(entries[0].descriptor)
+        for manifest in image_manifests(top, self, platform):
+            return self._from_manifest(manifest)
         raise BuildError(f"{what} has no image for {platform}")
 
-    def _blob(self, item: object, what: str) -> bytes:
-        wanted = parse_descriptor(item, what)
-        data = self._small(_blob_name(wanted.digest))
+    def _entries(self) -> list[Entry]:
+        """Return the entries of index.json that are images."""
+        index = parse_index(self._small(INDEX_FILE), f"{INDEX_FILE} in the archive")
+        return [entry for entry in index.entries if entry.is_image]
+
+    def _manifests(self, entry: Entry, missing: list[MissingBlob]) -> Iterator[Manifest]:
+        """Yield the manifests that *entry* leads to. Blobs that are absent go to *missing*."""
+
+        def failed(error: BuildError) -> None:
+            if not isinstance(error, MissingBlob):
+                raise error
+            missing.append(error)
+
+        try:
+            top = self.manifest(entry.descriptor)
+        except MissingBlob as error:
+            missing.append(error)
+            return
+        yield from image_manifests(top, self, failed=failed)
+
+    def manifest(self, descriptor: Descriptor) -> Index | Manifest:
+        """Return the manifest or index of a descriptor (see ``ManifestSource``)."""
+        return parse_manifest(self._blob(descriptor), "a manifest in the archive")
+
+    def config(self, descriptor: Descriptor) -> ImageConfig:
+        """Return the config of a descriptor (see ``ManifestSource``)."""
+        return parse_config(self._blob(descriptor), "the config in the archive")
+
+    def _blob(self, wanted: Descriptor) -> bytes:
+        data = self._small(blob_path(wanted.digest))
         if len(data) != wanted.size or digest_of(data) != wanted.digest:
             raise _mismatch(wanted)
         return data
 
-    def _manifests(
-        self, item: dict[str, Any], depth: int, wanted: Platform | None
-    ) -> Iterator[Callable[[], dict[str, Any]]]:
-        """The image manifests that a descriptor leads to, each when it is called for: those that serve
-        *wanted*, the best first, or those for any platform.
-
-        One that is named itself is meant, whatever its platform is.
-        """
-        platform = item.get("platform")
-        if isinstance(platform, dict) and platform.get("architecture") == "unknown":
-            return
-        try:
-            body = _object(self._blob(item, "a manifest"), "a manifest")
-        except _Lacking as error:
-            failure = error
-
-            def fail() -> dict[str, Any]:
-                raise failure
-
-            yield fail
-            return
-        if body.get("mediaType") not in (INDEX_TYPE, _DOCKER_LIST) and "manifests" not in body:
-            if wanted is None or depth == 0 or platform is not None or self._serves(body, wanted):
-                yield lambda: body
-            return
-        if "layers" in body or depth >= _MAX_DEPTH:
-            raise BuildError("the archive holds a manifest that is an index and an image at once")
-        for below in _images(body) if wanted is None else by_rank(_images(body), wanted):
-            yield from self._manifests(below, depth + 1, wanted)
-
-    def _serves(self, manifest: dict[str, Any], wanted: Platform) -> bool:
-        """Whether the config of an image, whose index does not say what it is for, serves *wanted*."""
-        at = manifest.get("config")
-        if not isinstance(at, dict) or not is_config(str(at.get("mediaType"))):
-            return False
-        config = parse_config(self._blob(at, "the config"), "the config in the archive")
-        return rank(config.platform.to_json(), wanted) > 0
-
-    def _from_manifest(self, manifest: dict[str, Any]) -> Digest:
-        layers = [parse_descriptor(item, "a layer") for item in _list(manifest, "layers")]
-        config = self._blob(manifest.get("config"), "the config")
-        return self._add(config, [(self._path(_blob_name(layer.digest)), layer) for layer in layers])
+    def _from_manifest(self, manifest: Manifest) -> Digest:
+        layers = [(self._path(blob_path(layer.digest)), layer) for layer in manifest.layers()]
+        return self._add(self._blob(manifest.config()), layers)
 
     # -- both ------------------------------------------------------------------------------
 
-    def _add(self, config: bytes, layers: list[tuple[str, Descriptor | None]]) -> Digest:
+    def _add(self, config: bytes, layers: Sequence[tuple[str, Descriptor | None]]) -> Digest:
         """Store a config and its layers; where no descriptor says what a layer is, its bytes tell."""
         parsed = parse_config(config, "the config in the archive")
         if len(parsed.diff_ids) != len(layers):
@@ -338,10 +311,6 @@ def _normal(name: object) -> str:
     return posixpath.normpath(str(name)).lstrip("/")
 
 
-def _blob_name(value: Digest) -> str:
-    return "blobs/sha256/" + value[7:]
-
-
 def _mismatch(wanted: Descriptor) -> CorruptError:
     return CorruptError(f"{wanted.digest} in the archive does not match its digest and size")
 
@@ -353,25 +322,6 @@ def _write(fd: int, data: bytes) -> None:
         raise write_error(error, "the members of the archive") from None
 
 
-def _object(data: bytes, what: str) -> dict[str, Any]:
-    value = loads(data, what, _SMALL)
-    if not isinstance(value, dict):
-        raise BuildError(f"{what} in the archive is not a JSON object")
-    return value
-
-
-def _list(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    items = value.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise BuildError(f"{key!r} in the archive is not a list of descriptors")
-    return items
-
-
-def _images(index: dict[str, Any]) -> list[dict[str, Any]]:
-    """The descriptors of an index but those of what is said of images (image-spec v1.1)."""
-    return [item for item in _list(index, "manifests") if "artifactType" not in item]
-
-
 def _reference(name: str) -> Reference:
     try:
         return reference(name)
@@ -379,15 +329,12 @@ def _reference(name: str) -> Reference:
         raise BuildError(f"the archive names an image so: {error.message}") from None
 
 
-def _name(item: dict[str, Any]) -> str:
-    """The canonical name an index gives an image; a bare tag is no name, nor one with another digest."""
-    annotations = item.get("annotations")
-    if not isinstance(annotations, dict):
-        return ""
-    name = annotations.get("io.containerd.image.name")
-    if not name:
-        name = annotations.get("org.opencontainers.image.ref.name")
-        if not name or (":" not in str(name) and "/" not in str(name)):
-            return ""
-    found = _reference(str(name))
-    return "" if found.digest not in ("", item.get("digest")) else str(found)
+def _name(entry: Entry) -> str | None:
+    """Return the canonical name that an index gives an image. A bare tag is no name."""
+    name = entry.image_name
+    if name is None:
+        name = entry.tag
+        if name is None or (":" not in name and "/" not in name):
+            return None
+    found = _reference(name)
+    return None if found.digest not in ("", entry.stated_digest) else str(found)

@@ -1,4 +1,4 @@
-"""OCI image config, manifest and platform (image-spec v1.1 config.md, manifest.md).
+"""OCI image config and platform (image-spec v1.1 config.md).
 
 Values, read with checks and written exactly. What we do not know in a base's config is kept
 and written back.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from builder.errors import BuildError
 from builder.support.json_strict import valid_text
-from cache.descriptor import Descriptor
 from cache.digest import DiffId, digest
 from cache.errors import CacheError
 from grammar.structs import field, replace, struct
 from grammar.suggest import suggestion
 
-CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-DOCKER_LIST_TYPE = "application/vnd.docker.distribution.manifest.list.v2+json"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _MACHINES = {
@@ -113,18 +105,6 @@ def rank(stated: object, wanted: Platform) -> int:
     known = normal_architecture(texts[0], texts[1])
     served = _served(*normal_architecture(wanted.architecture, wanted.variant))
     return len(served) - served.index(known) if known in served else 0
-
-
-def by_rank(items: Iterable[dict[str, Any]], wanted: Platform) -> list[dict[str, Any]]:
-    """The entries of an index that serve *wanted*, the best first, and then those that do not say."""
-    ranks = [(0 if item.get("platform") is None else -rank(item["platform"], wanted), item) for item in items]
-    stated = sorted((pair for pair in ranks if pair[0]), key=lambda pair: pair[0])
-    return [item for _, item in stated] + [item for item in items if item.get("platform") is None]
-
-
-def is_config(media_type: str) -> bool:
-    """Whether a blob of this type is the config of an image, and not of something else kept like one."""
-    return media_type in (CONFIG_TYPE, DOCKER_CONFIG_TYPE)
 
 
 def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
@@ -299,19 +279,6 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     )
 
 
-def parse_descriptor(value: object, what: str) -> Descriptor:
-    """The descriptor of *what* from a manifest or index. Raises BuildError."""
-    if not isinstance(value, dict):
-        raise BuildError(f"there is no descriptor of {what}")
-    size = value.get("size")
-    if type(size) is not int or size < 0:
-        raise BuildError(f"the descriptor of {what} has no valid size")
-    try:
-        return Descriptor(str(value.get("mediaType")), digest(str(value.get("digest"))), size)
-    except CacheError as error:
-        raise BuildError(f"the descriptor of {what}: {error}") from None
-
-
 def _typed(value: dict[str, Any], key: str, kind: type) -> Any:
     item = value.get(key)
     if item is not None and not isinstance(item, kind):
@@ -335,25 +302,6 @@ def _history(item: Any) -> History:
         raise TypeError("a history entry is not an object")
     texts = [str(item.get(key) or "") for key in ("created_by", "created", "comment", "author")]
     return History(texts[0], bool(item.get("empty_layer")), texts[1], texts[2], texts[3])
-
-
-def manifest(
-    config: Descriptor,
-    layers: tuple[Descriptor, ...],
-    docker_types: bool = False,
-    annotations: Mapping[str, str] | None = None,
-) -> tuple[str, bytes]:
-    """An image manifest as stored, and its media type."""
-    media = DOCKER_MANIFEST_TYPE if docker_types else MANIFEST_TYPE
-    value = {
-        "schemaVersion": 2,
-        "mediaType": media,
-        "config": config.to_json(),
-        "layers": [layer.to_json() for layer in layers],
-    }
-    if annotations:
-        value["annotations"] = dict(sorted(annotations.items()))
-    return media, to_json(value)
 
 
 def scratch(where: Platform) -> ImageConfig:

@@ -9,21 +9,20 @@ from collections.abc import Callable
 from typing import BinaryIO
 from urllib.parse import quote
 
-from builder.oci.model import INDEX_TYPE, MANIFEST_TYPE
+from builder.oci.media_types import MANIFESTS
 from builder.registry import limits
 from builder.registry.credentials import Credentials
 from builder.registry.errors import RegistryError, Untrusted
 from builder.registry.session import Session
 from builder.registry.transport import TRIES, BrokenOff, Transport
 from builder.registry.upload import Upload, has_blob, push_scopes
+from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
 from grammar.structs import struct
 
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST_LIMIT = 4 << 20
-_ACCEPT = ", ".join((MANIFEST_TYPE, INDEX_TYPE, DOCKER_MANIFEST, DOCKER_LIST))
+_ACCEPT = ", ".join(MANIFESTS)
 _PROGRESS = 1 << 20  # bytes that a download has to bring before it breaks off, to be no failure
 
 
@@ -42,19 +41,20 @@ class Registry:
     def __init__(
         self,
         registry: str,
-        insecure: frozenset[str] = frozenset(),
+        options: ClientOptions | None = None,
         transport: Transport | None = None,
         credentials: Credentials | None = None,
-        tries: int = TRIES,
+        tries: int | None = None,
     ) -> None:
-        """Each request is tried *tries* times. Hosts in *insecure* may be spoken to as ``Session`` says.
-        *credentials* are those of docker's configuration, if None.
+        """*tries* is how often a request is tried, the usual number if None.
+
+        *credentials* are those of Docker's configuration, if None.
         """
         self.name = registry
-        self._insecure = registry in insecure
+        self._options = options or ClientOptions()
         self._transport = transport
         self._credentials = credentials
-        self._tries = tries
+        self._tries = tries or TRIES
         self._session: Session | None = None
         self._opening = threading.Lock()
 
@@ -179,10 +179,10 @@ class Registry:
         repository: str,
         descriptor: Descriptor,
         path: str,
-        mount_from: str,
+        mount_from: str | None,
         progress: Callable[[int], None],
     ) -> bool:
-        """Upload the file *path*, or have it mounted from the repository *mount_from* ("": none).
+        """Upload the file *path*, or have it mounted from the repository *mount_from*.
 
         Returns whether bytes were sent. An upload that breaks off goes on where it broke, or is begun
         anew. Raises RegistryError.
@@ -217,7 +217,7 @@ class Registry:
         with self._opening:
             if self._session is None:
                 self._session = Session(
-                    self.name, self._insecure, self._transport, self._credentials, self._tries
+                    self.name, self._options, self._transport, self._credentials, self._tries
                 )
             return self._session
 

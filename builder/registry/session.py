@@ -8,11 +8,12 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from builder.registry import limits, proxies
+from builder.registry import proxies
 from builder.registry.auth import TOKEN_LIMIT, authorization
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
 from builder.registry.transport import TRIES, Body, Response, Transport, is_loopback, same_origin
+from builder.request import ClientOptions
 from grammar.structs import struct
 
 ANSWER_LIMIT = TOKEN_LIMIT
@@ -39,7 +40,7 @@ class Session:
     def __init__(
         self,
         registry: str,
-        insecure: bool = False,
+        options: ClientOptions,
         transport: Transport | None = None,
         credentials: Credentials | None = None,
         tries: int = TRIES,
@@ -49,6 +50,7 @@ class Session:
         """
         self.name = registry
         host = _HUB.get(registry, registry)
+        insecure = registry in options.insecure
         self._plain = (insecure or is_loopback(registry)) and _speaks_http(host)
         scheme = "http" if self._plain else "https"
         self.base = f"{scheme}://{host}/v2"
@@ -57,8 +59,8 @@ class Session:
             scheme,
             verified=not insecure,
             tries=tries,
-            patience=limits.silence() * tries / TRIES,
-            timeout=limits.timeout() * tries / TRIES,
+            patience=options.silence * tries / TRIES,
+            timeout=options.timeout * tries / TRIES,
         )
         self._given = credentials
         self._credentials: dict[str, Credentials] = {}  # by repository

@@ -16,10 +16,10 @@ def remember_source(store: Store, reference: Reference, digest: Digest) -> None:
     store.memos.set_repositories(reference.registry, digest, names)
 
 
-def another_source(store: Store, reference: Reference, digest: Digest) -> str:
-    """Another repository of the same registry that is known to have the blob, "" without one."""
+def another_source(store: Store, reference: Reference, digest: Digest) -> str | None:
+    """Return another repository of the same registry that is known to have the blob, if there is one."""
     names = _sources(store, reference.registry, digest)
-    return next((name for name in names if name != reference.repository), "")
+    return next((name for name in names if name != reference.repository), None)
 
 
 def _sources(store: Store, registry: str, digest: Digest) -> list[str]:

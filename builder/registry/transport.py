@@ -24,9 +24,10 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import urllib3
 
 from builder.errors import BuildError
-from builder.registry import limits, proxies
+from builder.registry import proxies
 from builder.registry.errors import Unavailable, Untrusted
 from builder.registry.wire import Answer, TooSlow
+from builder.request import ClientOptions
 from builder.support.json_strict import loads
 from grammar.structs import field, struct
 
@@ -204,8 +205,8 @@ class Transport:
     tries: int = TRIES
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
-    patience: float = field(factory=limits.silence)
-    timeout: float = field(factory=limits.timeout)
+    patience: float = ClientOptions().silence
+    timeout: float = ClientOptions().timeout
     lost: str = ""
     _pools: dict[tuple[str, bool], Any] = field(factory=dict)
 

@@ -52,10 +52,10 @@ class Upload:
     _counted: int = 0
     _moved: float = 0.0  # when bytes were sent last, in monotonic seconds
 
-    def run(self, mount_from: str) -> bool:
-        """Have the blob mounted from the repository *mount_from* ("": none), or send it.
+    def run(self, mount_from: str | None) -> bool:
+        """Have the blob mounted from the repository *mount_from*, or send it.
 
-        Returns whether bytes were sent. Raises RegistryError.
+        Return True if bytes were sent. Raises RegistryError.
         """
         failures, best, wasted = 0, 0, 0.0
         while True:
@@ -67,7 +67,7 @@ class Upload:
                 if self._begin(mount_from):
                     self._show(self.descriptor.size)
                     return False
-                mount_from = ""
+                mount_from = None
             response = None
             try:
                 response = self._send_chunks() if self._chunk else self._send_whole()
@@ -90,7 +90,7 @@ class Upload:
     def _what(self) -> str:
         return f"the upload of {self.session.name}/{self.repository}@{self.descriptor.digest}"
 
-    def _begin(self, mount_from: str) -> bool:
+    def _begin(self, mount_from: str | None) -> bool:
         """Begin an upload; True where the blob was mounted and there is nothing to send."""
         start = f"{self.session.base}/{quote(self.repository)}/blobs/uploads/"
         scopes = push_scopes(self.repository)

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from builder.registry import limits
+from builder.request import ClientOptions
 
 _BUFFER = 1 << 16
 _SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
@@ -77,7 +78,7 @@ class Answer(http.client.HTTPResponse):
     def __init__(self, connection: socket.socket, *given: Any, **named: Any) -> None:
         super().__init__(connection, *given, **named)
         raw = self.fp.detach()
-        self._wire = _Wire(raw, connection, connection.gettimeout() or limits.silence())
+        self._wire = _Wire(raw, connection, connection.gettimeout() or ClientOptions().silence)
         self.fp = io.BufferedReader(self._wire, _BUFFER)
         self._line = b""  # what has come of a line
         self._left = 0  # bytes of this chunk that are still to come

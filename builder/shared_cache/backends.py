@@ -1,158 +1,81 @@
-"""Where shared caches lie: an OCI image layout in a folder, or a repository of a registry."""
+"""Where shared caches are stored. A new kind of place is a module like ``local`` and a line in the table."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import os
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
-from builder.errors import BuildError
-from builder.oci.layout import Layout, named, ref_name
-from builder.oci.model import MANIFEST_TYPE, parse_descriptor
-from builder.registry.client import Registry
-from builder.registry.errors import NotFound
-from builder.shared_cache.records import ARTIFACT_TYPE
-from builder.support.json_strict import loads
+from builder.oci.manifest import Index, Manifest
+from builder.oci.model import ImageConfig
+from builder.request import CachePlace, ClientOptions
 from cache.descriptor import Descriptor
-from cache.digest import digest_of, hex_of
-from grammar.reference import Reference
 from grammar.structs import struct
 
-_SMALL = 4 << 20
 
-
-class Place(Protocol):
-    """What a cache is read from and written to. Methods raise BuildError."""
+class CacheBackend(Protocol):
+    """What a shared cache is read from and written to. Methods raise BuildError."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What messages call the place."""
 
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of the cache, or of an image with one in its config."""
+    def top(self) -> Index | Manifest:
+        """Return the manifest of the cache, or that of an image, or an index, with caches in configs."""
 
-    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
-        """The manifest that an index names."""
+    def manifest(self, descriptor: Descriptor) -> Index | Manifest:
+        """Return the manifest that an index names, verified."""
+
+    def config(self, descriptor: Descriptor) -> ImageConfig:
+        """Return the config of an image, verified."""
 
     def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
         """Write a blob, verified by size and digest, to *sink* from its start."""
 
     def has(self, descriptor: Descriptor) -> bool:
-        """Whether a blob need not be put."""
+        """Return whether the place has a blob."""
 
     def put(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> None:
-        """Put the file *path* there as a blob."""
+        """Store the file *path* as a blob."""
 
     def publish(self, manifest: bytes) -> None:
-        """Make *manifest*, all of whose blobs are there, the one that is read from now on."""
+        """Store *manifest*, all of whose blobs are stored, as the one that the next build reads."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close connections."""
 
 
 @struct
-class Folder:
-    """A name in an OCI image layout."""
+class CacheType:
+    """A ``type=`` of ``--cache-from`` and ``--cache-to``.
 
-    layout: Layout
-    tag: str
-    digest: str = ""
+    ``source`` and ``destination`` are the fields of the two options that say where the cache is; ``is_path``
+    is whether that is a path of this machine, else it is an image reference.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.layout.path
-
-    def manifest(self) -> dict[str, Any]:
-        entries = self.layout.entries()
-        for entry in entries:
-            if (entry.get("digest") == self.digest) if self.digest else (ref_name(entry) == self.tag):
-                return self.inner(parse_descriptor(entry, f"the cache in {self.name}"))
-        what = f"no cache {self.digest or self.tag!r}" if entries else "no cache"
-        raise BuildError(f"there is {what} in {self.name}")
-
-    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
-        if descriptor.size > _SMALL:
-            raise BuildError(f"the manifest in {self.name} has {descriptor.size} bytes")
-        buffer = io.BytesIO()
-        self.blob(descriptor, buffer, lambda count: None)
-        return _object(buffer.getvalue(), f"the manifest in {self.name}")
-
-    def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
-        path = self.layout.blob_path(descriptor.digest)
-        sha, left = hashlib.sha256(), descriptor.size
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(fd, "rb") as file:
-                while left >= 0 and (data := file.read(1 << 20)):
-                    left -= len(data)
-                    sha.update(data)
-                    sink.write(data)
-                    progress(len(data))
-        except OSError as error:
-            raise BuildError(f"reading {path}: {error.strerror}") from None
-        if left or sha.hexdigest() != hex_of(descriptor.digest):
-            raise BuildError(f"{path} is damaged: it is not the blob that it is named for")
-
-    def has(self, descriptor: Descriptor) -> bool:
-        return self.layout.has(descriptor.digest, descriptor.size)
-
-    def put(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> None:
-        self.layout.put(descriptor.digest, path, progress)
-
-    def publish(self, manifest: bytes) -> None:
-        self.layout.name([named(self.layout.put_bytes(manifest, MANIFEST_TYPE), self.tag)])
-
-    def close(self) -> None:
-        pass
+    source: str
+    destination: str
+    is_path: bool
+    open: Callable[[CachePlace, ClientOptions], CacheBackend]
 
 
-@struct(frozen=False)
-class Repository:
-    """A tag of a registry's repository."""
+def _open_local(place: CachePlace, options: ClientOptions) -> CacheBackend:
+    from builder.shared_cache.local import LocalBackend
 
-    registry: Registry
-    reference: Reference
-
-    @property
-    def name(self) -> str:
-        return self.reference.familiar
-
-    def manifest(self) -> dict[str, Any]:
-        fetched = self.registry.manifest(
-            self.reference.repository, self.reference.digest or self.reference.tag
-        )
-        return _object(fetched.data, f"the manifest of {self.name}")
-
-    def inner(self, descriptor: Descriptor) -> dict[str, Any]:
-        fetched = self.registry.manifest(self.reference.repository, descriptor.digest)
-        return _object(fetched.data, f"a manifest of {self.name}")
-
-    def blob(self, descriptor: Descriptor, sink: BinaryIO, progress: Callable[[int], None]) -> None:
-        self.registry.blob(self.reference.repository, descriptor, sink, progress)
-
-    def has(self, descriptor: Descriptor) -> bool:
-        return self.registry.has_blob(self.reference.repository, descriptor)
-
-    def put(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> None:
-        self.registry.push_blob(self.reference.repository, descriptor, path, "", progress)
-
-    def publish(self, manifest: bytes) -> None:
-        with contextlib.suppress(NotFound):
-            if self.manifest().get("artifactType") != ARTIFACT_TYPE:
-                raise BuildError(
-                    f"{self.name} is an image, which a cache would take the place of",
-                    "give the cache a tag of its own, such as NAME:cache",
-                )
-        tag = self.reference.tag or str(digest_of(manifest))
-        self.registry.push_manifest(self.reference.repository, tag, MANIFEST_TYPE, manifest)
-
-    def close(self) -> None:
-        self.registry.close()
+    return LocalBackend.of(place)
 
 
-def _object(data: bytes, what: str) -> dict[str, Any]:
-    value = loads(data, what, _SMALL)
-    if not isinstance(value, dict):
-        raise BuildError(f"{what} is not a JSON object")
-    return value
+def _open_registry(place: CachePlace, options: ClientOptions) -> CacheBackend:
+    from builder.shared_cache.registry import RegistryBackend  # imports the HTTP client
+
+    return RegistryBackend.of(place, options)
+
+
+CACHE_BACKENDS = {
+    "local": CacheType("src", "dest", True, _open_local),
+    "registry": CacheType("ref", "ref", False, _open_registry),
+}
+
+
+def open_backend(place: CachePlace, options: ClientOptions) -> CacheBackend:
+    """Open the backend that an option names. Raises BuildError."""
+    return CACHE_BACKENDS[place.kind].open(place, options)

@@ -9,20 +9,13 @@ import time
 from builder.errors import LayerLost
 from builder.events import Meter, Notice, Sink
 from builder.images.lazy_layers import Layers
-from builder.oci.model import MANIFEST_TYPE, to_json
-from builder.request import CachePlace
-from builder.shared_cache.backends import Place
+from builder.oci import media_types
+from builder.oci.manifest import artifact_bytes
+from builder.request import CachePlace, ClientOptions
+from builder.shared_cache.backends import CacheBackend, open_backend
 from builder.shared_cache.content_names import Alias, portable, portable_chain
-from builder.shared_cache.imports import Imports, open_place
-from builder.shared_cache.records import (
-    ARTIFACT_TYPE,
-    CONFIG_TYPE,
-    MOUNT_TYPE,
-    Record,
-    Records,
-    encode,
-    to_bytes,
-)
+from builder.shared_cache.imports import Imports
+from builder.shared_cache.records import Record, Records, encode, to_bytes
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
 from cache.digest import DiffId, digest, digest_of
@@ -81,7 +74,7 @@ def export(
     known: Known,
     given: CachePlace,
     imports: Imports | None,
-    insecure: frozenset[str],
+    options: ClientOptions,
     sink: Sink,
 ) -> None:
     """Write a cache to the place that *given* names; *imports* are those this build has used.
@@ -89,7 +82,7 @@ def export(
     Raises BuildError or CacheError.
     """
     records = records_of(store, known, given.mode == "max")
-    place = open_place(given, insecure)
+    place = open_backend(given, options)
     try:
         _export(store, layers, records, known, given, imports, place, sink)
     finally:
@@ -103,7 +96,7 @@ def _export(
     known: Known,
     given: CachePlace,
     imports: Imports | None,
-    place: Place,
+    place: CacheBackend,
     sink: Sink,
 ) -> None:
     found: dict[DiffId, Descriptor] = {}
@@ -133,25 +126,15 @@ def _export(
             mounts[name] = descriptor
     steps = tuple(record for record in records.steps if record.layer in found)
     body = to_bytes(encode(replace(records, steps=steps, mounts=mounts), found.items()))
-    config = Descriptor(CONFIG_TYPE, digest_of(body), len(body))
+    config = Descriptor(media_types.CACHE_CONFIG, digest_of(body), len(body))
     if not place.has(config):
         place.put(config, store.blob_path(store.put_blob(body)), lambda count: None)
     blobs = {item.digest: item for item in (*found.values(), *mounts.values())}
-    place.publish(
-        to_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST_TYPE,
-                "artifactType": ARTIFACT_TYPE,
-                "config": config.to_json(),
-                "layers": [blobs[value].to_json() for value in sorted(blobs)],
-            }
-        )
-    )
+    place.publish(artifact_bytes(media_types.CACHE, config, [blobs[value] for value in sorted(blobs)]))
     sink(Notice(f"cached {len(steps)} steps in {place.name}"))
 
 
-def _at_its_place(layer: DiffId, layers: Layers, place: Place) -> Descriptor | None:
+def _at_its_place(layer: DiffId, layers: Layers, place: CacheBackend) -> Descriptor | None:
     """A layer that this very place said it has, that nobody has fetched, and that need not be."""
     descriptor = layers.in_cache(layer, place.name)
     if descriptor is None or layers.damaged or not place.has(descriptor):
@@ -183,7 +166,7 @@ def _wanted(known: Known, given: CachePlace, sink: Sink) -> list[tuple[str, str]
     return [item for name in given.mounts for item in known.mounts.get(name, ())]
 
 
-def _send_mount(store: Store, folder: str, place: Place, sink: Sink) -> Descriptor | None:
+def _send_mount(store: Store, folder: str, place: CacheBackend, sink: Sink) -> Descriptor | None:
     """Pack a cache mount and put it there, unless another build keeps it locked."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     temporary = store.temporary()
@@ -196,7 +179,7 @@ def _send_mount(store: Store, folder: str, place: Place, sink: Sink) -> Descript
             time.sleep(0.05)
         try:
             with open(temporary, "x+b") as file:
-                found = pack_folder(folder, ZSTD, file)._replace(media_type=MOUNT_TYPE)
+                found = pack_folder(folder, ZSTD, file)._replace(media_type=media_types.CACHE_MOUNT)
         except CacheError as error:  # others who share it have written meanwhile, or it has odd names
             sink(Notice(f"a cache mount is not in {place.name}: {error.message}", True))
             return None

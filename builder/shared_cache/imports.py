@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 from builder.errors import BuildError
 from builder.events import Notice
 from builder.images.lazy_layers import Layers, fetched
-from builder.oci.layout import Layout
-from builder.oci.model import parse_config, parse_descriptor
-from builder.registry.mirrors import open_for_push
-from builder.request import CachePlace
-from builder.shared_cache.backends import Folder, Place, Repository
+from builder.oci import media_types
+from builder.oci.blobs import read_blob
+from builder.oci.manifest import Manifest
+from builder.oci.model import parse_config
+from builder.oci.walk import image_manifests
+from builder.request import CachePlace, ClientOptions
+from builder.shared_cache.backends import CacheBackend, open_backend
 from builder.shared_cache.content_names import Alias, portable, portable_chain
-from builder.shared_cache.records import CONFIG_TYPE, INLINE, LIMIT, Record, Records, decode, parse
+from builder.shared_cache.records import INLINE, LIMIT, Record, Records, decode, parse
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
 from cache.digest import DiffId
@@ -23,7 +23,6 @@ from cache.errors import CacheError
 from cache.layer.blobs import unpack_tar
 from cache.layer.compression import ZSTD, is_layer
 from cache.store import Store
-from grammar.reference import parse_reference
 from grammar.structs import field, struct
 
 
@@ -35,15 +34,15 @@ class Imports:
     layers: Layers
     _records: dict[str, list[Record]] = field(factory=dict)
     _contents: dict[str, str] = field(factory=dict)
-    _mounts: dict[str, list[tuple[Place, Descriptor]]] = field(factory=dict)
-    _places: list[Place] = field(factory=list)
+    _mounts: dict[str, list[tuple[CacheBackend, Descriptor]]] = field(factory=dict)
+    _places: list[CacheBackend] = field(factory=list)
     _known: dict[str, str] = field(factory=dict)  # layers' diff IDs
 
-    def load(self, places: Sequence[CachePlace], insecure: frozenset[str]) -> None:
+    def load(self, places: Sequence[CachePlace], options: ClientOptions) -> None:
         """Read the records of every cache; one that cannot be read is a warning."""
         for given in places:
             try:
-                place = open_place(given, insecure)
+                place = open_backend(given, options)
                 self._places.append(place)
                 self._add(place)
             except (BuildError, CacheError) as error:
@@ -59,38 +58,31 @@ class Imports:
         for place in self._places:
             place.close()
 
-    def _add(self, place: Place) -> None:
-        manifest = place.manifest()
-        if "manifests" not in manifest:
-            self._add_one(place, manifest)
-            return
-        items = manifest["manifests"]  # an image for several platforms
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise BuildError("its index names no manifests")
-        said = ""
-        for item in items:
-            platform = item.get("platform")
-            known = not isinstance(platform, dict) or platform.get("architecture") != "unknown"
-            if known and "artifactType" not in item:
-                try:
-                    self._add_one(place, place.inner(parse_descriptor(item, "a manifest")))
-                except BuildError as error:
-                    said = error.message
-        if said and not self._records:
-            raise BuildError(said)
+    def _add(self, place: CacheBackend) -> None:
+        """Read the caches of a place: of one manifest, or of the image for each platform.
 
-    def _add_one(self, place: Place, manifest: dict[str, Any]) -> None:
-        config = parse_descriptor(manifest.get("config"), "the config of the cache")
-        if config.size > LIMIT:
-            raise BuildError(f"the records of the cache have {config.size} bytes")
-        items = manifest.get("layers")
-        if not isinstance(items, list):
-            raise BuildError("its manifest has no layers")
-        descriptors = [parse_descriptor(item, "a layer") for item in items]
-        if config.media_type == CONFIG_TYPE:
-            records, blobs = parse(_small(place, config), "the config of the cache")
+        Of several, those that cannot be read are left out, unless none can be read.
+        """
+        errors: list[BuildError] = []
+        top = place.top()
+        if isinstance(top, Manifest):
+            self._add_one(place, top)
+            return
+        for manifest in image_manifests(top, place, failed=errors.append):
+            try:
+                self._add_one(place, manifest)
+            except BuildError as error:
+                errors.append(error)
+        if errors and not self._records:
+            raise errors[-1]
+
+    def _add_one(self, place: CacheBackend, manifest: Manifest) -> None:
+        config, descriptors = manifest.config(), manifest.layers()
+        data = read_blob(place, config, "the config of the cache", LIMIT)
+        if config.media_type == media_types.CACHE_CONFIG:
+            records, blobs = parse(data, "the config of the cache")
         else:
-            records, blobs = _inline(_small(place, config), descriptors)
+            records, blobs = _inline(data, descriptors)
         known = {item.digest for item in descriptors}
         for layer, descriptor in blobs.items():
             if descriptor.digest in known and is_layer(descriptor.media_type):
@@ -137,7 +129,7 @@ class Imports:
                 self.layers.sink(Notice(f"a cache mount of {place.name} is not used: {error.message}", True))
         return False
 
-    def carried(self, name: str, to: Place) -> Descriptor | None:
+    def carried(self, name: str, to: CacheBackend) -> Descriptor | None:
         """The blob of a cache mount that no step has used here, put *to* another place if need be."""
         for place, descriptor in self._mounts.get(name, ()):
             try:
@@ -149,20 +141,6 @@ class Imports:
                 note = f"a cache mount of {place.name} cannot be taken along: {error.message}"
                 self.layers.sink(Notice(note, True))
         return None
-
-
-def open_place(given: CachePlace, insecure: frozenset[str]) -> Place:
-    """The place that an option names."""
-    if given.kind == "local":
-        return Folder(Layout(given.place), given.tag, given.digest)
-    reference = parse_reference(given.place)
-    return Repository(open_for_push(reference, insecure), reference)
-
-
-def _small(place: Place, descriptor: Descriptor) -> bytes:
-    buffer = io.BytesIO()
-    place.blob(descriptor, buffer, lambda count: None)
-    return buffer.getvalue()
 
 
 def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[DiffId, Descriptor]]:

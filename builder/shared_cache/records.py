@@ -12,16 +12,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from builder.errors import BuildError
-from builder.oci.model import parse_descriptor
+from builder.oci.manifest import parse_descriptor
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
 from cache.digest import DiffId, digest
 from cache.errors import CacheError
 from grammar.structs import field, struct
 
-CONFIG_TYPE = "application/vnd.pybuild.cache.config.v1+json"
-ARTIFACT_TYPE = "application/vnd.pybuild.cache.v1"
-MOUNT_TYPE = "application/vnd.pybuild.cache.mount.v1.tar+zstd"
 INLINE = "pybuild.cache"  # the field of an image's config
 LIMIT = 32 << 20  # bytes of what is read
 _VERSION = 1

@@ -23,7 +23,8 @@ from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX
 from builder.attest.statement import Subject
 from builder.attest.statements import packages_of, sbom_of
 from builder.images.local import find
-from builder.oci.model import MANIFEST_TYPE, ImageConfig
+from builder.oci.media_types import MANIFEST as MANIFEST_TYPE
+from builder.oci.model import ImageConfig
 from builder.registry.client import Registry
 from cache.descriptor import Descriptor
 from cache.store import Store

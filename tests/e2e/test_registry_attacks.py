@@ -30,6 +30,7 @@ from builder.registry.client import Registry
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Unavailable, Untrusted
 from builder.registry.transport import Transport, leads_inside
+from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from cache.digest import digest_of
 from cache.errors import CacheError
@@ -133,7 +134,7 @@ def get_blob(server: Listener, data: bytes, patience: float = 10.0) -> bytes:
 
 def config_of(server: Listener) -> None:
     """Pull manifest and config as a build does."""
-    pull_config(parse_reference(f"{server.host}/x"), machine(), frozenset())
+    pull_config(parse_reference(f"{server.host}/x"), machine(), ClientOptions())
 
 
 def challenge(realm: str) -> dict[str, str]:

@@ -18,8 +18,9 @@ from faults import Answer, Exchange, Listener, Proxy, Uploads, certificate
 from builder.registry.client import Registry
 from builder.registry.credentials import Credentials
 from builder.registry.errors import Blocked, NotFound, RegistryError, Unauthorized, Unavailable, Untrusted
-from builder.registry.mirrors import open_for_push, open_registry
+from builder.registry.repository import open_for_push, open_repository
 from builder.registry.transport import Transport
+from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from cache.digest import digest_of
 from grammar.reference import parse_reference
@@ -599,7 +600,7 @@ def test_http_proxy(server: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answer = good
     with Proxy(server.host) as proxy:
         monkeypatch.setenv("http_proxy", proxy.host)
-        with Registry("registry.test:5000", frozenset({"registry.test:5000"})) as registry:
+        with Registry("registry.test:5000", ClientOptions(frozenset({"registry.test:5000"}))) as registry:
             assert registry.manifest("x", "1").data == b"{}"
         assert [asked.method for asked in proxy.asked] == ["GET"]
 
@@ -610,7 +611,7 @@ def test_no_proxy(server: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy(server.host) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
         monkeypatch.setenv("NO_PROXY", "registry.test")
-        with Registry("a.registry.test:5000", frozenset({"a.registry.test:5000"})) as registry:
+        with Registry("a.registry.test:5000", ClientOptions(frozenset({"a.registry.test:5000"}))) as registry:
             registry._transport = Transport("a.registry.test:5000", "http", sleep=lambda _: None)
             with pytest.raises(Unavailable):
                 registry.manifest("x", "1")
@@ -621,7 +622,7 @@ def test_no_proxy(server: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
             if exchange.asked.route.startswith("/v2")
             else Answer()
         )
-        with Registry("registry.test:5000", frozenset({"registry.test:5000"})) as registry:
+        with Registry("registry.test:5000", ClientOptions(frozenset({"registry.test:5000"}))) as registry:
             registry._transport = Transport("registry.test:5000", "http", sleep=lambda _: None)
             with pytest.raises(Unavailable):
                 registry.manifest("x", "1")
@@ -706,11 +707,11 @@ def table(origin: Images, *mirrors: Images, more: str = "", each: str = "") -> s
 
 def fetch(name: str) -> bytes:
     reference = parse_reference(name)
-    with open_registry(reference, frozenset()) as registry:
-        fetched = registry.manifest(reference.repository, reference.digest or reference.tag)
+    with open_repository(reference, ClientOptions()) as repository:
+        fetched = repository.fetch()
         sink = io.BytesIO()
         what = Descriptor("", fetched.digest, len(fetched.data))
-        registry.blob(reference.repository, what, sink, lambda count: None)
+        repository.blob(what, sink, lambda count: None)
         assert sink.getvalue() == fetched.data
         return fetched.data
 
@@ -811,14 +812,14 @@ def test_moved_and_blocked(origin: Images, configured: Callable[[str], None]) ->
     with pytest.raises(Blocked, match=r"may not be used: .*registries\.conf blocks example\.test"):
         fetch("example.test/our/app:1")
     with pytest.raises(Blocked):
-        open_for_push(parse_reference("example.test/x"), frozenset())
+        open_for_push(parse_reference("example.test/x"), ClientOptions())
 
 
 def test_push_goes_to_the_origin(origin: Images, mirror: Images, configured: Callable[[str], None]) -> None:
     configured(table(origin, mirror, more=f'location = "{mirror.host}/elsewhere"'))
-    with open_for_push(parse_reference(f"{origin.host}/team/app"), frozenset()) as registry:
-        assert registry.name == origin.host
-        assert registry.manifest("team/app", "1").data == b'{"from": "origin"}'
+    with open_for_push(parse_reference(f"{origin.host}/team/app"), ClientOptions()) as repository:
+        assert repository.name == f"{origin.host}/team/app:latest"
+        assert repository.fetch("1").data == b'{"from": "origin"}'
     assert not mirror.asked
 
 
@@ -829,13 +830,13 @@ def test_insecure_means_any_certificate(tmp_path: Path, configured: Callable[[st
         server.answer = good
         name = f"{server.host}/x:1"
         with (
-            open_registry(parse_reference(name), frozenset()) as registry,
+            open_repository(parse_reference(name), ClientOptions()) as repository,
             pytest.raises(Untrusted, match="no certificate"),
         ):
-            registry.manifest("x", "1")
+            repository.fetch()
         configured(f'[[registry]]\nlocation = "{server.host}"\ninsecure = true\n')
-        with open_registry(parse_reference(name), frozenset()) as registry:
-            assert registry.manifest("x", "1").data == b"{}"
+        with open_repository(parse_reference(name), ClientOptions()) as repository:
+            assert repository.fetch().data == b"{}"
 
 
 def test_progress_of_a_mirror_that_breaks_off(
@@ -853,6 +854,6 @@ def test_progress_of_a_mirror_that_breaks_off(
     mirror.answer = breaking
     configured(table(origin, mirror))
     counted: list[int] = []
-    with open_registry(parse_reference(f"{origin.host}/team/app:1"), frozenset()) as registry:
-        registry.blob("team/app", Descriptor("", digest_of(blob), len(blob)), io.BytesIO(), counted.append)
+    with open_repository(parse_reference(f"{origin.host}/team/app:1"), ClientOptions()) as repository:
+        repository.blob(Descriptor("", digest_of(blob), len(blob)), io.BytesIO(), counted.append)
     assert sum(counted) == len(blob)

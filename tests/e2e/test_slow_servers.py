@@ -18,6 +18,7 @@ from builder.registry.client import Registry
 from builder.registry.credentials import Credentials
 from builder.registry.errors import RegistryError, Unauthorized, Unavailable
 from builder.registry.transport import Transport
+from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from cache.digest import digest_of
 
@@ -217,7 +218,7 @@ def test_times_that_are_none(pybuild: Pybuild, text: str) -> None:
 
 
 def test_default() -> None:
-    assert limits.timeout() == 120 and limits.silence() == 60
+    assert ClientOptions().timeout == 120 and ClientOptions().silence == 60
     assert Transport("x").timeout == 120
 
 

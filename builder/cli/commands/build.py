@@ -95,7 +95,14 @@ def _build(
 
     recorder = Recorder(sink)
     workshop = Workshop(
-        store, session.launcher, session.packer, request.secrets, request.ssh, recorder, isolation
+        store,
+        session.launcher,
+        session.packer,
+        request.secrets,
+        request.ssh,
+        recorder,
+        isolation,
+        request.client,
     )
     workshop.shares_network = session.shares_network
     findings: list[Finding] = []
@@ -153,7 +160,9 @@ def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
 
     with open_store(options) as store:
         request = build_request(options)
-        workshop = Workshop(store, None, None, request.secrets, request.ssh, Quiet(sys.stderr))
+        workshop = Workshop(
+            store, None, None, request.secrets, request.ssh, Quiet(sys.stderr), client=request.client
+        )
         answer, code = call(method, request, read_inputs(request, workshop), workshop, as_json)
     print_result(answer.removesuffix("\n"))
     return code

@@ -7,7 +7,7 @@ import getpass
 import sys
 
 from builder.cli.command_table import Invocation
-from builder.cli.parser import Parser, add_server_options
+from builder.cli.parser import Parser, add_server_options, client_options
 from builder.cli.registry_name import registry_name
 from builder.cli.terminal import print_result
 from builder.errors import UsageError
@@ -42,9 +42,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
         raise UsageError("there is no terminal to ask for the password", "give it with --password-stdin")
     if not user or not password:
         raise UsageError("user name and password must not be empty")
-    with Registry(
-        registry, frozenset(options.insecure_registry), credentials=Credentials(user, password)
-    ) as client:
+    with Registry(registry, client_options(options), credentials=Credentials(user, password)) as client:
         client.check_login()
     place = CredentialStore().store(registry, user, password)
     print_result(f"logged in to {registry}; the credentials are in {place}")

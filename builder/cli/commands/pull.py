@@ -6,7 +6,7 @@ import argparse
 
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import enter_isolation
-from builder.cli.parser import Parser
+from builder.cli.parser import Parser, client_options
 from builder.cli.terminal import Progress
 from builder.cli.transfer import Transferred, transfer, transfer_parser
 from builder.errors import UsageError
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
 
     def one(store: Store, name: str, sink: Progress) -> Transferred:
         wanted = reference(name)
-        image = pull(store, wanted, platform, sink, frozenset(options.insecure_registry))
+        image = pull(store, wanted, platform, sink, client_options(options))
         if platform != host():
             remember_platform(store, wanted, platform, image)
         return Transferred({"Name": wanted.familiar, "ID": image}, f"{wanted.familiar} {image}")

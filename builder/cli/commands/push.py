@@ -6,7 +6,7 @@ import argparse
 
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import enter_isolation
-from builder.cli.parser import Parser
+from builder.cli.parser import Parser, client_options
 from builder.cli.terminal import Progress
 from builder.cli.transfer import Transferred, transfer, transfer_parser
 from builder.images.local import find, reference
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
         image, config = find(store, name)
         wanted = reference(name)
         shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
-        push(store, shown, wanted, sink, frozenset(options.insecure_registry))
+        push(store, shown, wanted, sink, client_options(options))
         fields = {"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image}
         return Transferred(fields, f"{wanted.name}@{shown.top.digest}")
 

@@ -23,7 +23,8 @@ from builder.attest.publish import publish
 from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX, sbom
 from builder.attest.statement import Artifact, Subject, artifact, image_url, listing, referrers_tag, statement
 from builder.errors import BuildError, UsageError
-from builder.oci.model import MANIFEST_TYPE, Platform
+from builder.oci.media_types import MANIFEST as MANIFEST_TYPE
+from builder.oci.model import Platform
 from builder.plan.graph import Plan
 from builder.plan.ops import FetchGit, FetchUrl, Files
 from builder.plan.planner import plan
@@ -414,33 +415,32 @@ class Shelf:
     """A registry in memory; ``modern`` ones know referrers."""
 
     modern: bool
+    name: str = "registry.test/app"
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     puts: list[str] = field(default_factory=list)
 
-    def has_blob(self, repository: str, descriptor: Descriptor) -> bool:
+    def has_blob(self, descriptor: Descriptor) -> bool:
         return descriptor.digest in self.blobs
 
-    def push_blob(
-        self, repository: str, descriptor: Descriptor, path: str, mount: str, progress: Callable[[int], None]
-    ) -> bool:
+    def push_blob(self, descriptor: Descriptor, path: str, progress: Callable[[int], None]) -> bool:
         data = Path(path).read_bytes()
         assert digest_of(data) == descriptor.digest
         self.blobs[descriptor.digest] = data
         return True
 
-    def manifest(self, repository: str, reference: str) -> Fetched:
-        if reference not in self.manifests:
+    def fetch(self, name: str) -> Fetched:
+        if name not in self.manifests:
             raise NotFound("no")
-        data = self.manifests[reference]
+        data = self.manifests[name]
         return Fetched("", digest_of(data), data)
 
-    def push_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> bool:
+    def push_manifest(self, name: str, media_type: str, data: bytes) -> bool:
         value = json.loads(data)
         for item in [value["config"], *value["layers"]] if "layers" in value else []:
             assert item["digest"] in self.blobs
-        self.manifests[reference] = data
-        self.puts.append(reference)
+        self.manifests[name] = data
+        self.puts.append(name)
         return self.modern and "subject" in value
 
 
@@ -454,7 +454,7 @@ def two(store: Store) -> tuple[Artifact, Artifact]:
 def test_publish(made_store: Store) -> None:
     shelf = Shelf(modern=True)
     items = two(made_store)
-    publish(made_store, items, shelf, "app")
+    publish(made_store, items, shelf)
     assert shelf.puts == [item.top.digest for item in items] and len(shelf.blobs) == 3
 
 
@@ -465,16 +465,16 @@ def test_publish_to_old(made_store: Store) -> None:
     assert tag == IMAGE.digest.replace("sha256:", "sha256-")
     theirs = {"mediaType": MANIFEST_TYPE, "digest": digest_of(b"sig"), "size": 3, "artifactType": "sig"}
     shelf.manifests[tag] = json.dumps({"schemaVersion": 2, "manifests": [theirs]}).encode()
-    publish(made_store, items, shelf, "app")
+    publish(made_store, items, shelf)
     listed = json.loads(shelf.manifests[tag])
     assert listed["mediaType"] == "application/vnd.oci.image.index.v1+json"
     kinds = [item.get("annotations", {}).get("in-toto.io/predicate-type") for item in listed["manifests"]]
     assert kinds == [None, "urn:a", "urn:b"] and listed["manifests"][0] == theirs
     shelf.puts.clear()
-    publish(made_store, items, shelf, "app")
+    publish(made_store, items, shelf)
     assert tag not in shelf.puts
     fresh = Shelf(modern=False)
-    publish(made_store, items, fresh, "app")
+    publish(made_store, items, fresh)
     assert len(json.loads(fresh.manifests[tag])["manifests"]) == 2
 
 
@@ -484,7 +484,7 @@ def test_publish_over_nonsense(data: bytes, made_store: Store) -> None:
     shelf = Shelf(modern=False)
     shelf.manifests[referrers_tag(IMAGE.digest)] = data
     with pytest.raises(BuildError):
-        publish(made_store, two(made_store), shelf, "app")
+        publish(made_store, two(made_store), shelf)
     assert shelf.manifests[referrers_tag(IMAGE.digest)] == data
 
 
