@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, TypeVar
 
 from builder.oci.blobs import read_blob
+from builder.oci.errors import ImageError
 from builder.oci.manifest import Index, Manifest, parse_manifest
 from builder.oci.model import ImageConfig, parse_config
 from builder.registry.client import Fetched, Registry
 from builder.registry.config import Endpoint, endpoints, read_tables
-from builder.registry.errors import RegistryError
+from builder.registry.errors import RegistryError, Untrusted
 from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from grammar.reference import Reference
@@ -126,8 +127,11 @@ class Repository:
 
 
 def parsed(fetched: Fetched, what: str) -> Index | Manifest:
-    """Parse what a registry sent. Raises BuildError."""
-    return parse_manifest(fetched.data, what, fetched.media_type)
+    """Parse what a registry sent. Raises Untrusted where it is malformed or ambiguous."""
+    try:
+        return parse_manifest(fetched.data, what, fetched.media_type)
+    except ImageError as error:
+        raise Untrusted(error.message, error.hint) from None
 
 
 def open_repository(reference: Reference, options: ClientOptions) -> Repository:
