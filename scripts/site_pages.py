@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +57,18 @@ def moved(source: str) -> str:
 
 
 def commands_page() -> str:
-    """Return a page with the help of each command, as the program prints it."""
+    """Return a page with the table of commands, and the help of each as the program prints it."""
     sys.path.insert(0, str(ROOT))
-    from builder.cli.options import COMMANDS
+    from builder.cli.command_table import COMMANDS, load_command
 
-    def help_of(command: str) -> str:
-        env = {**os.environ, "COLUMNS": "100"}
-        words = [sys.executable, "-c", "from builder.cli.main import main; main()", command, "--help"]
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-        return f"## pybuild {command}\n\n```text\n{done.stdout.strip()}\n```\n"
-
-    with ThreadPoolExecutor(4) as pool:
-        sections = list(pool.map(help_of, COMMANDS))
-    return "# Commands\n\nWhat `pybuild COMMAND --help` prints.\n\n" + "\n".join(sections)
+    os.environ["COLUMNS"] = "100"  # argparse reads it
+    rows = [f"| [{command.name}](#pybuild-{command.name}) | {command.about} |" for command in COMMANDS]
+    sections = [
+        f"## pybuild {command.name}\n\n```text\n{load_command(command).parser().format_help().strip()}\n```\n"
+        for command in COMMANDS
+    ]
+    head = ["# Commands", "", "What `pybuild COMMAND --help` prints.", "", "| command | |", "| --- | --- |"]
+    return "\n".join([*head, *rows, "", *sections])
 
 
 def rules_page(text: str) -> str:
