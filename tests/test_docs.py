@@ -80,6 +80,31 @@ def test_decisions_are_records(page: Path) -> None:
         ), title
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "STYLE.md"], ids=lambda page: page.name
+)
+def test_words_that_the_style_page_replaces(page: Path) -> None:
+    """Of docs/STYLE.md, what a search can find."""
+    avoided = r"\b(?:folders?|besides?|rests|who (?:builds|may|can|is|wants)|(?:is|are|was) told|idmapped|looks of)\b"
+    text = re.sub(
+        r"```.*?```|`[^`\n]*`|user who builds|who is trusted with what", "", page.read_text(), flags=re.DOTALL
+    )
+    text = text.split("## What is tested")[0] if page == GOLDEN else text
+    assert re.findall(avoided, text, re.IGNORECASE) == []
+
+
+def test_the_tree_has_every_package() -> None:
+    """docs/architecture.md draws the packages, each with a sentence."""
+    drawn, above = set(), list[str]()
+    for line in (ROOT / "docs/architecture.md").read_text().split("```")[1].strip().splitlines():
+        name = re.match(r"( *)(\w+)/ +\S", line)
+        assert name, line
+        above[len(name[1]) // 2 :] = [name[2]]
+        drawn.add("/".join(above))
+    tops = [ROOT / name for name in ("builder", "cache", "grammar")]
+    assert drawn == {str(path.parent.relative_to(ROOT)) for top in tops for path in top.rglob("__init__.py")}
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     for page in PAGES:
         assert "@@" not in page.read_text(), page.name
