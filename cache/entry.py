@@ -1,4 +1,4 @@
-"""Entry: one member of a layer, the shared language of pack, unpack, scan and copy."""
+"""Entry: one member of a layer, as pack, COPY and manifests share it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _KINDS = {
 class Entry(NamedTuple):
     """One member. ``path`` is relative to the layer's root, without slashes at its ends.
 
-    ``mode`` holds the 12 permission bits, ``mtime`` is in nanoseconds, ``size`` in bytes and
-    only for files. ``link`` is a symlink's text or a hard link's target path in the layer.
-    ``digest`` is the sha256 hex of a file's content where it is known, else "".
+    ``mode`` holds the 12 permission bits. ``mtime`` is in nanoseconds. ``size`` is in bytes, 0 for all
+    but files. ``link`` is a symlink's text or a hard link's target path in the layer. ``digest`` is the
+    sha256 hex of a file's content, "" if it is not known.
     """
 
     path: str
@@ -49,7 +49,16 @@ class Entry(NamedTuple):
 
 
 def kind_of(found: os.stat_result) -> str:
-    """The entry kind of a stat result; "" for a socket or what no layer can hold."""
+    """Return the entry kind of a stat result; "" for a socket, which no layer holds."""
     if is_whiteout(found):
         return WHITEOUT
     return _KINDS.get(stat.S_IFMT(found.st_mode), "")
+
+
+def entry_of(path: str, found: os.stat_result) -> Entry:
+    """Return the entry that a stat result describes, without link text, attributes and digest."""
+    kind = kind_of(found)
+    size = found.st_size if kind == FILE else 0
+    rdev = found.st_rdev if kind in (CHARACTER, BLOCK) else 0
+    mode = stat.S_IMODE(found.st_mode)
+    return Entry(path, kind, mode, found.st_uid, found.st_gid, size, found.st_mtime_ns, rdev=rdev)

@@ -1,18 +1,17 @@
-"""Errors of the store.
+"""Errors of the store and its layers.
 
 CacheError              root of all of these
-    CorruptError        stored bytes are not what their name promises
-    MissingError        something a record names is not there
-    BusyError           another process holds what we need
+    CorruptError        bytes do not match their digest or size
+    MissingError        a blob, snapshot or name that a record points to is absent
     ArchiveError        a tar stream is malformed, hostile or beyond a limit
-        UnsupportedMember   it is a tar, with a member of a kind that is not unpacked
-    LayerError          a file system holds what no layer can say
+        UnsupportedMember   a well-formed tar has a member of a kind that is not unpacked
+    LayerError          a step left something that no layer can hold
     SpaceError          the file system of the store is full
 """
 
 
 class CacheError(Exception):
-    """Something the store could not do; the message says what and where."""
+    """The root. ``message`` says what failed and where, ``hint`` what to do about it ("" for nothing)."""
 
     code = "E-STORE"
 
@@ -30,20 +29,16 @@ class MissingError(CacheError):
     """A blob, snapshot or name that a record points to is absent."""
 
 
-class BusyError(CacheError):
-    """A lock is held by another process."""
-
-
 class ArchiveError(CacheError):
     """A tar stream or its compression is malformed, hostile, or exceeds a limit."""
 
 
 class UnsupportedMember(ArchiveError):
-    """A tar is well made, but holds what cannot be unpacked here."""
+    """A well-formed tar holds a member that cannot be unpacked here."""
 
 
 class LayerError(CacheError):
-    """What a step left cannot be said in a layer."""
+    """A step left something that no layer can hold."""
 
 
 class SpaceError(CacheError):

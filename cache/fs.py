@@ -1,4 +1,7 @@
-"""Operations on whole directory trees of the store, by descriptor and without following links."""
+"""Files and directory trees of the store: marks of layers, atomic writes, exact reads, removal.
+
+Trees are handled by descriptor, and no link is followed.
+"""
 
 import contextlib
 import errno
@@ -7,22 +10,22 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
 
-# Files of a layer may be owned by anyone and hold anything; only these attributes are part
-# of an image. What overlayfs itself keeps must never be taken from one (UNP-10).
+# Only these attributes are part of an image. Those of overlayfs must never be taken from one (UNP-10).
 CAPABILITY = "security.capability"
 _OVERLAY_PREFIX = "user.overlay."
 OPAQUE = "user.overlay.opaque"
 
 
 def is_image_xattr(name: str) -> bool:
-    """Whether an extended attribute belongs into a layer (T82)."""
+    """Return whether an extended attribute belongs in a layer (T82)."""
     return name == CAPABILITY or (name.startswith("user.") and not name.startswith(_OVERLAY_PREFIX))
 
 
 def image_xattrs(target: "int | str") -> "tuple[tuple[str, bytes], ...]":
-    """The attributes of *target* that belong into a layer, sorted; a link is not followed."""
+    """Return the attributes of *target* that belong in a layer, sorted. A link is not followed."""
     follow = isinstance(target, int)
     try:
         names = os.listxattr(target, follow_symlinks=follow)
@@ -40,7 +43,7 @@ def _read_xattr(target: "int | str", name: str, follow: bool) -> bytes:
     return value
 
 
-# The time of a socket that stands for a removed name: no step that goes by the clock leaves it.
+# The time of a socket that marks a removed name: no clock gives it.
 _REMOVED_TIME = 0x2E77682E  # in nanoseconds since 1970
 
 
@@ -54,9 +57,9 @@ def is_whiteout(found: os.stat_result) -> bool:
 def make_whiteout(name: "str | bytes", dir_fd: int | None = None) -> None:
     """Mark *name* as removed: a character device 0:0, which is what overlayfs knows.
 
-    A file system that is an overlay itself (a container's root) refuses that device. There it is a
-    socket of mode 0 with a time of its own; layers hold no sockets, so none is taken for it. Raises
-    OSError, FileExistsError where there is something.
+    A file system that is an overlay itself (a container's root) refuses that device. There the mark is a
+    socket of mode 0 with a fixed time; layers hold no sockets, so none is mistaken for it. Raises OSError,
+    FileExistsError if the name exists.
     """
     try:
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
@@ -67,7 +70,7 @@ def make_whiteout(name: "str | bytes", dir_fd: int | None = None) -> None:
 
 
 def is_opaque(path: "str | int") -> bool:
-    """Whether a directory hides the same directory of lower layers."""
+    """Return whether a directory hides the same directory of lower layers."""
     try:
         return os.getxattr(path, OPAQUE) == b"y"
     except OSError:
@@ -76,9 +79,9 @@ def is_opaque(path: "str | int") -> bool:
 
 @contextlib.contextmanager
 def real_folder(top: str, path: str) -> "Iterator[int]":
-    """A descriptor of the directory *path* below *top*, and its times as they were when leaving it.
+    """Provide a descriptor of the directory *path* below *top*; restore its times at the end of the block.
 
-    Of *path* no link is followed, whoever has put one there. Raises OSError.
+    No link in *path* is followed. Raises OSError.
     """
     with contextlib.ExitStack() as stack:
         folder = -1
@@ -90,11 +93,11 @@ def real_folder(top: str, path: str) -> "Iterator[int]":
         os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-_SIGKILL = 9  # signal takes 2 ms to import, and a cached build comes by here
+_SIGKILL = 9  # the signal module takes 2 ms to import, on the path of a cached build
 
 
 def kill_inside(folder: str) -> None:
-    """End the processes whose root lies in *folder*: a step that outlived its build was left there."""
+    """Kill the processes whose root lies in *folder*: steps that outlived their build."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -103,10 +106,7 @@ def kill_inside(folder: str) -> None:
 
 
 def move_entries(source: int, target: int) -> None:
-    """Move all that the folder *source* holds to the folder *target*, in the place of what is there.
-
-    Raises OSError.
-    """
+    """Move all entries of the directory *source* to *target*, replacing those there. Raises OSError."""
     for name in os.listdir(source):
         try:
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
@@ -118,7 +118,7 @@ def move_entries(source: int, target: int) -> None:
 
 
 def remove_devices(folder: str) -> None:
-    """Remove block and character devices below *folder*: nothing of an image may open one. Raises OSError."""
+    """Remove the device nodes below *folder*: nothing of an image may open one. Raises OSError."""
     for _top, _folders, names, fd in os.fwalk(folder, follow_symlinks=False):
         for name in names:
             mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
@@ -126,14 +126,64 @@ def remove_devices(folder: str) -> None:
                 os.unlink(name, dir_fd=fd)
 
 
+_BUFFER = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic_file(
+    final: str, temporary: str, mode: int = 0o600, durable: bool = True, dir_fd: int | None = None
+) -> "Iterator[BinaryIO]":
+    """Provide a new file, called *temporary* until the end of the block, then *final*.
+
+    Both names are below *dir_fd*, if given. If *durable*, the content is on disk before the file gets its
+    name; for the name itself see ``sync_directory``. After an error nothing is left. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, mode, dir_fd=dir_fd)
+    try:
+        with open(fd, "wb", buffering=_BUFFER) as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(fd)
+        os.rename(temporary, final, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=dir_fd)
+        raise
+
+
+def write_atomically(final: str, data: bytes, temporary: str, durable: bool = True) -> None:
+    """Write *data* to a file that appears whole or not at all. Raises OSError."""
+    with atomic_file(final, temporary, durable=durable) as file:
+        file.write(data)
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_exactly(read: "Callable[[int], bytes]", count: int) -> bytes:
+    """Return *count* bytes of the stream *read*, fewer only where it ends before."""
+    data = read(count)
+    while len(data) < count and (more := read(count - len(data))):
+        data += more
+    return data
+
+
 _DEEPEST = 64  # directories open at once while a tree is removed
 
 
 def remove_tree(name: str, dir_fd: int | None = None) -> None:
-    """Remove *name* and all below it; missing is fine. Never follows a link or leaves the device.
+    """Remove *name* and all below it; a missing one is no error. Never follow a link or leave the device.
 
-    Linear in the entries, with a bounded number of descriptors whatever the depth: what lies
-    too deep is first moved up to the top. Raises OSError.
+    The time is linear in the entries, and few descriptors are open whatever the depth: directories that
+    lie too deep are first moved to the top. Raises OSError.
     """
     try:
         os.unlink(name, dir_fd=dir_fd)
@@ -163,7 +213,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _remove_below(top: int, name: str, device: int) -> "Iterator[tuple[int, str]]":
-    """Remove the directory *name* of *top*; directories that are too deep are yielded, to be moved."""
+    """Remove the directory *name* of *top*; yield directories that lie too deep, to be moved."""
     stack: list[tuple[int, str, list[str]]] = []
 
     def enter(parent: int, folder: str) -> None:
@@ -191,7 +241,7 @@ def _remove_below(top: int, name: str, device: int) -> "Iterator[tuple[int, str]
 
 
 def _empty(fd: int) -> list[str]:
-    """Unlink every non-directory of *fd*; the names of the directories."""
+    """Unlink every entry of *fd* but directories; return the names of those."""
     left = []
     with os.scandir(fd) as entries:
         for entry in list(entries):

@@ -1,44 +1,46 @@
 """The store: one directory that holds everything pybuild keeps.
 
     ROOT/                0700, whatever the umask
-      version            the layout's number
-      lock               flock: shared by every process that uses the store
+      version            the number of this layout
+      lock               flock: shared by every process that has the store open
       index.db           SQLite (cache.index); losing it loses cached steps, nothing else
       blobs/sha256/HEX   configs, manifests and layer blobs, each named by its digest
       snapshots/ID/      layer directories, immutable once here
-      layers/HEX         a link to the snapshot that a layer, by its diff ID, is unpacked as
-      implied/ID         folders of a layer of others that it holds without saying what they are like
-      files/ID           the manifest of the files of a COPY layer (marshal, checksummed)
-      refs/NAME          image names, each a file holding an image ID (the config's digest)
-      contexts/HEX       stat indexes of build contexts
+      layers/HEX         a symlink to the snapshot that holds a layer, named by its diff ID
+      implied/ID         directories of a snapshot that no member of its layer describes
+      files/ID           the members of a COPY layer (marshal, checksummed)
+      refs/NAME          image names, each a file with an image ID (the config's digest)
+      contexts/HEX       stat indexes of build contexts (cache.context_scan)
       caches/HEX         directories of RUN --mount=type=cache, each flocked while a step uses it
-      owners             "all", or "one" where files cannot belong to others (docs/rootless.md)
+      owners             "all", or "one" where files cannot belong to others (cache.owners)
+      somebody           an empty file of another owner: shows whether a copy lost owners
+      reserve            space to free when the disk is full
       mounts/            empty mount points, the bottom of every container's overlay
       locks/KEY          held while a step is made, gone afterwards
-      tmp/SESSION/       what a running process has not published; swept when its flock is free
+      tmp/SESSION/       what a running process has not published (cache.session)
 
-Publishing is: write below tmp, fsync, rename, fsync the folder. Snapshots are renamed into
-place at once and made durable together, by one syncfs when the build is complete
-(``Store.sync``); until then their records count only in this boot. Lock order: lock, tmp,
-locks/KEY (one key at a time, but for the making of a cache, or of a layer of looks, which wait for
-nobody), caches by name.
+To publish a file: write it below tmp, fsync it, rename it, fsync the directory. Snapshots are renamed into
+place at once, and one syncfs makes all of them durable when the build is complete (``Store.sync``); until
+then their records count only in this boot.
+
+Locks are taken in this order: lock, tmp, locks/KEY, then the locks of caches by name. A process holds one
+KEY at a time. Two kinds of keys, for making a cache and for implied directories, may be held besides: whoever
+holds one waits for no other lock.
 """
 
 import contextlib
 import errno
 import fcntl
-import marshal
 import os
-import threading
-import time
 
-from cache.digest import Digest, digest, digest_of, hex_of
-from cache.errors import BusyError, CacheError, CorruptError, MissingError, SpaceError
-from cache.fs import kill_inside, move_entries, real_folder, remove_tree
+from cache.digest import Digest, ImageId, digest, digest_of, hex_of
+from cache.errors import CacheError, CorruptError, MissingError, SpaceError
+from cache.fs import atomic_file, remove_tree, sync_directory
 from cache.index import Index
-from cache.kernel import keeps_owners
 from cache.locks import single_flight, try_lock
 from cache.memos import Memos
+from cache.owners import check_owners
+from cache.session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,20 +58,16 @@ _FOLDERS = (
     *("refs", "contexts", "caches", "mounts", "locks", "tmp"),
 )
 _FILES = ("lock", "index.db", "reserve", "somebody", "owners", "version")
-_SOMEBODY = 1  # an id that no user has for his own
-_RESET = "use another --root, or remove what the store holds by: pybuild reset"
 _MOUNT_POINTS = ("proc", "sys", "dev", "etc")
 _MOUNT_FILES = ("etc/resolv.conf", "etc/hosts")
-_CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_RESERVE = 512 << 10  # bytes: what a command writes that reads, removes or is cached, many times over
-_TRIES, _PAUSE = 20, 0.05  # to remove a session, and seconds between two of them
+_RESERVE = 512 << 10  # bytes: many times what a command that reads, removes or is cached writes
 
 
 def default_root() -> str:
-    """Where the store is without ``--root``: PYBUILD_ROOT, else by who runs it.
+    """Return where the store is without ``--root``: PYBUILD_ROOT, else a directory of the user.
 
-    Raises CacheError for a user of whom no home directory is known.
+    Raises CacheError if the user's home directory is not known.
     """
     if root := os.environ.get("PYBUILD_ROOT"):
         return root
@@ -88,18 +86,16 @@ def default_root() -> str:
 
 
 class Store:
-    """One store, open. A context manager; any number of processes may have it open."""
+    """One open store. A context manager; any number of processes may have it open."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
-        self._session = ""
-        self._session_fd = -1
-        self._opening = threading.Lock()
-        self._owners = ""
-        self._emptied = False
-        self.overlays = True  # whether containers can have overlays of its folders: else copies
-        self.manifests: dict[str, list[Entry]] = {}  # of the COPY layers this process made
-        self.implied: dict[str, list[str]] = {}  # what is in the folder of that name, as far as it was read
+        self._session = Session(self.root)
+        self._owners_checked = False
+        self._is_reset = False
+        self.overlays = True  # containers can have overlays of its directories, else copies
+        self.manifests: dict[str, list[Entry]] = {}  # members of the COPY layers that this process made
+        self.implied: dict[str, list[str]] = {}  # the files of that directory that were read, by snapshot
         try:
             self._prepare()
         except OSError as error:
@@ -113,14 +109,14 @@ class Store:
 
     @property
     def empty(self) -> str:
-        """A directory with nothing in it: the root of a stage from scratch."""
+        """An empty directory: the root of a stage from scratch."""
         return self.path("mounts", "proc")
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)
 
     def _prepare(self) -> None:
-        """Open or make the layout; a root that others could enter is closed to them."""
+        """Open or make the layout; close the root to other users."""
         version = f"{LAYOUT_VERSION}\n"
         try:
             with open(self.path("version"), encoding="ascii", errors="replace") as file:
@@ -147,7 +143,7 @@ class Store:
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def _make_layout(self) -> None:
-        """Make what is missing; in a store in use that is nothing."""
+        """Make the directories and files that are missing."""
         for folder in _FOLDERS:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.path(folder), 0o700)
@@ -162,7 +158,7 @@ class Store:
             os.close(fd)
 
     def _keep_reserve(self) -> None:
-        """See that there is a reserve, if there is room for one."""
+        """Make the reserve if it is missing and there is room for it."""
         path = self.path("reserve")
         if os.path.exists(path):
             return
@@ -176,7 +172,7 @@ class Store:
                 os.close(fd)
 
     def _make_room(self) -> bool:
-        """Give the reserve up; whether there was one."""
+        """Remove the reserve. Return whether there was one."""
         try:
             os.unlink(self.path("reserve"))
         except OSError:
@@ -184,7 +180,7 @@ class Store:
         return True
 
     def _with_room(self, work: "Callable[[], _Result]") -> "_Result":
-        """What *work* returns; where the disk is full it has the reserve. Raises OSError."""
+        """Return what *work* returns; if the disk is full, free the reserve and try again. Raises OSError."""
         try:
             return work()
         except OSError as error:
@@ -193,62 +189,25 @@ class Store:
         return work()
 
     def check_owners(self) -> None:
-        """See that files here belong to whom their images say, or in none of the layers they do.
+        """Prepare the store for a build: check owners (cache.owners), and remove orphaned snapshots.
 
-        Who builds comes by here first, and removes what nobody knows of. Raises CacheError where the store
-        was made otherwise than this process could go on with it.
+        Raises CacheError.
         """
-        if self._owners:
-            return
-        mark, here = self.path("owners"), "all" if keeps_owners() else "one"
-        try:
-            with open(mark, encoding="ascii", errors="replace") as file:
-                self._owners = file.read(100).strip()
-        except FileNotFoundError:
-            pass
-        if not self._owners:
-            self.write_file(mark, f"{here}\n".encode())
-            self._owners = here
-        if self._owners != here:
-            had, has = ("one id", "are more") if here == "all" else ("more ids", "is one")
-            raise CacheError(
-                f"the store {self.root} was made with {had}, and now there {has}: owners would be wrong",
-                _RESET,
-            )
-        if here == "all":
-            self._check_somebody()
-        self._remove_unknown()
-
-    def _check_somebody(self) -> None:
-        """See that the store was not copied without the owners of its files. Raises CacheError."""
-        path = self.path("somebody")
-        try:
-            found = os.stat(path)
-        except FileNotFoundError:
-            made = self.temporary()
-            try:
-                os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                os.chown(made, _SOMEBODY, _SOMEBODY)
-                os.rename(made, path)
-            except OSError as error:
-                raise write_error(error, path) from None
-            return
-        if found.st_uid != _SOMEBODY:
-            raise CacheError(
-                f"the files of the store {self.root} have lost their owners: it was copied without them",
-                "copy it as root with cp -a; or " + _RESET,
-            )
+        if not self._owners_checked:
+            check_owners(self.root, self.write_file)
+            self._owners_checked = True
+            self._remove_orphans()
 
     def reset(self) -> None:
-        """Remove all that the store holds; it can only be closed then.
+        """Remove all that the store holds; afterwards it can only be closed.
 
-        Raises BusyError while another process uses it, and CacheError.
+        Raises CacheError, also while another process uses the store.
         """
         if not try_lock(self._lock):
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            raise BusyError(f"another process uses the store {self.root}", "wait until it has ended")
+            raise CacheError(f"another process uses the store {self.root}", "wait until it has ended")
         self.index.close()
-        self._emptied = True
+        self._is_reset = True
         folders = [name for name in _FOLDERS if "/" not in name]
         others = [name for name in os.listdir(self.root) if name.startswith("index.db")]
         try:
@@ -260,10 +219,10 @@ class Store:
                 f"as root: rm -rf {self.root}",
             ) from None
 
-    def _remove_unknown(self) -> None:
-        """Remove snapshots that no record names, if no other process uses the store.
+    def _remove_orphans(self) -> None:
+        """Remove snapshots that nothing can use, if no other process has the store open.
 
-        To be called before this process publishes anything: for a moment it may not hold the store.
+        Call it before this process publishes anything: its shared lock is free for a moment.
         """
         if not self.index.lasting or not self.index.orphans():
             return
@@ -282,25 +241,12 @@ class Store:
                 remove_tree(place)
 
     def close(self) -> None:
+        """Close the index, and remove what this process has not published."""
         self.index.close()
-        if self._session:
-            self._remove_session()
-            os.close(self._session_fd)
-            self._session = ""
-        if not self._emptied:
+        self._session.close()
+        if not self._is_reset:
             self._keep_reserve()
         os.close(self._lock)
-
-    def _remove_session(self) -> None:
-        """Remove what was not published. After a cancel some thread may still be writing to it, or removing
-        it too; what is left in the end is swept by the next session.
-        """
-        for _ in range(_TRIES):
-            try:
-                remove_tree(self._session)
-                return
-            except OSError:
-                time.sleep(_PAUSE)
 
     def __enter__(self) -> "Store":
         return self
@@ -311,96 +257,34 @@ class Store:
     # -- unpublished work ------------------------------------------------------------------
 
     def temporary(self) -> str:
-        """A new path (nothing there yet) below this process's session folder."""
+        """Return a new path below this process's session; nothing is there yet. Raises CacheError."""
         return os.path.join(self.session(), os.urandom(4).hex())
 
     def session(self) -> str:
-        """The folder of what this process has not published.
-
-        ``borrowed`` in it names, for each cache whose entries are elsewhere, where they are and whose they
-        are, both relative to the store, and the device and inode of the folder that they are in (marshal).
-        """
-        with self._opening:
-            if not self._session:
-                try:
-                    self._with_room(self._open_session)
-                except OSError as error:
-                    raise write_error(error, self.path("tmp")) from None
-        return self._session
-
-    def _open_session(self) -> None:
-        """Make the session folder and sweep those of processes that are gone."""
-        guard = os.open(self.path("tmp"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Return the directory of what this process has not published (cache.session). Raises CacheError."""
         try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            for name in os.listdir(guard):
-                with contextlib.suppress(OSError):  # what cannot be removed is no reason not to build
-                    self._sweep(guard, name)
-            name = os.urandom(4).hex()
-            os.mkdir(name, 0o700, dir_fd=guard)
-            self._session = self.path("tmp", name)
-            self._session_fd = os.open(self._session, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._session_fd, fcntl.LOCK_EX)
-        finally:
-            os.close(guard)
-
-    def _sweep(self, folder: int, name: str) -> None:
-        """Remove a session of a process that is gone, or whatever else lies in its place."""
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
-        except NotADirectoryError:
-            os.unlink(name, dir_fd=folder)
-            return
-        try:
-            if try_lock(fd):
-                kill_inside(self.path("tmp", name))
-                if self._return_borrowed(self.path("tmp", name)):
-                    remove_tree(name, dir_fd=folder)
-        finally:
-            os.close(fd)
-
-    def _return_borrowed(self, session: str) -> bool:
-        """Bring the entries of caches home that a session had when it was killed; whether all are home.
-
-        A cache that another process has taken meanwhile is left for the next sweep.
-        """
-        journal, done = os.path.join(session, "borrowed"), True
-        if not os.path.isdir(journal):
-            return True
-        for entry in list(os.scandir(journal)):
-            try:
-                with open(entry.path, "rb") as file:
-                    here, home, device, inode = marshal.loads(file.read())
-                # A step may have put a link in the place of the folder, or of one on the way to it.
-                with real_folder(self.root, home) as target:
-                    if not try_lock(target):
-                        done = False
-                        continue
-                    with real_folder(self.root, here) as source:
-                        found = os.fstat(source)
-                        if (found.st_dev, found.st_ino) == (device, inode):
-                            move_entries(source, target)
-            except (OSError, ValueError, EOFError, TypeError):
-                pass  # nothing to bring home, or no way to
-            os.unlink(entry.path)
-        return done
+            return self._with_room(self._session.path)
+        except OSError as error:
+            raise write_error(error, self.path("tmp")) from None
 
     def publish(self, temporary: str, final: str) -> None:
-        """Move a finished, fsynced temporary file to its place, durably."""
+        """Rename a finished, synced temporary file to *final*, durably. Raises OSError."""
         os.rename(temporary, final)
-        _sync_folder(os.path.dirname(final))
+        sync_directory(os.path.dirname(final))
 
-    def write_file(self, final: str, data: bytes) -> None:
-        """Write a small file atomically and durably. Raises CacheError, SpaceError where the disk is full."""
+    def write_file(self, final: str, data: bytes, owner: int | None = None) -> None:
+        """Write a small file atomically and durably.
+
+        Raises CacheError, and SpaceError when the disk is full.
+        """
         temporary = self.temporary()
 
         def write() -> None:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
+            with atomic_file(final, temporary) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self.publish(temporary, final)
+                if owner is not None:
+                    os.fchown(file.fileno(), owner, owner)
+            sync_directory(os.path.dirname(final))
 
         try:
             self._with_room(write)
@@ -409,7 +293,7 @@ class Store:
 
     @contextlib.contextmanager
     def making(self, key: str) -> "Iterator[None]":
-        """Hold *key* while its result is made, so that equal builds do the work once."""
+        """Hold the lock of *key* while its result is made, so that equal builds do the work once."""
         with single_flight(self.path("locks"), key):
             yield
 
@@ -422,14 +306,14 @@ class Store:
         return os.path.exists(self.blob_path(value))
 
     def put_blob(self, data: bytes) -> Digest:
-        """Store a small blob; storing what is there already is free."""
+        """Store a small blob, unless it is stored already."""
         value = digest_of(data)
         if not self.has_blob(value):
             self.write_file(self.blob_path(value), data)
         return value
 
     def read_blob(self, value: Digest, limit: int = 64 << 20) -> bytes:
-        """A small blob's bytes, verified. Raises MissingError and CorruptError."""
+        """Return the bytes of a small blob, verified. Raises MissingError and CorruptError."""
         try:
             with open(self.blob_path(value), "rb") as file:
                 data = file.read(limit + 1)
@@ -445,24 +329,24 @@ class Store:
     # -- image names -----------------------------------------------------------------------
 
     def tag(self, name: str, image: Digest) -> None:
-        """Make *name* (a canonical reference) mean the image whose config is *image*."""
+        """Give the image *image* the name *name*, a canonical reference."""
         if self.resolve(name) != image:
             self.write_file(self._ref_path(name), f"{image}\n{name}\n".encode())
 
     def untag(self, name: str) -> None:
-        """Take a name away; what it meant stays. Raises MissingError."""
+        """Remove a name; its image stays. Raises MissingError."""
         try:
             os.unlink(self._ref_path(name))
         except FileNotFoundError:
             raise MissingError(f"there is no image named {name} in the store") from None
-        _sync_folder(self.path("refs"))
+        sync_directory(self.path("refs"))
 
-    def resolve(self, name: str) -> Digest | None:
-        """The image ID that *name* means here, or None."""
+    def resolve(self, name: str) -> ImageId | None:
+        """Return the image that *name* names, or None. Raises CorruptError."""
         try:
             image, said = self._read_ref(self._ref_path(name))
             if said == name:
-                return digest(image)
+                return ImageId(digest(image))
         except FileNotFoundError:
             return None
         except (OSError, CacheError):
@@ -472,7 +356,7 @@ class Store:
         )
 
     def names(self) -> list[str]:
-        """Every image name, sorted. A damaged record goes by its file's name; it does not resolve."""
+        """Return every image name, sorted. A damaged record shows its file's name; it does not resolve."""
         found = []
         for entry in os.listdir(self.path("refs")):
             name = ""
@@ -485,13 +369,13 @@ class Store:
 
     @staticmethod
     def _read_ref(path: str) -> tuple[str, str]:
-        """``(image ID, name)`` as a record says."""
+        """Return the two lines of a record: image ID, name."""
         with open(path, "rb") as file:
             image, _, name = file.read(2000).decode("utf-8", "replace").partition("\n")
         return image, name.removesuffix("\n")
 
     def _ref_path(self, name: str) -> str:
-        """The file of a name: the name itself, but for "/" and for what is too long."""
+        """Return the file of a name: the name with "/" escaped, or its digest if that is too long."""
         encoded = name.replace("%", "%25").replace("/", "%2f")
         if len(encoded) > _LONGEST_NAME:
             encoded = "%" + hex_of(digest_of(name.encode()))
@@ -500,19 +384,19 @@ class Store:
     # -- durability ------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Make every published snapshot durable, then say so in the index."""
+        """Make every published snapshot durable, then record it in the index."""
         waiting = self.index.unsynced()
-        if waiting and self._outlives_us():
+        if waiting and self._outlives_container():
             from cache.kernel import sync_file_system  # not on the path of a cached build
 
             sync_file_system(self.root)
         if waiting:
             self.index.mark_synced(waiting)
 
-    def _outlives_us(self) -> bool:
-        """Return whether the store is on more than a container's own overlay, which ends with the container.
+    def _outlives_container(self) -> bool:
+        """Return False if the store is on a container's own overlay, which ends with the container.
 
-        To sync that would wait for all that the machine's other containers have written.
+        A sync there would wait for all that the machine's other containers have written.
         """
         device = os.stat(self.root).st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"
@@ -528,17 +412,9 @@ class Store:
 
 
 def write_error(error: OSError, what: str) -> CacheError:
-    """The store's words for a failed write."""
+    """Return the CacheError for a failed write of *what*."""
     if error.errno in _FULL:
         return SpaceError(
             f"no space left while writing {what}", "free space on that file system, or use another --root"
         )
     return CacheError(f"writing {what}: {error.strerror}")
-
-
-def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

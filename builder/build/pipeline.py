@@ -33,6 +33,7 @@ from builder.steps.run import check_shared_network
 from builder.support.code_digest import edition
 from cache.context_scan import StatIndex
 from cache.digest import DiffId
+from cache.fs import write_atomically
 from cache.kernel import ONE_ID, keeps_owners
 from cache.store import Store
 from grammar import ast
@@ -305,10 +306,7 @@ def _ignore(file: tuple[str, bytes | None]) -> Ignore:
 
 def _write_index(store: Store) -> Callable[[str, bytes], None]:
     def write(path: str, data: bytes) -> None:
-        temporary = store.temporary()
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        write_atomically(path, data, store.temporary(), durable=False)
 
     return write
 

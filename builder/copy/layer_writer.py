@@ -38,6 +38,7 @@ from cache.kernel import keeps_owners, set_owner, write_all
 from cache.layer.blobs import record_packed
 from cache.layer.merged_tree import Node, Tree
 from cache.layer.reduce import check_name
+from cache.layer.same import same_entry, same_metadata
 from cache.layer.snapshots import Draft, commit
 
 
@@ -116,7 +117,7 @@ class Writer:
     def keeps(self, path: str, entry: Entry, under: Node) -> bool:
         """Whether *path* was left out, *under* being there, and *entry* gives it no other looks."""
         uid, gid = self._ids or (entry.uid, entry.gid)
-        return path in self._kept and _looks_like(entry._replace(uid=uid, gid=gid), under)
+        return path in self._kept and same_metadata(entry._replace(uid=uid, gid=gid), under)
 
     def below(self, path: str) -> Node | None:
         """What is below at *path*, if it is no directory: what a hard link may name."""
@@ -250,16 +251,10 @@ class Writer:
 
     def _is_below(self, entry: Entry, under: Node | None) -> bool:
         """Whether *under* is this very member, so that a layer need not say it again."""
-        if under is None or not self._owners or not _looks_like(entry, under):
+        if under is None or not self._owners:
             return False
-        if entry.kind == SYMLINK:
-            return os.readlink(under.real) == entry.link
-        if entry.kind in (FILE, DIRECTORY) and image_xattrs(under.real) != entry.xattrs:
-            return False
-        if entry.kind == FILE:
-            same = bool(entry.digest) and under.found.st_size == entry.size
-            return same and _digest_of(under.real) == entry.digest
-        return entry.kind == DIRECTORY or under.found.st_rdev == entry.rdev
+        real = under.real
+        return same_entry(entry, under, lambda: bool(entry.digest) and _digest_of(real) == entry.digest)
 
     def _put_directory(self, entry: Entry) -> None:
         """A directory below the top: made, or given the source's metadata where it exists (T13)."""
@@ -466,16 +461,6 @@ class Writer:
         # "/" sorts first, so that this is the order of a lexical walk.
         ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
         return _files_first(ordered) if self._linked else ordered
-
-
-def _looks_like(entry: Entry, under: Node) -> bool:
-    """Whether kind, mode, owner and time are those of *under*; of a directory, whose time only tells of
-    what was made in it (T80), all but that.
-    """
-    found = under.found
-    looks = (kind_of(found), found.st_mode & 0o7777, found.st_uid, found.st_gid)
-    same_time = entry.kind == DIRECTORY or found.st_mtime_ns == entry.mtime
-    return same_time and looks == (entry.kind, entry.mode, entry.uid, entry.gid)
 
 
 def _digest_of(path: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from builder.runtime.syscalls import keep_only
 from cache.digest import DiffId
 from cache.entry import Entry
+from cache.fs import read_exactly
 from cache.index import LayerTar
 
 _BATCH = 256  # entries; a layer of fewer is not worth another process
@@ -153,10 +154,7 @@ def _entries(channel: socket.socket) -> Iterator[Entry]:
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = channel.recv(size - len(data), socket.MSG_WAITALL)
-        if not more:
-            raise OSError("the builder went away")
-        data += more
+    data = read_exactly(channel.recv, size)
+    if len(data) < size:
+        raise OSError("the builder went away")
     return data

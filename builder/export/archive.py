@@ -24,6 +24,7 @@ from builder.oci.model import to_json
 from builder.support.stdout import write_all
 from cache.digest import Digest
 from cache.entry import DIRECTORY, FILE, Entry
+from cache.fs import atomic_file
 from cache.layer.pack import header
 from cache.store import Store
 from grammar.reference import parse_reference
@@ -113,19 +114,12 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
         raise BuildError(f"writing {dest}: {error.strerror}") from None
     # Nobody can have made it before.
     temporary = f"{os.fsdecode(os.fsencode(name)[:_NAME])}.pybuild-{os.urandom(8).hex()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(temporary, flags, 0o666, dir_fd=folder)
-        with open(fd, "wb", buffering=_CHUNK) as file:
+        with atomic_file(name, temporary, 0o666, dir_fd=folder) as file:
             yield _named(file.write, dest)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         raise BuildError(f"writing {dest}: {error.strerror}") from None
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
         os.close(folder)
 
 

@@ -65,7 +65,7 @@ def names_for(store: Store, given: str, image: Digest) -> tuple[str, ...]:
     return (name,) if store.resolve(name) == image else ()
 
 
-def _by_id(store: Store, start: str) -> Digest | None:
+def _by_id(store: Store, start: str) -> ImageId | None:
     """The one tagged image whose ID starts with at least six hex digits *start*."""
     if len(start) < 6 or not set(start) <= set("0123456789abcdef"):
         return None
@@ -75,7 +75,7 @@ def _by_id(store: Store, start: str) -> Digest | None:
     return found.pop() if found else None
 
 
-def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, Digest]]:
+def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, ImageId]]:
     """Every name with its image; records that cannot be read are added to *damaged*."""
     for name in store.names():
         try:

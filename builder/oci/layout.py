@@ -18,6 +18,7 @@ from builder.oci.manifest import Entry, blob_path, identity, index_bytes, parse_
 from builder.oci.model import to_json
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
+from cache.fs import atomic_file
 from cache.kernel import read_regular
 from grammar.structs import struct
 
@@ -126,13 +127,7 @@ class Layout:
         temporary = f"{path}.pybuild-{os.urandom(4).hex()}"
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(temporary, "xb") as file:
+            with atomic_file(path, temporary, 0o666) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
             raise BuildError(f"writing {path}: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)

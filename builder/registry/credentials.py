@@ -24,6 +24,7 @@ from builder.errors import BuildError
 from builder.support.json_strict import loads
 from builder.support.paths import in_home
 from builder.support.tethered import Tethered
+from cache.fs import write_atomically
 from grammar.structs import struct
 
 _LIMIT = 1 << 20
@@ -177,17 +178,9 @@ class CredentialStore:
         temporary = f"{target}.pybuild-{os.urandom(8).hex()}"
         try:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(json.dumps(config, indent="\t") + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+            write_atomically(target, (json.dumps(config, indent="\t") + "\n").encode(), temporary)
         except OSError as error:
             raise BuildError(f"writing {path}: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
 
 def _files(environ: Mapping[str, str]) -> list[str]:

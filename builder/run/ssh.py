@@ -20,6 +20,7 @@ from builder.errors import BuildError
 from builder.plan.ops import SshMount
 from builder.request import Ssh
 from builder.support.tethered import Tethered
+from cache.fs import read_exactly
 from cache.kernel import set_owner
 
 # Of draft-miller-ssh-agent: what is passed on, and the answer to everything else.
@@ -91,23 +92,13 @@ def _pass_on(client: socket.socket, agent: str) -> None:
 
 def _message(channel: socket.socket) -> bytes:
     """A whole message with its length, b"" at the end of them. Raises OSError for a lying length."""
-    head = _exactly(channel, 4)
-    if not head:
+    head = read_exactly(channel.recv, 4)
+    if len(head) < 4:
         return b""
     (length,) = struct.unpack(">I", head)
     if not 0 < length <= _LIMIT:
         raise OSError("not a message of an agent")
-    return head + _exactly(channel, length)
-
-
-def _exactly(channel: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = channel.recv(count - len(data))
-        if not more:
-            return b""
-        data += more
-    return data
+    return head + read_exactly(channel.recv, length)
 
 
 def _connect(path: str) -> socket.socket:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cache.errors import ArchiveError
+from cache.fs import read_exactly
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,9 +101,7 @@ def detecting(read: Read, layer: bool = False) -> Read:
 
     Raises ArchiveError where it is that of a *layer*, and one that layers do not have.
     """
-    start = b""
-    while len(start) < 512 and (data := read(512 - len(start))):
-        start += data
+    start = read_exactly(read, 512)
     kind = detect(start)
     if layer and kind not in _MEDIA_TYPES:
         raise ArchiveError(f"a layer is compressed by {kind}; layers are plain, or by gzip or zstd")

@@ -1,9 +1,9 @@
 """Turn an upper directory that a step wrote into a layer that stands on its own.
 
-What overlayfs leaves is reduced to what really changed, as BuildKit's differ does
-(T77, T79, T80): whiteouts of nothing go, copied-up files and directories that
-are as they were go, and opaque directories become explicit whiteouts. What remains is
-immutable and can be packed without looking at any other layer.
+What overlayfs leaves is reduced to what really changed, as BuildKit's differ does (T77, T79, T80).
+Whiteouts of nothing are removed, and so are copied-up files and directories that did not change
+(cache.layer.same). Opaque directories become explicit whiteouts. The rest can be packed without reading
+any other layer.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import contextlib
 import os
 import stat
 
+from cache.entry import DIRECTORY, FILE, SYMLINK, entry_of
 from cache.errors import LayerError
 from cache.fs import OPAQUE, image_xattrs, is_opaque, is_whiteout, make_whiteout
 from cache.layer.merged_tree import Node, Tree, merged_names
 from cache.layer.pack import WHITEOUT_PREFIX
+from cache.layer.same import same_entry, same_files, same_metadata
 
 
 def normalise(upper: str, lower: Tree) -> None:
     """Reduce the directory *upper* in place to its difference from *lower*.
 
-    Raises LayerError for what no layer can say.
+    Raises LayerError for what no layer can hold.
     """
     if lower.root is not None:
         _reduce(upper, lower.root, lower)
 
 
 def check_name(name: str) -> None:
-    """Raise LayerError for a name that a layer's tar would turn into something else."""
+    """Raise LayerError for a name that means a whiteout in a layer's tar."""
     if name.startswith(WHITEOUT_PREFIX):
         raise LayerError(
             f"a file is named {name!r}, which in a layer means that another one is deleted",
@@ -36,8 +38,8 @@ def check_name(name: str) -> None:
         )
 
 
-class _Folder:
-    """A directory that exists on both sides, while what is in it is reduced."""
+class _Directory:
+    """A directory that exists on both sides, while its entries are reduced."""
 
     def __init__(self, path: str, found: os.stat_result, below: Node, lower: Tree) -> None:
         self.path = path
@@ -46,12 +48,12 @@ class _Folder:
         if is_opaque(path):
             _expand_opaque(path, below, lower)
         self.left = os.listdir(path)
-        self.changed = False  # whether anything in it is left
+        self.changed = False  # True once an entry stays
 
 
 def _reduce(upper: str, below: Node, lower: Tree) -> None:
     """Reduce a directory and those in it, however deep, children first."""
-    stack = [_Folder(upper, os.lstat(upper), below, lower)]
+    stack = [_Directory(upper, os.lstat(upper), below, lower)]
     while stack:
         folder = stack[-1]
         if folder.left:
@@ -60,7 +62,7 @@ def _reduce(upper: str, below: Node, lower: Tree) -> None:
                 stack.append(inside)
             continue
         stack.pop()
-        # Taking entries out has touched the directory: give it back the time the step left.
+        # Removing entries has changed the time of the directory: restore the one that the step left.
         os.utime(folder.path, ns=(folder.found.st_atime_ns, folder.found.st_mtime_ns))
         if not stack:
             return
@@ -70,8 +72,8 @@ def _reduce(upper: str, below: Node, lower: Tree) -> None:
             stack[-1].changed = True
 
 
-def _entry(folder: _Folder, name: str, lower: Tree) -> _Folder | None:
-    """Reduce one entry of a directory; one that is a directory on both sides is handed back instead."""
+def _entry(folder: _Directory, name: str, lower: Tree) -> _Directory | None:
+    """Reduce one entry of a directory; return it instead if it is a directory on both sides."""
     check_name(name)
     path = f"{folder.path}/{name}"
     found = os.lstat(path)
@@ -82,7 +84,7 @@ def _entry(folder: _Folder, name: str, lower: Tree) -> _Folder | None:
             return None
     elif stat.S_ISDIR(found.st_mode):
         if under is not None and under.is_dir:
-            return _Folder(path, found, under, lower)
+            return _Directory(path, found, under, lower)
         _strip(path)
     elif under is not None and _same(path, found, under):
         os.unlink(path)
@@ -92,7 +94,7 @@ def _entry(folder: _Folder, name: str, lower: Tree) -> _Folder | None:
 
 
 def _expand_opaque(upper: str, below: Node, lower: Tree) -> None:
-    """Say by whiteouts what the opaque mark says: nothing of the lower directory shows."""
+    """Replace the opaque mark of a directory by whiteouts of all that it hides."""
     for name in merged_names(below):
         path = f"{upper}/{name}"
         under = lower.child(below, name)
@@ -107,7 +109,7 @@ def _expand_opaque(upper: str, below: Node, lower: Tree) -> None:
 
 
 def _strip(path: str) -> None:
-    """A directory without a lower one needs no marks, nor do those in it; nor whiteouts."""
+    """Remove marks and whiteouts from a directory that has nothing below it, and from those in it."""
     stack = [path]
     while stack:
         folder = stack.pop()
@@ -124,34 +126,13 @@ def _strip(path: str) -> None:
         os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _same(path: str, found: os.stat_result, under: Node) -> bool:
-    """Whether a copied-up entry is what it was: type, mode, owner, size, attributes and, but for that of a
-    directory, time: it only tells that something was made or removed there.
-    """
-    old = under.found
-    if (
-        found.st_mode != old.st_mode
-        or found.st_uid != old.st_uid
-        or found.st_gid != old.st_gid
-        or (found.st_mtime_ns != old.st_mtime_ns and not stat.S_ISDIR(found.st_mode))
-        or found.st_rdev != old.st_rdev
-    ):
+def _same(path: str, found: os.stat_result, below: Node) -> bool:
+    """Return whether a copied-up entry is what it was below."""
+    if found.st_mode != below.found.st_mode:
         return False
-    if stat.S_ISLNK(found.st_mode):
-        return os.readlink(path) == os.readlink(under.real)
-    if not stat.S_ISDIR(found.st_mode) and found.st_size != old.st_size:
+    entry = entry_of("", found)
+    if not same_metadata(entry, below):
         return False
-    if image_xattrs(path) != image_xattrs(under.real):
-        return False
-    # A time proves nothing: touch -r sets it to the nanosecond.
-    return not stat.S_ISREG(found.st_mode) or _same_content(path, under.real)
-
-
-def _same_content(first: str, second: str) -> bool:
-    with open(first, "rb") as one, open(second, "rb") as two:
-        while True:
-            data = one.read(1 << 16)
-            if data != two.read(1 << 16):
-                return False
-            if not data:
-                return True
+    link = os.readlink(path) if entry.kind == SYMLINK else ""
+    entry = entry._replace(link=link, xattrs=image_xattrs(path) if entry.kind in (FILE, DIRECTORY) else ())
+    return same_entry(entry, below, lambda: same_files(path, below.real))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from cache.errors import ArchiveError, UnsupportedMember
-from cache.fs import is_image_xattr
+from cache.fs import is_image_xattr, read_exactly
 
 _BLOCK = 512
 _HEADER_LIMIT = 1 << 20
@@ -205,14 +205,9 @@ class TarReader:
             self._pad -= len(data)
 
     def _exactly(self, count: int, what: str, end_ok: bool = False) -> bytes:
-        data = self._read(count)
-        while len(data) < count:
-            more = self._read(count - len(data))
-            if not more:
-                if not data and end_ok:
-                    return b""
-                raise ArchiveError(f"the archive ends inside {what}")
-            data += more
+        data = read_exactly(self._read, count)
+        if len(data) < count and (data or not end_ok):
+            raise ArchiveError(f"the archive ends inside {what}")
         return data
 
     def _special(self, size: int) -> bytes:
