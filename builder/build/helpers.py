@@ -1,7 +1,8 @@
 """The helper processes of one command, forked early and ended for certain."""
 
-from builder.runtime.isolation import CHROOT, NAMESPACES
+from builder.runtime.isolation import CHROOT, NAMESPACES, Isolation
 from builder.runtime.launcher.client import Launcher
+from builder.runtime.launcher.server import Setting
 from builder.runtime.network.uplink import programs
 from builder.runtime.rootless import entered
 from cache.store import Store
@@ -21,17 +22,20 @@ class Session:
     """
 
     def __init__(
-        self, store: Store, network: bool, copies: bool = False, isolation: str = NAMESPACES
+        self, store: Store, network: bool, copies: bool = False, isolation: Isolation = NAMESPACES
     ) -> None:
         """*network* is whether containers need one, *copies* whether files are copied."""
-        self._root = store.root
-        self._chroots = store.session() if isolation == CHROOT else ""
-        self._shift = not entered()
-        self._scratch = "" if self._shift else store.empty
+        self._isolation = isolation
+        self._setting = Setting(
+            store=store.root,
+            shift=not entered(),
+            session=store.session() if isolation == CHROOT else None,
+        )
+        self._scratch = None if self._setting.shift else store.empty
         # Without root somebody has to carry a network; else steps share this machine's.
-        self.shares_network = isolation == CHROOT or (not self._shift and not programs())
+        self.shares_network = isolation == CHROOT or (not self._setting.shift and not programs())
         self._network = network or self.shares_network
-        self.launcher = Launcher(store.root, self._wiring() if network else None, self._shift, self._chroots)
+        self.launcher = Launcher(self._setting, isolation, self._wiring() if network else None)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
@@ -41,7 +45,7 @@ class Session:
         """
         if not self._network:
             self.launcher.close()
-            self.launcher = Launcher(self._root, self._wiring(), self._shift, self._chroots)
+            self.launcher = Launcher(self._setting, self._isolation, self._wiring())
             self._network = True
         return self.launcher
 

@@ -26,7 +26,7 @@ from builder.plan.graph import Plan, Step
 from builder.plan.ops import RunCommand
 from builder.plan.planner import plan
 from builder.request import HOST_GATEWAY, BuildRequest, BuildResult
-from builder.runtime.container import cgroups
+from builder.runtime.container import hierarchies
 from builder.runtime.isolation import CHROOT, NAMESPACES
 from builder.runtime.rootless import entered, was_real_root
 from builder.steps.run import check_shared_network
@@ -128,7 +128,7 @@ def _prepare(request: BuildRequest, plans: list[Plan], workshop: Workshop, sessi
         sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
     if not keeps_owners():
         sink(Notice(ONE_ID, True))
-    if runs and entered() and not cgroups.find().can:
+    if runs and entered() and not hierarchies.find().can:
         sink(Notice("what steps use cannot be limited here (pybuild doctor says what to change)"))
 
 

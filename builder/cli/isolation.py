@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from builder.errors import BuildError
-from builder.runtime.isolation import CHROOT, NAMESPACES
+from builder.runtime.isolation import CHROOT, NAMESPACES, Isolation
 from builder.support import debug
 from cache.store import Store, default_root
 
@@ -23,7 +23,7 @@ class ContainerStore(NamedTuple):
     """A store, and how containers on it are isolated: NAMESPACES or CHROOT."""
 
     store: Store
-    isolation: str
+    isolation: Isolation
 
 
 def open_store(options: argparse.Namespace) -> Store:
@@ -31,7 +31,7 @@ def open_store(options: argparse.Namespace) -> Store:
     return Store(options.root or default_root())
 
 
-def enter_isolation(options: argparse.Namespace) -> str:
+def enter_isolation(options: argparse.Namespace) -> Isolation:
     """Become root, of this machine or of a new user namespace; return how containers are isolated.
 
     The store stays that of the user. Raises BuildError where neither way works.
@@ -54,7 +54,7 @@ def enter_isolation(options: argparse.Namespace) -> str:
     return NAMESPACES
 
 
-def open_store_for_containers(options: argparse.Namespace, isolation: str) -> ContainerStore:
+def open_store_for_containers(options: argparse.Namespace, isolation: Isolation) -> ContainerStore:
     """Open the store after ``enter_isolation`` returned *isolation*; containers may get a weaker one.
 
     Namespaces need mounts with mapped IDs on the store's file system, or a user namespace of our own, which

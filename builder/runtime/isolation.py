@@ -1,4 +1,66 @@
-"""How steps are kept apart from this machine: the names of the ways. ``builder.runtime.probe`` tries them."""
+"""The ways to isolate a step from the machine: a closed set, and what each of them is made of.
 
-NAMESPACES, CHROOT = "namespaces", "chroot"
-WAYS = (NAMESPACES, CHROOT)
+    name         launcher                        needs
+    namespaces   launcher/namespaces.py          a user namespace in which a file system can be mounted
+    chroot       chroot/launcher.py              root with CAP_SYS_CHROOT, and seccomp notifications
+
+A launcher is a ``launcher.server.Server``. Another way has a value here, and a case in each function below;
+mypy names them. The modules are imported late, as a build needs those of one way only.
+"""
+
+from typing import TYPE_CHECKING, Literal, assert_never
+
+from builder.runtime.spec import ALL_CAPABILITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from builder.runtime.container.operations import Operation
+    from builder.runtime.launcher.server import Server
+    from builder.runtime.spec import ContainerSpec
+
+Isolation = Literal["namespaces", "chroot"]
+NAMESPACES: Literal["namespaces"] = "namespaces"
+CHROOT: Literal["chroot"] = "chroot"
+WAYS: tuple[Isolation, ...] = (NAMESPACES, CHROOT)
+
+
+def launcher_of(isolation: Isolation) -> "type[Server]":
+    """Return the launcher that starts steps in this way."""
+    match isolation:
+        case "namespaces":
+            from builder.runtime.launcher.namespaces import NamespaceLauncher
+
+            return NamespaceLauncher
+        case "chroot":
+            from builder.runtime.chroot.launcher import ChrootLauncher
+
+            return ChrootLauncher
+        case _:
+            assert_never(isolation)
+
+
+def missing_for(isolation: Isolation) -> str:
+    """Return what this machine lacks for steps in this way, "" if nothing. It is tried by other processes."""
+    from builder.runtime import probe
+
+    match isolation:
+        case "namespaces":
+            return probe.missing_for_namespaces()
+        case "chroot":
+            return probe.missing_for_chroot()
+        case _:
+            assert_never(isolation)
+
+
+def operations_of(isolation: Isolation, spec: "ContainerSpec") -> "Sequence[Operation]":
+    """Return what is done to start a step, in order."""
+    from builder.runtime.container import order
+
+    match isolation:
+        case "namespaces":
+            return [*order.frame_operations(spec["frame"]), *order.step_operations(spec)]
+        case "chroot":
+            return [*order.chroot_frame_operations(), *order.chroot_operations(spec, ALL_CAPABILITIES)]
+        case _:
+            assert_never(isolation)

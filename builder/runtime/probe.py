@@ -131,11 +131,11 @@ def mount_overlay(folder: str) -> None:
 
 
 def mount_proc() -> None:
-    os.close(sc.new_mount(b"proc", 0, {}))
+    os.close(sc.new_mount(b"proc", 0))
 
 
 def mount_sysfs() -> None:
-    os.close(sc.new_mount(b"sysfs", 0, {}))
+    os.close(sc.new_mount(b"sysfs", 0))
 
 
 def can_overlay(folder: str) -> bool:

@@ -2,7 +2,7 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypedDict
+    from typing import Literal, TypedDict
 
     from builder.runtime.container.cgroups import Limits
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         file   a read-only file of ``content``, ``mode``, ``uid`` and ``gid``
         """
 
-        kind: str
+        kind: Literal["bind", "store", "tmpfs", "file"]
         target: bytes
         lowers: list[bytes]
         upper: bytes
@@ -84,7 +84,6 @@ if TYPE_CHECKING:
         capabilities: int
         filtered: bool
         any_socketcall: bool
-        fake_owners: bool
         no_new_privileges: bool
         rlimits: dict[int, tuple[int, int]]
         address: list[bytes]
@@ -97,7 +96,14 @@ else:
 
 
 class StepError(Exception):
-    """A container cannot be made as its spec says; the message is for the user."""
+    """A container cannot be made as its spec says; the message is for the user.
+
+    ``code`` is what its process ends with, as a shell has it.
+    """
+
+    def __init__(self, message: str, code: int = 125) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 MOST_VOLUMES = 64

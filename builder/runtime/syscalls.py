@@ -11,6 +11,10 @@ import os
 import signal
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.mount.argtypes = [
     ctypes.c_char_p,
@@ -44,6 +48,7 @@ MOUNT_ATTR_NODEV = 0x00000004
 MOUNT_ATTR_NOEXEC = 0x00000008
 MOUNT_ATTR_NOSUID = 0x00000002
 MOUNT_ATTR_RDONLY = 0x00000001
+MOUNT_ATTR_NO_EXEC = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 MS_NODEV = 4
 MS_PRIVATE = 1 << 18
 MS_REC = 16384
@@ -245,16 +250,14 @@ def mount_setattr(fd: int, path: bytes, attributes: int, userns: int = 0, recurs
     _check(result, "mount_setattr")
 
 
-def new_mount(
-    kind: bytes, attributes: int, options: "dict[bytes, bytes | None] | list[tuple[bytes, bytes | None]]"
-) -> int:
+def new_mount(kind: bytes, attributes: int, options: "Iterable[tuple[bytes, bytes | None]]" = ()) -> int:
     """fsopen, fsconfig and fsmount in one: a detached mount of a new file system.
 
-    *options* are strings, and flags that are None; pairs where a name comes again.
+    *options* are names with their values, None for a flag.
     """
     context = _check(_libc.syscall(_FSOPEN, kind, 1), f"fsopen {os.fsdecode(kind)}")
     try:
-        for key, value in options.items() if isinstance(options, dict) else options:
+        for key, value in options:
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             _check(_libc.syscall(_FSCONFIG, context, command, key, value, 0), f"fsconfig {os.fsdecode(key)}")
         create = _libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)

@@ -240,7 +240,6 @@ def container_spec(
         capabilities=_capabilities(sandbox),
         filtered=not sandbox.any_syscall,
         any_socketcall=False,
-        fake_owners=False,
         no_new_privileges=sandbox.no_new_privileges,
         rlimits={getattr(resource, f"RLIMIT_{name.upper()}"): pair for name, pair in sandbox.ulimits},
         address=[],

@@ -15,7 +15,8 @@ from builder.cli.parser import Parser
 from builder.cli.terminal import print_result
 from builder.runtime import probe, rootless
 from builder.runtime import syscalls as sc
-from builder.runtime.container import cgroups, seccomp
+from builder.runtime.container import hierarchies, seccomp
+from builder.runtime.container.cgroup_files import CgroupError
 from builder.runtime.network import uplink
 from builder.runtime.spec import CAPABILITIES
 from cache.errors import CacheError
@@ -299,8 +300,8 @@ def _connect(path: str, scratch: str) -> None:
 
 def _limits() -> Check:
     try:
-        can = cgroups.find().can
-    except cgroups.CgroupError as error:
+        can = hierarchies.find().can
+    except CgroupError as error:
         return Check("limits", _LESS, str(error))
     wanted = ("memory", "cpu", "cpuset", "pids")
     found = ", ".join(name for name in wanted if name in can) or "none"

@@ -1,11 +1,14 @@
-"""The launcher where no namespace can be made: it forks supervisors, gives them steps, and ends them all.
+"""The launcher of steps in chroots, for machines where no namespace can be made.
 
-It speaks the protocol of ``builder.runtime.launcher.server``, on the same two kinds of sockets. One
-supervisor is forked ahead. A supervisor whose step has ended gets the next step of the same root and network;
-a step with limits gets a supervisor of its own, which is in the step's cgroup.
+It forks supervisors, gives them steps, and ends them all. One supervisor is forked ahead. A supervisor whose
+step has ended gets the next step of the same root and network. A step with limits gets a supervisor of its
+own, which is in the step's cgroup.
 """
 
+from __future__ import annotations
+
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -16,106 +19,96 @@ from builder.runtime import syscalls as sc
 from builder.runtime.chroot import landlock
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import wait_and_supervise
-from builder.runtime.container.cgroups import CgroupError, Group, Hierarchies, find
+from builder.runtime.container.cgroup_files import CgroupError
+from builder.runtime.container.cgroups import Group
 from builder.runtime.container.seccomp import program as base_program
-from builder.runtime.launcher.protocol import receive_spec, refuse, send_spec
-from builder.runtime.spec import CAPABILITIES, ContainerSpec
+from builder.runtime.launcher.protocol import send_spec
+from builder.runtime.launcher.server import Request, Server, Setting
+from builder.runtime.spec import CAPABILITIES, FrameSpec
 
-_PATIENCE = 2.5  # seconds that a supervisor has to end its step in
+_PATIENCE = 2.5  # seconds for a supervisor to end its step
 _MOST_IDLE = 4  # supervisors that wait for a step of their root
 _NO_DEVICES = b"--device needs namespaces, which this container forbids (pybuild doctor says more)"
 
 
-def serve(control: socket.socket, store: str, session: str) -> None:
-    """Serve requests until the builder closes *control*; never returns.
-
-    *session* is the folder below *store* that the roots of this build's steps are in.
-    """
-    os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
-    sc.prctl(sc.PR_SET_DUMPABLE, 0)
-    _Launcher(control, os.fsencode(store), session).loop()
-
-
 class _Supervisor:
-    """A process that waits for a step, or has one."""
+    """A process that waits for a step, or has one.
+
+    ``feed`` carries steps to it, and reports that it is idle.
+    """
 
     def __init__(self, pid: int, feed: socket.socket) -> None:
         self.pid = pid
-        self.feed = feed  # where it hears of steps, and says that it is idle
+        self.feed = feed
         self.group = Group()
-        self.serves: tuple[bytes, str] = b"", ""  # the root and the network of its steps
+        self.serves: tuple[bytes, str] | None = None  # the root and the network of its steps
 
 
-class _Launcher:
+class ChrootLauncher(Server):
     """The supervisors there are."""
 
-    def __init__(self, control: socket.socket, store: bytes, session: str) -> None:
-        self._control = control
-        self._store = store
-        self._session = session
+    def __init__(self, control: socket.socket, network: socket.socket | None, setting: Setting) -> None:
+        super().__init__(control, network, setting)
+        sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
         self._supervisors: dict[int, _Supervisor] = {}  # by pid
-        self._feeds: dict[int, _Supervisor] = {}  # by the descriptor of their feed
         self._idle: list[_Supervisor] = []
         self._spare: _Supervisor | None = None  # made while a step runs
-        self._made = 0
-        self._cgroups: dict[bytes, Hierarchies] = {}  # by the parent that the command line names
         for internet in (True, False):  # made once, as they take longer than a small step
             program(os.uname().machine, internet, False, False)
         base_program(os.uname().machine, CAPABILITIES, False)
         self._wake, waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        self._poll = select.poll()
-        self._poll.register(control.fileno(), select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self.watch(self._wake, self._reap)
 
-    def loop(self) -> None:
-        while True:
-            for fd, _event in self._poll.poll():
-                if fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
-                    self._reap()
-                elif (supervisor := self._feeds.get(fd)) is not None:
-                    self._hear(supervisor)
-                elif fd == self._control.fileno():
-                    self._request()
-
-    def _request(self) -> None:
-        message, fds, _flags, _address = socket.recv_fds(self._control, 1, 4)
-        if not message:
-            self._end()
-        channel = socket.socket(fileno=fds[0])
+    def begin(self, request: Request) -> None:
+        """Give the step to a supervisor."""
+        if request.frame["devices"]:
+            request.refuse(b"E", _NO_DEVICES)
+            return
         try:
-            received = receive_spec(channel, 0)
-            if received is not None:  # else the builder went away
-                self._give(received[0], fds)
+            self._give(request)
         except CgroupError as error:
-            refuse(channel, b"E", str(error).encode("utf-8", "replace"))
+            request.refuse(b"E", str(error).encode("utf-8", "replace"))
+            return
         except OSError:
-            refuse(channel, b"E", b"the supervisor of the step has ended")
-        for fd in fds[1:4]:
-            os.close(fd)
-        channel.close()
-        if message == b"R" and self._spare is None:
+            request.refuse(b"E", b"the supervisor of the step has ended")
+            return
+        request.close()
+        request.channel.close()
+        if request.more and self._spare is None:
             self._spare = self._fork(ahead=True)
 
-    def _give(self, spec: ContainerSpec, fds: list[int]) -> None:
+    def end(self) -> None:
+        """End every step."""
+        for supervisor in list(self._supervisors.values()):
+            self._hang_up(supervisor)
+        for pid in self._supervisors:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        while self._supervisors and time.monotonic() < deadline:
+            select.select([self._wake], [], [], 0.1)
+            self._reap()
+        for pid in landlock.descendants():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for supervisor in self._supervisors.values():
+            supervisor.group.close()
+
+    def _give(self, request: Request) -> None:
         """Have a supervisor run a step. Raises CgroupError, and OSError where it has ended."""
-        group = self._group(spec)
-        if group is not None:  # it enters its cgroup before it forks anything
+        spec, fds = request.spec, [request.channel.fileno(), *request.stdio]
+        if _needs_group(request.frame):  # it enters its cgroup before it forks anything
             supervisor = self._fork(ahead=False)
-            supervisor.group = group
             try:
-                group.enter(supervisor.pid, into_v2=True)
+                supervisor.group = self.make_group(request.frame)
+                supervisor.group.enter(supervisor.pid, into_v2=True)
                 send_spec(supervisor.feed, spec, fds)
             finally:
-                self._forget(supervisor)
+                self._hang_up(supervisor)
             return
-        serves = spec["upper"], spec["frame"]["network"]
+        serves = spec["upper"], request.frame["network"]
         found = next((idle for idle in self._idle if idle.serves == serves), None)
         if found is not None:
             self._idle.remove(found)
@@ -124,51 +117,40 @@ class _Launcher:
             found.serves = serves
         send_spec(found.feed, spec, fds)
 
-    def _hear(self, supervisor: _Supervisor) -> None:
-        """A supervisor's step has ended, or itself."""
+    def _heard(self, supervisor: _Supervisor) -> None:
+        """Take note that a supervisor's step has ended, or the supervisor."""
         if not supervisor.feed.recv(1):
-            self._forget(supervisor)
+            self._hang_up(supervisor)
             return
         self._idle.append(supervisor)
         if len(self._idle) > _MOST_IDLE:
-            self._forget(self._idle[0])
+            self._hang_up(self._idle[0])
 
-    def _forget(self, supervisor: _Supervisor) -> None:
-        """Hang up: it ends, after the step that it has."""
+    def _hang_up(self, supervisor: _Supervisor) -> None:
+        """Have a supervisor end, after the step that it has."""
         if supervisor in self._idle:
             self._idle.remove(supervisor)
-        if self._feeds.pop(supervisor.feed.fileno(), None) is not None:
-            self._poll.unregister(supervisor.feed.fileno())
+        if supervisor.feed.fileno() >= 0:
+            self.forget(supervisor.feed.fileno())
             supervisor.feed.close()
 
     def _fork(self, ahead: bool) -> _Supervisor:
-        """A supervisor that waits for its step. *ahead* is whether it may fork its own helper before that."""
+        """Fork a supervisor that waits for its step; with *ahead* it may fork its own helper before that."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         pid = os.fork()
         if pid == 0:
             ours.close()
-            wait_and_supervise(theirs, self._store, self._session, ahead)
+            store, session = os.fsencode(self.setting.store), self.setting.session
+            wait_and_supervise(theirs, store, session or self.setting.store, ahead)
         theirs.close()
         supervisor = _Supervisor(pid, ours)
-        self._supervisors[pid] = self._feeds[ours.fileno()] = supervisor
-        self._poll.register(ours.fileno(), select.POLLIN)
+        self._supervisors[pid] = supervisor
+        self.watch(ours.fileno(), functools.partial(self._heard, supervisor))
         return supervisor
 
-    def _group(self, spec: ContainerSpec) -> Group | None:
-        """A cgroup for the step, if it has limits. Raises CgroupError where one cannot be had."""
-        if spec["frame"]["devices"]:
-            raise CgroupError(_NO_DEVICES.decode())
-        parent = spec["frame"]["cgroup_parent"]
-        if not parent and not spec["frame"]["limits"]:
-            return None  # to move a process takes longer than a small step
-        if parent not in self._cgroups:
-            self._cgroups[parent] = find(parent)
-            self._cgroups[parent].sweep()
-        found = self._cgroups[parent]
-        self._made += 1
-        return found.make(b"%s-%d" % (found.prefix(), self._made), spec["frame"]["limits"])
-
     def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -177,33 +159,22 @@ class _Launcher:
             if not pid:
                 return
             if (supervisor := self._supervisors.pop(pid, None)) is not None:
-                self._forget(supervisor)
+                self._hang_up(supervisor)
                 supervisor.group.close()
                 if status:
                     self._kill_orphans()
 
     def _kill_orphans(self) -> None:
-        """End what a supervisor that was killed has left: it is our child then."""
+        """End the processes that a killed supervisor left: they are children of this process then."""
         for pid in landlock.children(os.getpid()):
             if pid not in self._supervisors:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _end(self) -> None:
-        """End every step and leave."""
-        for supervisor in list(self._feeds.values()):
-            self._forget(supervisor)
-        for pid in self._supervisors:
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _PATIENCE
-        while self._supervisors and time.monotonic() < deadline:
-            select.select([self._wake], [], [], 0.1)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake, 4096)
-            self._reap()
-        for pid in landlock.descendants():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        for supervisor in self._supervisors.values():
-            supervisor.group.close()
-        os._exit(0)
+
+def _needs_group(frame: FrameSpec) -> bool:
+    """Return whether the step has limits.
+
+    Others have no cgroup: to move a process takes longer than a small step.
+    """
+    return bool(frame["cgroup_parent"] or frame["limits"])

@@ -10,15 +10,17 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from builder.runtime.container.cgroups import find
+from builder.runtime.container.hierarchies import find
+from builder.runtime.isolation import NAMESPACES, Isolation, launcher_of, operations_of
 from builder.runtime.launcher.protocol import EXITED, send_spec
-from builder.runtime.launcher.server import serve
+from builder.runtime.launcher.server import Setting
 from builder.runtime.spec import ContainerSpec
 from builder.runtime.syscalls import keep_only
+from builder.support import debug
 
 
 class Outcome(NamedTuple):
-    """How a container ended: ``error`` when it did not start, else exit code or signal.
+    """How a container ended: exit code or signal, and ``error`` if it did not start.
 
     CPU times are in seconds and cover every process of the container; ``peak`` is the most memory
     it had, in bytes, 0 if unknown, and ``oom_kills`` how many processes the kernel killed for want of
@@ -27,7 +29,7 @@ class Outcome(NamedTuple):
 
     code: int
     signal: int = 0
-    error: str = ""
+    error: str | None = None
     network_failed: bool = False
     user_seconds: float = 0.0
     system_seconds: float = 0.0
@@ -104,7 +106,7 @@ class Running:
             return Outcome(125, error="the container was ended")
         _kind, status, user, system, peak, kills = EXITED.unpack(self._heard[-EXITED.size :])
         said = self._heard[: -EXITED.size].removeprefix(b"P")
-        error = said[1:].decode("utf-8", "replace")
+        error = said[1:].decode("utf-8", "replace") or None
         if said[:1] == b"N":
             return Outcome(125, error=error, network_failed=True)
         if os.WIFSIGNALED(status):
@@ -121,28 +123,18 @@ class Launcher:
     """
 
     def __init__(
-        self,
-        store: str,
-        network: socket.socket | None = None,
-        shift: bool = True,
-        session: str = "",
+        self, setting: Setting, isolation: Isolation = NAMESPACES, network: socket.socket | None = None
     ) -> None:
-        """Fork the launcher for *store*; *network*, its way to the wiring process, is consumed.
-
-        *shift* is whether this process is root and steps get ids of their own; see ``serve``. With
-        *session*, the folder that roots are in, steps are chroots.
-        """
+        """Fork the launcher; *network*, its way to the process that connects steps, is consumed."""
+        self._isolation = isolation
+        server = launcher_of(isolation)  # imports what the launcher needs
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
                 sockets = [socket.socket(fileno=fd) for fd in kept]
-                if session:
-                    from builder.runtime.chroot.launcher import serve as serve_chroot  # seldom needed
-
-                    serve_chroot(sockets[0], store, session)
-                serve(sockets[0], store, sockets[1] if network else None, shift)
+                server(sockets[0], sockets[1] if network else None, setting).serve()
             finally:
                 os._exit(1)
         theirs.close()
@@ -153,8 +145,12 @@ class Launcher:
     def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int, more: bool = False) -> Running:
         """Start a container; descriptors are copied. Raises OSError when the launcher is gone.
 
-        With *more*, others like it are expected, and one is made ahead.
+        With *more*, others like it are expected, and the next is made ahead.
         """
+        if debug.enabled():
+            from builder.runtime.container.describe import describe  # seldom needed
+
+            debug.debug(describe(operations_of(self._isolation, spec)))
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             socket.send_fds(self._control, [b"R" if more else b"L"], [theirs.fileno(), stdin, stdout, stderr])

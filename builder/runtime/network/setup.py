@@ -60,7 +60,7 @@ class NetworkError(Exception):
     """The network could not be made; the message says which part and why."""
 
 
-def start(scratch: str = "") -> socket.socket:
+def start(scratch: str | None = None) -> socket.socket:
     """Fork the wiring process; returns the socket on which it takes net namespaces.
 
     With *scratch*, an empty folder to mount things on, it wires them to a net namespace of its own
@@ -95,7 +95,7 @@ def _detach_output() -> None:
     os.close(null)
 
 
-def _serve(requests: socket.socket, scratch: str) -> None:
+def _serve(requests: socket.socket, scratch: str | None) -> None:
     """Answer wiring requests until the builder hangs up. Ends the process."""
     network: _Network | None = None
     carrier, blocked, note, left = 0, list[bytes](), "", False

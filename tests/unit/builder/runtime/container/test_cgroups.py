@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-from builder.runtime.container.cgroups import CgroupError, Group, Hierarchies, Limits, find
+from builder.runtime.container.cgroup_files import CgroupError
+from builder.runtime.container.cgroups import Group, Limits
+from builder.runtime.container.hierarchies import Hierarchies, find
 
 ALL = "memory cpu cpuset pids"
 WORDS = {"memory": "the memory", "cpu": "the CPU time", "cpuset": "the CPUs", "pids": "the processes"}

@@ -1,15 +1,16 @@
-"""The keeper of chrooted steps: it starts each inside its own Landlock domain, and ends all of it.
+"""The reaper of chrooted steps: it starts each inside its own Landlock domain, and ends all of its processes.
 
 It is forked ahead by the supervisor, and waits. The step's processes are below it, orphans too, and in a
 domain inside its own: it can signal them, they cannot signal it. It kills them all at once when the first has
 ended, when the supervisor says so, and when the supervisor was killed. All its steps have one root and one
-network; when one has ended, the process that becomes the next is forked and waits.
+network. When one has ended, the process that becomes the next is forked and waits.
 
     in    a spec with descriptors (root, channel, stdin, stdout, stderr, way to the supervisor)
-    out   the step's pid; later its wait status, seconds of CPU time (user, system), most memory in bytes,
-          and whether all its processes are gone and the keeper waits for another step
-    in    another spec; while a step runs anything, or the end: it is no longer wanted
+    out   the pid of the step's first process, in 4 bytes; later ``Result``
+    in    another spec; while a step runs, anything, or the end: the step is no longer wanted
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -18,39 +19,49 @@ import signal
 import socket
 import struct
 import time
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, assert_never
 
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot import landlock
 from builder.runtime.chroot.notify import program
-from builder.runtime.container import init
-from builder.runtime.container.seccomp import program as base_program
-from builder.runtime.launcher.protocol import receive_spec, send_spec
-from builder.runtime.spec import CAP_SYS_CHROOT, DEFAULT_PATH, ContainerSpec, StepError
+from builder.runtime.container import operations as op
+from builder.runtime.container.order import chroot_frame_operations, chroot_operations
+from builder.runtime.container.process import Process
+from builder.runtime.launcher.protocol import give_up, receive_spec, send_spec
+from builder.runtime.spec import CAP_SYS_CHROOT
 
-STARTED, RESULT = struct.Struct("=i"), struct.Struct("=iddQ?")
+if TYPE_CHECKING:
+    from builder.runtime.container.operations import ChrootOperation, ProcessOperation
+
 _MACHINE = os.uname().machine
 _PATIENCE = 2.0  # seconds for killed processes to be gone
 _DESCRIPTORS = 6
 
 
-def start_step(handle: socket.socket, spec: ContainerSpec, fds: list[int]) -> int:
-    """Have the keeper at *handle* start a step; the pid of its first process. Raises OSError."""
-    send_spec(handle, spec, fds)
-    answer = handle.recv(STARTED.size, socket.MSG_WAITALL)
-    if len(answer) < STARTED.size:
-        raise OSError("the process that keeps a step has ended")
-    pid: int = STARTED.unpack(answer)[0]
-    return pid
+RESULT = struct.Struct("=iddQ?")  # a ``Result``
 
 
-def keep(handle: socket.socket) -> None:
-    """Wait on *handle* for steps, start each and end it; never returns."""
+class Result(NamedTuple):
+    """How a step ended: wait status, seconds of CPU time, most memory in bytes.
+
+    ``goes_on``: all its processes are gone, and the reaper waits for another step.
+    """
+
+    status: int
+    user: float
+    system: float
+    peak: int
+    goes_on: bool
+
+
+def reap_steps(handle: socket.socket) -> NoReturn:
+    """Wait on *handle* for steps, start each and end it."""
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor says when
         os.setsid()
         sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
-        keeper = _Keeper(socket.socket(fileno=sc.keep_only([handle.detach()])[0]))
-        while keeper.serve():
+        reaper = _Reaper(socket.socket(fileno=sc.keep_only([handle.detach()])[0]))
+        while reaper.serve():
             pass
     except OSError:
         pass  # the supervisor is gone
@@ -58,8 +69,8 @@ def keep(handle: socket.socket) -> None:
         os._exit(0)
 
 
-class _Keeper:
-    """The keeper's state, from one step to the next."""
+class _Reaper:
+    """The reaper's state, from one step to the next."""
 
     def __init__(self, handle: socket.socket) -> None:
         self._handle = handle
@@ -83,7 +94,7 @@ class _Keeper:
             self._root = os.dup(fds[0])
             self._capabilities = landlock.own_capabilities()
             if not landlock.restrict(self._root, spec["frame"]["network"]):
-                self._capabilities &= ~CAP_SYS_CHROOT  # nothing else would hold who leaves by it
+                self._capabilities &= ~CAP_SYS_CHROOT  # nothing else would hold a process that leaves by it
         first, feed = self._next or self._fork()
         self._next = None
         with contextlib.suppress(BrokenPipeError):  # it was killed: that is its result
@@ -91,15 +102,15 @@ class _Keeper:
         feed.close()
         for fd in fds:
             os.close(fd)
-        self._handle.sendall(STARTED.pack(first))
-        status, user, system, peak, all_gone = self._follow(first)
-        self._handle.sendall(RESULT.pack(status, user, system, peak, all_gone))
-        if all_gone:
+        self._handle.sendall(first.to_bytes(4, "little"))
+        result = self._follow(first)
+        self._handle.sendall(RESULT.pack(*result))
+        if result.goes_on:
             self._next = self._fork()
-        return all_gone
+        return result.goes_on
 
     def _fork(self) -> tuple[int, socket.socket]:
-        """A process in the root that waits for its step: its pid, and the way to it."""
+        """Fork a process in the root that waits for its step; its pid, and the way to it."""
         feed, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         pid = os.fork()
         if pid == 0:
@@ -109,7 +120,7 @@ class _Keeper:
         theirs.close()
         return pid, feed
 
-    def _follow(self, first: int) -> tuple[int, float, float, int, bool]:
+    def _follow(self, first: int) -> Result:
         """Wait for the end of the first process, or of the supervisor, and end all others."""
         status, user, system, peak = -1, 0.0, 0.0, 0
 
@@ -137,73 +148,76 @@ class _Keeper:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # as far as Landlock lets it reach
             select.select([self._wake], [], [], 0.01)
-        return (signal.SIGKILL if status < 0 else status), user, system, peak, all_gone and wanted
+        return Result(signal.SIGKILL if status < 0 else status, user, system, peak, all_gone and wanted)
 
 
-def _wait_and_start(feed: socket.socket, root: int, most: int) -> None:
-    """Enter the folder *root*, wait on *feed* for what to run there, and become it; returns never.
+def _wait_and_start(feed: socket.socket, root: int, held: int) -> NoReturn:
+    """Enter the directory *root*, wait on *feed* for a step, and become it.
 
-    *most* are the capabilities that a step may have at most.
+    It has *held* capabilities at most.
     """
-    failure = ""
+    failure = None
+    waiting = _ChrootedStep(Process(-1, [], root), -1)
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
-        os.setsid()
-        with contextlib.suppress(OSError):  # the filter of the container we are in may say no
-            sc.join_session_keyring()
-        os.fchdir(root)
-        os.chroot(b".")
-        landlock.restrict_inside()
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-    except Exception as error:  # to be told to who asks for this step
-        failure = init.words(error)
+        waiting.apply(chroot_frame_operations())
+    except Exception as error:  # reported to the step that comes
+        failure = error
     received = receive_spec(feed, _DESCRIPTORS)
     if received is None:
         os._exit(0)
-    spec, (_root, channel, *stdio, supervisor) = received
-    init.report_to(channel)
+    spec, (_root, channel, stdin, stdout, stderr, supervisor) = received
+    process = Process(channel, [_own_null(stdin), stdout, stderr], root)
     try:
-        if not failure:
-            _start(spec, root, channel, stdio, supervisor, spec["capabilities"] & most)
+        if failure is not None:
+            raise failure
+        _ChrootedStep(process, supervisor).apply(chroot_operations(spec, held))
     except BaseException as error:
-        failure = init.words(error)
-    init.give_up(failure)
+        give_up(process.channel, error)
+    os._exit(125)
 
 
-def _start(
-    spec: ContainerSpec, root: int, channel: int, stdio: list[int], supervisor: int, capabilities: int
-) -> None:
-    """Become the step; returns never."""
-    network, code = spec["frame"]["network"], b""
-    if spec["filtered"]:
-        any_socketcall = spec["any_socketcall"] and network != "none"
-        # Who has not the capability to chroot is told so by the supervisor.
-        code = base_program(_MACHINE, spec["capabilities"] | CAP_SYS_CHROOT, any_socketcall)
-        if not code:
-            what = f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
-            raise StepError(what)
-    uid, gid, groups, home = init.find_user(root, spec["user"])
-    if code:
-        sc.set_seccomp_filter(code)
-    fixed = any(read_only for *_, read_only in spec["placed"])
-    chroots = bool(capabilities & CAP_SYS_CHROOT)
-    listener = sc.set_seccomp_listener(program(_MACHINE, network != "none", fixed, chroots))
-    socket.send_fds(socket.socket(fileno=supervisor), [b"L"], [listener])
-    init.keep_only(channel, [_own_null(stdio[0]), *stdio[1:]])
-    init.change_directory(spec["cwd"], uid, gid)
-    init.limit(spec["rlimits"])
-    init.become(uid, gid, groups, capabilities)
-    env = dict(spec["env"])
-    env.setdefault(b"HOME", home)
-    env.setdefault(b"PATH", DEFAULT_PATH)
-    init.wait_for_clock(spec["not_before"])
-    init.execute(spec["argv"], env)
+class _ChrootedStep:
+    """A step whose root is a directory, in the namespaces of the machine."""
+
+    def __init__(self, process: Process, supervisor: int) -> None:
+        """*supervisor* is a socket to the supervisor."""
+        self._process = process
+        self._supervisor = supervisor
+
+    def apply(self, operations: list[ChrootOperation | ProcessOperation]) -> None:
+        """Apply *operations* in order; the last of a step executes the command.
+
+        Raises StepError and OSError.
+        """
+        for operation in operations:
+            match operation:
+                case op.EnterChroot() | op.RestrictScope() | op.Listen():
+                    self._apply(operation)
+                case _:
+                    self._process.apply(operation)
+
+    def _apply(self, operation: ChrootOperation) -> None:
+        match operation:
+            case op.EnterChroot():
+                os.setsid()
+                with contextlib.suppress(OSError):  # the filter of an outer container may forbid it
+                    sc.join_session_keyring()
+                os.fchdir(self._process.root)
+                os.chroot(b".")
+            case op.RestrictScope():
+                landlock.restrict_inside()
+            case op.Listen(internet, changes, chroots):
+                listener = sc.set_seccomp_listener(program(_MACHINE, internet, changes, chroots))
+                socket.send_fds(socket.socket(fileno=self._supervisor), [b"L"], [listener])
+            case _:
+                assert_never(operation)
 
 
 def _own_null(fd: int) -> int:
-    """The root's own null device for this machine's, of which root of a step could change the mode."""
+    """Return the null device of the root instead of the machine's: root of a step could change its mode."""
     found = os.fstat(fd)
     if found.st_rdev == os.makedev(1, 3):
         with contextlib.suppress(OSError):
