@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from builder.runtime.syscalls import keep_only
+from builder.runtime.helper_process import fork_helper
 from cache.digest import DiffId
 from cache.entry import Entry
 from cache.fs import read_exactly
@@ -30,16 +30,7 @@ class Packer:
 
     def __init__(self) -> None:
         """Fork it; do so before any thread exists."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                (fd,) = keep_only([theirs.detach()])
-                _serve(socket.socket(fileno=fd))
-            finally:
-                os._exit(1)
-        theirs.close()
-        self._control = ours
+        self._pid, self._control = fork_helper(_serve)
         self.free = threading.Lock()  # held by the one stream that the process packs
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from builder.runtime.container.hierarchies import find
+from builder.runtime.helper_process import fork_helper
 from builder.runtime.isolation import NAMESPACES, Isolation, launcher_of, operations_of
 from builder.runtime.launcher.protocol import EXITED, send_spec
 from builder.runtime.launcher.server import Setting
 from builder.runtime.spec import ContainerSpec
-from builder.runtime.syscalls import keep_only
 from builder.support import debug
 
 
@@ -128,19 +128,11 @@ class Launcher:
         """Fork the launcher; *network*, its way to the process that connects steps, is consumed."""
         self._isolation = isolation
         server = launcher_of(isolation)  # imports what the launcher needs
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                kept = keep_only([theirs.detach(), *([network.detach()] if network else [])])
-                sockets = [socket.socket(fileno=fd) for fd in kept]
-                server(sockets[0], sockets[1] if network else None, setting).serve()
-            finally:
-                os._exit(1)
-        theirs.close()
-        if network is not None:
-            network.close()
-        self._control = ours
+
+        def serve(control: socket.socket, network: socket.socket | None = None) -> None:
+            server(control, network, setting).serve()
+
+        self._pid, self._control = fork_helper(serve, *([network] if network else []))
 
     def start(self, spec: ContainerSpec, stdin: int, stdout: int, stderr: int, more: bool = False) -> Running:
         """Start a container; descriptors are copied. Raises OSError when the launcher is gone.
@@ -162,7 +154,7 @@ class Launcher:
     def close(self) -> None:
         """Kill every container and wait for the launcher to be gone."""
         self._control.close()
-        _pid, status = os.waitpid(self.pid, 0)
+        _pid, status = os.waitpid(self._pid, 0)
         if status:  # it was killed, and could not clean up
             find().sweep()
 

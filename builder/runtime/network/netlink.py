@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
+# pyroute2 has no types: its messages are dicts with fields, and attributes by name.
+Message = Any
+Expression = dict[str, Any]  # of a rule
+Rule = list[Expression]
+
 _ROUTE, _NETFILTER = 0, 12  # NETLINK_ROUTE, NETLINK_NETFILTER
 _REQUEST, _ACK, _DUMP_CHANGED, _EXCLUSIVE, _DUMP, _CREATE, _APPEND = 1, 4, 0x10, 0x200, 0x300, 0x400, 0x800
 _ERROR, _DONE = 2, 3
@@ -74,7 +79,7 @@ class _Socket:
     def close(self) -> None:
         self._socket.close()
 
-    def _do(self, *messages: Any) -> None:
+    def _do(self, *messages: Message) -> None:
         """Send *messages* at once, and hear that each that asks for it was done. Raises OSError."""
         data, waiting = b"", set()
         for message in messages:
@@ -89,10 +94,10 @@ class _Socket:
                 waiting.remove(sequence)
                 _check(body)
 
-    def _dump(self, message: Any) -> list[Any]:
+    def _dump(self, message: Message) -> list[Message]:
         """All that *message* asks for; it is asked again when something changed meanwhile."""
         message["header"]["flags"] = _REQUEST | _DUMP
-        out: list[Any] = []
+        out: list[Message] = []
         for _ in range(_TRIES):
             out = []
             self._socket.send(self._encoded(message))
@@ -100,7 +105,7 @@ class _Socket:
                 break
         return out
 
-    def _collect(self, kind_of_message: Any, out: list[Any]) -> bool:
+    def _collect(self, kind_of_message: Message, out: list[Message]) -> bool:
         """Read the answer to a dump; whether something changed meanwhile. Raises OSError."""
         changed = False
         while True:
@@ -116,7 +121,7 @@ class _Socket:
                 item.decode()
                 out.append(item)
 
-    def _encoded(self, message: Any) -> bytes:
+    def _encoded(self, message: Message) -> bytes:
         self._sequence += 1
         message["header"]["sequence_number"] = self._sequence
         message.reset()
@@ -146,7 +151,7 @@ class Links(_Socket):
     def __init__(self) -> None:
         super().__init__(_ROUTE)
 
-    def all(self) -> list[Any]:
+    def all(self) -> list[Message]:
         """Every interface, as pyroute2's ifinfmsg."""
         return self._dump(_link(_GETLINK))
 
@@ -154,17 +159,17 @@ class Links(_Socket):
         """The IPv4 addresses."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
-        message: Any = ifaddrmsg()
+        message: Message = ifaddrmsg()
         message["family"] = socket.AF_INET
         message["header"]["type"] = _GETADDR
         found = (item.get_attr("IFA_LOCAL") for item in self._dump(message))
         return [str(address) for address in found if address]
 
-    def routes(self, family: int = socket.AF_INET) -> list[Any]:
+    def routes(self, family: int = socket.AF_INET) -> list[Message]:
         """The routes of a family, as pyroute2's rtmsg."""
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-        message: Any = rtmsg()
+        message: Message = rtmsg()
         message["family"] = family
         message["header"]["type"] = _GETROUTE
         return self._dump(message)
@@ -187,7 +192,7 @@ class Links(_Socket):
         """Give the interface *index* an IPv4 address, at whose other end is *peer* alone."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
-        message: Any = ifaddrmsg()
+        message: Message = ifaddrmsg()
         message["family"], message["prefixlen"], message["index"] = socket.AF_INET, 32, index
         message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", peer)]
         message["header"].update({"type": _NEWADDR, "flags": _REQUEST | _ACK | _CREATE | _EXCLUSIVE})
@@ -197,7 +202,7 @@ class Links(_Socket):
         """Give the interface *index* an IPv6 address, which counts at once."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
-        message: Any = ifaddrmsg()
+        message: Message = ifaddrmsg()
         message["family"], message["prefixlen"], message["index"] = socket.AF_INET6, prefix, index
         message["flags"] = _NO_DAD
         message["attrs"] = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
@@ -208,7 +213,7 @@ class Links(_Socket):
         """Make *gateway*, on the interface *index*, the way to all other IPv6 addresses."""
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-        message: Any = rtmsg()
+        message: Message = rtmsg()
         fields = {"family": socket.AF_INET6, "table": _MAIN, "proto": _STATIC, "type": _UNICAST}
         for name, value in fields.items():
             message[name] = value
@@ -221,10 +226,12 @@ class Links(_Socket):
         self._do(_link(_NEWLINK, index=index, flags=_UP, change=_UP))
 
 
-def _link(kind: int, how: int = 0, attributes: list[tuple[str, object]] | None = None, **fields: int) -> Any:
+def _link(
+    kind: int, how: int = 0, attributes: list[tuple[str, object]] | None = None, **fields: int
+) -> Message:
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-    message: Any = ifinfmsg()
+    message: Message = ifinfmsg()
     for name, value in fields.items():
         message[name] = value
     message["attrs"] = attributes or []
@@ -238,7 +245,7 @@ class Filters(_Socket):
     def __init__(self, family: int = IPV4) -> None:
         super().__init__(_NETFILTER)
         self._family = family
-        self._waiting: list[Any] = []
+        self._waiting: list[Message] = []
 
     def tables(self) -> set[str]:
         """The names of the tables."""
@@ -246,7 +253,7 @@ class Filters(_Socket):
             str(item.get_attr("NFTA_TABLE_NAME")) for item in self._dump(self._message("table", _GETTABLE))
         }
 
-    def chains(self) -> list[Any]:
+    def chains(self) -> list[Message]:
         """Every chain, as pyroute2's nft_chain_msg."""
         return [
             item
@@ -254,7 +261,7 @@ class Filters(_Socket):
             if item["nfgen_family"] == self._family
         ]
 
-    def rules(self, table: str, chain: str) -> list[Any]:
+    def rules(self, table: str, chain: str) -> list[Message]:
         """The rules of a chain, as pyroute2's nft_rule_msg."""
         return self._dump(self._message("rule", _GETRULE, TABLE=table, CHAIN=chain))
 
@@ -273,12 +280,12 @@ class Filters(_Socket):
             )
         )
 
-    def add_rule(self, table: str, chain: str, expressions: list[Any], comment: str = "") -> None:
+    def add_rule(self, table: str, chain: str, rule: Rule, comment: str = "") -> None:
         """A rule at the end of a chain."""
         more = {"USERDATA": comment} if comment else {}
         self._waiting.append(
             self._message(
-                "rule", _NEWRULE, _CREATE | _APPEND, TABLE=table, CHAIN=chain, EXPRESSIONS=expressions, **more
+                "rule", _NEWRULE, _CREATE | _APPEND, TABLE=table, CHAIN=chain, EXPRESSIONS=rule, **more
             )
         )
 
@@ -291,21 +298,21 @@ class Filters(_Socket):
             waiting, self._waiting = self._waiting, []
             self._do(_batch(_BATCH_BEGIN), *waiting, _batch(_BATCH_END))
 
-    def _message(self, what: str, kind: int, how: int = 0, **attributes: object) -> Any:
+    def _message(self, what: str, kind: int, how: int = 0, **attributes: object) -> Message:
         from pyroute2.netlink.nfnetlink import nftsocket
 
-        message: Any = getattr(nftsocket, f"nft_{what}_msg")()
+        message: Message = getattr(nftsocket, f"nft_{what}_msg")()
         message["nfgen_family"] = self._family
         message["attrs"] = [(f"NFTA_{what.upper()}_{name}", value) for name, value in attributes.items()]
         message["header"].update({"type": _NFTABLES << 8 | kind, "flags": _REQUEST | _ACK | how})
         return message
 
 
-def _batch(kind: int) -> Any:
+def _batch(kind: int) -> Message:
     """What begins or ends a transaction."""
     from pyroute2.netlink.nfnetlink import nfgen_msg
 
-    message: Any = nfgen_msg()
+    message: Message = nfgen_msg()
     message["res_id"] = _NFTABLES
     message["header"].update({"type": kind, "flags": _REQUEST})
     return message
@@ -314,13 +321,13 @@ def _batch(kind: int) -> Any:
 # -- expressions of rules ---------------------------------------------------------------------
 
 
-def expression(name: str, **fields: object) -> dict[str, Any]:
+def expression(name: str, **fields: object) -> Expression:
     """One expression of a rule."""
     data = [(f"NFTA_{name.upper()}_{key.upper()}", value) for key, value in fields.items()]
     return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": data})]}
 
 
-def verdict(code: int) -> dict[str, Any]:
+def verdict(code: int) -> Expression:
     """The end of a rule: accept or drop."""
     data = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", code)]})]}
     return expression("immediate", dreg=0, data=data)
