@@ -14,7 +14,8 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from builder.errors import BuildError
-from builder.rootfs.plain_trees import StageTree, apply_layer, scan
+from builder.rootfs.plain_trees import StageTree
+from builder.rootfs.walk import apply_layer, scan
 from builder.runtime.spec import MountSpec
 from cache.fs import move_entries, remove_tree
 from cache.kernel import open_in_root, set_owner, write_all
