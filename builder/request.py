@@ -28,7 +28,7 @@ class Output:
     canonical, instead of the build's own; with ``by_digest`` it is pushed without a tag, ``insecure``
     says that the registry may be spoken to over HTTP. ``split`` is whether files are in folders by
     platform (None: where there are several); with ``delete`` what else is in the folder is removed.
-    ``notes`` are to be said of options that change nothing. The rest is as builder.export.image.Form
+    ``notes`` are to be said of options that change nothing. The rest is as builder.export.image.ImageFormat
     has it.
     """
 

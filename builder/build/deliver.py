@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ from builder.build.solve import Solver
 from builder.environment import Workshop
 from builder.errors import BuildError, UsageError
 from builder.events import Notice
-from builder.images.local import put_config, remember_platform, rename
+from builder.export.exporters import EXPORTERS, Export
+from builder.images.local import remember_platform, rename
 from builder.oci.model import ImageConfig, Platform, host
 from builder.plan.graph import Plan
 from builder.plan.ops import CacheMount, CopyFiles, RunCommand
@@ -21,19 +21,15 @@ from builder.run.mounts import cache_name
 from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.errors import CacheError
-from cache.layer.blobs import clamped
-from cache.layer.compression import ZSTD
 from cache.store import Store
 from grammar.reference import parse_reference
 from grammar.structs import replace, struct
 
 if TYPE_CHECKING:
-    from builder.attest.statement import Artifact, Bundle
-    from builder.export.image import Formed, Picture
+    from builder.attest.statement import Artifact
+    from builder.export.image import PackedImage, StoredImage
     from builder.shared_cache.exports import Known
     from builder.shared_cache.imports import Imports
-
-_ATTESTED = ("oci", "registry")  # outputs that have room for statements about the image
 
 
 @struct
@@ -85,7 +81,7 @@ def deliver(
         note = "the cache in the image says nothing of its layers, whose times are rewritten"
         workshop.sink(Notice(note, warning=True))
     attests = bool(request.sbom or request.provenance)
-    if attests and not any(output.kind in _ATTESTED for output in request.outputs):
+    if attests and not any(EXPORTERS[output.kind].attested for output in request.outputs):
         note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
         workshop.sink(Notice(note, warning=True))
     for note in dict.fromkeys(note for output in request.outputs for note in output.notes):
@@ -95,8 +91,7 @@ def deliver(
     top = tops[request.outputs.index(told)] if told is not None else None
     named = _named(told, built, store)
     if top is None and len(named) > 1 and (request.iidfile or request.metadata_file or request.quiet):
-        plain = Output("oci", "")
-        top = picture_of(plain, [(_formed(plain, one, workshop), one.platform) for one in named], store).top
+        top = _index_of(named, workshop)
     _name(request, named, store)
     _export_caches(request, built, workshop, imports)
     image = first_of(named).image if len(named) == 1 else top.digest if top is not None else ""
@@ -110,24 +105,21 @@ def deliver(
 
 
 def _told(outputs: Sequence[Output]) -> Output | None:
-    """The output that IDs and metadata are about: the last to a registry, else an archive, else the store."""
-    for kinds in (("registry",), ("oci", "docker"), ("image",)):
-        for output in reversed(outputs):
-            if output.kind in kinds:
-                return output
-    return None
+    """Return the output that IDs and metadata are about: the last of those of the highest precedence."""
+    found = max(reversed(outputs), key=lambda output: EXPORTERS[output.kind].precedence, default=None)
+    return found if found is not None and EXPORTERS[found.kind].precedence else None
 
 
 def _named(told: Output | None, built: Sequence[Built], store: Store) -> tuple[Built, ...]:
     """The images as they get the names: those that the output *told* of holds."""
     if told is None or not told.rewrite_timestamp:
         return tuple(built)
+    from builder.export.image import with_latest_time
+
     out = []
     for one in built:
-        image, config = one.image, one.config
-        if one.made.epoch is not None:
-            image, config, _marks = _rewritten(one.made, store, config, one.made.epoch)
-        out.append(replace(one, image=image, config=config))
+        stored = with_latest_time(store, stored_image(one))
+        out.append(replace(one, image=stored.image, config=stored.config))
     return tuple(out)
 
 
@@ -144,83 +136,36 @@ def _name(request: BuildRequest, built: Sequence[Built], store: Store) -> None:
 def _export(
     output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop
 ) -> Descriptor | None:
-    """Write one output; the descriptor of what it names, None where that is files, or is in the store."""
-    if output.kind == "image":
-        return None
-    if output.kind in ("tar", "local"):
-        _export_files(output, built, workshop)
-        return None
-    from builder.export.archive import write_archive
-
-    store, sink = workshop.store, workshop.sink
+    """Write one output; return the descriptor of what it names, None where it holds no manifest."""
     names = output.names or request.tags
-    if output.docker_types and output.compression == ZSTD:
-        note = "nothing is known to read zstd layers of docker's media types (oci-mediatypes=false)"
-        sink(Notice(note, warning=True))
-    parts = [(_formed(output, one, workshop), one.platform) for one in built]
-    said = _attached(parts, names, request, inputs, built, workshop) if output.kind in _ATTESTED else ()
-    if output.kind == "registry":
-        from builder.export.push import push
 
-        if not names:
-            raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
-        shown = picture_of(output, parts, store)
-        for name in names:
-            reference = parse_reference(name)
-            options = request.client
-            if output.insecure:
-                options = options.trusting(reference.registry)
-            if output.by_digest:
-                reference = replace(reference, tag="", digest=shown.top.digest)
-            push(store, shown, reference, sink, options, said)
-            sink(Notice(f"pushed {replace(reference, digest='')}@{shown.top.digest}"))
-        return shown.top
-    shown = picture_of(output, parts, store, said)
-    docker = output.kind == "docker"
-    if docker and len(built) > 1:
-        raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
-    if output.folder:
-        from builder.export.archive import blobs_of, entries_of
-        from builder.export.layout import write_layout
+    def attest(packed: Sequence[PackedImage]) -> tuple[Artifact, ...]:
+        return _attached(packed, names, request, inputs, built, workshop)
 
-        write_layout(store, blobs_of(shown), entries_of(shown, names), output.dest, sink)
-        return shown.top
-    dest = output.dest or store.temporary()
-    try:
-        write_archive(store, [(shown, names)], dest, sink, docker)
-        if not output.dest:
-            from builder.export.daemon import load
-
-            sink(Notice(load(dest)))
-    finally:
-        if not output.dest:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(dest)
-    return shown.top
+    images = tuple(map(stored_image, built))
+    export = Export(workshop.store, workshop.sink, output, names, images, request.client, attest)
+    return EXPORTERS[output.kind].write(export)
 
 
-def picture_of(
-    output: Output,
-    parts: Sequence[tuple[Formed, Platform]],
-    store: Store,
-    said: Sequence[Artifact] = (),
-) -> Picture:
-    """What the output names: the image, or an index of images and of what is said of them."""
-    from builder.export.image import picture
+def stored_image(one: Built) -> StoredImage:
+    """Return a built image as outputs take it."""
+    from builder.export.image import StoredImage  # not for builds without outputs
 
-    attached: list[Bundle] = []
-    if said:
-        from builder.attest.statement import bundles
+    base = len(one.config.diff_ids) - sum(line.step is not None for line in one.made.lines)
+    return StoredImage(one.image, one.config, base, one.made.epoch)
 
-        attached = bundles(said)
-        for item in attached:
-            item.keep(store)
-    types, index = output.docker_types, output.marks("index")
-    return picture(store, parts, types, index, output.marks("index-descriptor"), attached)
+
+def _index_of(built: Sequence[Built], workshop: Workshop) -> Descriptor:
+    """Store an index of the images for several platforms, of which no output holds one."""
+    from builder.export.image import ImageFormat, exported_image, pack_image
+
+    store = workshop.store
+    packed = [pack_image(store, stored_image(one), ImageFormat(), workshop.sink) for one in built]
+    return exported_image(store, packed, Output("oci", "")).descriptor
 
 
 def _attached(
-    parts: Sequence[tuple[Formed, Platform]],
+    packed: Sequence[PackedImage],
     names: tuple[str, ...],
     request: BuildRequest,
     inputs: Inputs,
@@ -234,8 +179,8 @@ def _attached(
     from builder.attest.statements import packages_of, provenance_of, sbom_of
 
     store, out = workshop.store, []
-    for one, (formed, platform) in zip(built, parts, strict=True):
-        subject = Subject(names, formed.top, platform, one.config.created)
+    for one, image in zip(built, packed, strict=True):
+        subject = Subject(names, image.descriptor, image.platform, one.config.created)
         if request.sbom:
             found = packages_of(store, one.config)
             for gap in found.gaps:
@@ -256,55 +201,6 @@ def _attached(
                 )
             )
     return tuple(out)
-
-
-def _export_files(output: Output, built: Sequence[Built], workshop: Workshop) -> None:
-    """The files alone; of several platforms each in a folder of its own, as docker names them."""
-    from builder.export.root import write_folder, write_root
-
-    epoch = built[0].made.epoch if output.rewrite_timestamp else None
-    several = len(built) > 1
-    split = output.split if output.split is not None and output.kind == "local" else several
-    roots = [(str(one.platform).replace("/", "_"), one.config) for one in built]
-    if output.kind == "tar":
-        write_root(workshop.store, roots, output.dest, workshop.sink, epoch, split)
-    else:
-        write_folder(workshop.store, roots, output.dest, workshop.sink, epoch, split, output.delete)
-
-
-def _formed(output: Output, one: Built, workshop: Workshop) -> Formed:
-    """The blobs of one image as the output wants them."""
-    from builder.export.image import Form, form
-
-    epoch = one.made.epoch if output.rewrite_timestamp else None
-    image, config, marks = one.image, one.config, dict[Digest, dict[str, str]]()
-    if epoch is not None:
-        image, config, marks = _rewritten(one.made, workshop.store, config, epoch)
-    wanted = Form(
-        output.compression,
-        output.level,
-        output.force,
-        output.docker_types,
-        output.marks("manifest", str(one.platform)),
-        output.marks("manifest-descriptor", str(one.platform)),
-    )
-    base = len(config.diff_ids) - sum(line.step is not None for line in one.made.lines)
-    return form(workshop.store, image, config, wanted, workshop.sink, base, marks)
-
-
-def _rewritten(
-    made: Plan, store: Store, config: ImageConfig, epoch: int
-) -> tuple[Digest, ImageConfig, dict[Digest, dict[str, str]]]:
-    """The image with no time of this build's layers after *epoch*; what marks such layers (T90)."""
-    new = sum(line.step is not None for line in made.lines)
-    kept = len(config.diff_ids) - new
-    layers = [clamped(store, layer, epoch) for layer in config.diff_ids[kept:]]
-    config = replace(config, diff_ids=(*config.diff_ids[:kept], *layers))
-    return (
-        put_config(store, config),
-        config,
-        {layer: {"buildkit/rewritten-timestamp": str(epoch)} for layer in layers},
-    )
 
 
 # -- shared caches -------------------------------------------------------------------------
@@ -335,7 +231,9 @@ def _check_annotations(outputs: Iterable[Output], platforms: Sequence[str], atte
             where = f"the annotation {item.key!r} of {item.place}"
             if item.platform and item.platform not in platforms:
                 raise UsageError(f"{where}[{item.platform}]: that platform is not built")
-            has_index = len(platforms) > 1 or (attested and output.kind == "oci")
+            has_index = len(platforms) > 1 or (
+                attested and EXPORTERS[output.kind].attested and output.kind != "registry"
+            )
             if item.place.startswith("index") and not has_index:
                 raise UsageError(
                     f"{where}: an image for a single platform has no index", "annotate the manifest instead"

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 
 from builder.cli.parser import pair
 from builder.errors import UsageError
+from builder.export.exporters import EXPORTERS
 from builder.request import Annotation, Output
 from builder.support.fields import parse_fields
 from grammar.booleans import truth
 from grammar.structs import replace
 
 OUTPUT_HELP = "output: oci, docker, tar, local, registry or image (docs/outputs.md)"
-_ARCHIVES = ("oci", "docker")
-_KINDS = (*_ARCHIVES, "tar", "local", "registry", "image")
-_ANNOTATED = (*_ARCHIVES, "registry")  # outputs with a manifest
 _FILES = ("tar", "local")
 _PLACES = ("manifest", "manifest-descriptor", "index", "index-descriptor")
 _FIELD = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)")
@@ -54,12 +52,14 @@ def outputs(options: argparse.Namespace) -> tuple[Output, ...]:
 def _annotated(found: list[Output], items: list[str]) -> list[Output]:
     """The outputs with what ``--annotation`` says, where they have a manifest to say it in."""
     own = [annotation for item in items for annotation in _annotation(item)]
-    if items and not any(output.kind in _ANNOTATED for output in found):
+    if items and not any(EXPORTERS[output.kind].has_manifest for output in found):
         raise UsageError(
             "--annotation: nothing is written that has a manifest", "add --push or -o type=oci,..."
         )
     return [
-        replace(output, annotations=(*own, *output.annotations)) if output.kind in _ANNOTATED else output
+        replace(output, annotations=(*own, *output.annotations))
+        if EXPORTERS[output.kind].has_manifest
+        else output
         for output in found
     ]
 
@@ -105,8 +105,8 @@ def _output(text: str, tags: Sequence[str]) -> Output:
         return Output(kind, text if text == "-" else os.path.abspath(text))
     fields = parse_fields(text, "--output", exact="annotation")
     kind, dest = fields.pop("type", "oci"), fields.pop("dest", "")
-    if kind not in _KINDS:
-        raise UsageError(f"output type {kind!r} is not one of {', '.join(_KINDS)}")
+    if kind not in EXPORTERS:
+        raise UsageError(f"output type {kind!r} is not one of {', '.join(EXPORTERS)}")
 
     def switch(name: str, default: bool = False) -> bool:
         value = fields.pop(name, "") or str(default)
@@ -157,7 +157,7 @@ def _output(text: str, tags: Sequence[str]) -> Output:
 
 
 def _check(made: Output, text: str) -> None:
-    if not made.dest and made.kind not in ("registry", "docker", "image"):  # those have somewhere else to go
+    if not made.dest and EXPORTERS[made.kind].needs_dest:
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
     if made.folder and (made.kind != "oci" or made.dest == "-"):
         raise UsageError(f"--output {text!r}: tar=false makes a folder of type=oci")

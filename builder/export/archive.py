@@ -15,82 +15,126 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from builder.errors import BuildError
-from builder.events import Meter, Sink
+from builder.events import Meter, Notice, Sink
 from builder.export.destination import open_place
-from builder.export.image import Picture
+from builder.export.exporters import Export
+from builder.export.image import ExportedImage, exported_image, pack_all
+from builder.export.layout import write_layout
 from builder.oci.layout import INDEX_FILE, VERSION, VERSION_FILE
 from builder.oci.manifest import blob_path, index_bytes, named
 from builder.oci.model import to_json
 from builder.support.stdout import write_all
+from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.entry import DIRECTORY, FILE, Entry
 from cache.fs import atomic_file
 from cache.layer.pack import header
 from cache.store import Store
 from grammar.reference import parse_reference
+from grammar.structs import struct
 
 _CHUNK = 1 << 20
 _NAME = 200  # bytes of a name that one of a temporary file begins with
 
 
-def write_archive(
-    store: Store,
-    images: Sequence[tuple[Picture, tuple[str, ...]]],
-    dest: str,
-    sink: Sink,
-    docker: bool = False,
-) -> None:
-    """Write images to the file *dest* ("-": standard output), each under its names (canonical references).
+def export_archive(export: Export) -> Descriptor:
+    """Write an OCI archive, or a layout in a directory where the output says so.
 
-    With *docker* the archive also holds what ``docker load`` reads. Raises BuildError when *dest* cannot
-    be written.
+    Raises BuildError or CacheError.
+    """
+    from builder.attest.statement import bundles  # imports a library that few builds need
+
+    packed = pack_all(export)
+    artifacts = export.attest(packed)
+    attached = bundles(artifacts) if artifacts else []
+    for item in attached:
+        item.keep(export.store)
+    image = exported_image(export.store, packed, export.output, attached)
+    if export.output.folder:
+        write_layout(
+            export.store, image.all_blobs(), entries_of(image, export.names), export.output.dest, export.sink
+        )
+    else:
+        write_archive(export.store, [NamedImage(image, export.names)], export.output.dest, export.sink)
+    return image.descriptor
+
+
+def export_docker_archive(export: Export) -> Descriptor:
+    """Write what ``docker load`` reads; without a destination give it to docker or podman.
+
+    Raises BuildError or CacheError.
+    """
+    if len(export.images) > 1:
+        raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
+    image = exported_image(export.store, pack_all(export), export.output)
+    images = [NamedImage(image, export.names)]
+    if export.output.dest:
+        write_archive(export.store, images, export.output.dest, export.sink, docker=True)
+        return image.descriptor
+    from builder.export.daemon import load
+
+    temporary = export.store.temporary()
+    try:
+        write_archive(export.store, images, temporary, export.sink, docker=True)
+        export.sink(Notice(load(temporary)))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return image.descriptor
+
+
+@struct
+class NamedImage:
+    """An image of an archive and the names (canonical references) that it has there."""
+
+    image: ExportedImage
+    names: tuple[str, ...]
+
+
+def write_archive(
+    store: Store, images: Sequence[NamedImage], dest: str, sink: Sink, docker: bool = False
+) -> None:
+    """Write images to the file *dest* ("-": standard output).
+
+    With *docker*, add what ``docker load`` reads. Raises BuildError where *dest* cannot be written.
     """
     small = {
         VERSION_FILE: VERSION,
-        INDEX_FILE: index_bytes([entry for shown, names in images for entry in entries_of(shown, names)]),
+        INDEX_FILE: index_bytes([entry for item in images for entry in entries_of(item.image, item.names)]),
     }
     if docker:
-        small["manifest.json"] = to_json([_docker_manifest(shown, names) for shown, names in images])
+        small["manifest.json"] = to_json(list(map(_docker_manifest, images)))
     blobs: dict[Digest, int] = {}
-    for shown, _names in images:
-        blobs |= blobs_of(shown)
+    for item in images:
+        blobs |= item.image.all_blobs()
     with destination(dest) as write:
         _write_tar(store, small, blobs, write, sink)
 
 
-def blobs_of(shown: Picture) -> dict[Digest, int]:
-    """Every blob that a layout holds, and how long it is."""
-    blobs = shown.blobs() | {
-        item.digest: item.size for item in (shown.top, *(part.top for part, _ in shown.parts))
-    }
-    for said in shown.attached:
-        blobs |= {item.digest: item.size for item in (said.top, *(item for item, _ in said.blobs))}
-    return blobs
-
-
-def entries_of(shown: Picture, names: tuple[str, ...]) -> list[dict[str, object]]:
-    """One descriptor per name (T91); one without a name for an unnamed image."""
+def entries_of(image: ExportedImage, names: tuple[str, ...]) -> list[dict[str, object]]:
+    """Return the entries of an image in an index: one for each name (T91), or one without a name."""
     entries = []
-    for name in names or ("",):
-        item = shown.top.to_json()
-        marks = dict(shown.top.annotations)
-        if name:
-            marks |= named(parse_reference(name).tag or "latest", name)
-        if marks:
-            item["annotations"] = marks
-        if shown.top == shown.parts[0][0].top:
-            item["platform"] = shown.parts[0][1].to_json()
-        entries.append(item)
+    for name in names or (None,):
+        entry = image.descriptor.to_json()
+        annotations = dict(image.descriptor.annotations)
+        if name is not None:
+            annotations |= named(parse_reference(name).tag or "latest", name)
+        if annotations:
+            entry["annotations"] = annotations
+        first = image.images[0]
+        if image.descriptor == first.descriptor:
+            entry["platform"] = first.platform.to_json()
+        entries.append(entry)
     return entries
 
 
-def _docker_manifest(shown: Picture, names: tuple[str, ...]) -> dict[str, object]:
-    """What manifest.json says of an image, which is for one platform."""
-    ((formed, _platform),) = shown.parts
+def _docker_manifest(item: NamedImage) -> dict[str, object]:
+    """Return the entry of manifest.json for an image, which is for one platform."""
+    (packed,) = item.image.images
     return {
-        "Config": blob_path(formed.config.digest),
-        "RepoTags": [parse_reference(name).familiar for name in names],
-        "Layers": [blob_path(layer.digest) for layer in formed.layers],
+        "Config": blob_path(packed.config.digest),
+        "RepoTags": [parse_reference(name).familiar for name in item.names],
+        "Layers": [blob_path(layer.digest) for layer in packed.layers],
     }
 
 

@@ -9,6 +9,7 @@ from builder.copy.place import copy_tree
 from builder.errors import BuildError
 from builder.events import Meter, Notice, Sink
 from builder.export.archive import destination
+from builder.export.exporters import Export
 from builder.images.local import snapshots
 from builder.oci.model import ImageConfig
 from cache.entry import DIRECTORY, SYMLINK, Entry
@@ -23,6 +24,26 @@ _CHUNK = 1 << 20
 
 
 Roots = Sequence[tuple[str, ImageConfig]]
+
+
+def export_tar(export: Export) -> None:
+    """Write a tar of the files of an export's images. Raises BuildError or CacheError."""
+    roots, epoch = _roots(export)
+    write_root(export.store, roots, export.output.dest, export.sink, epoch, split=len(roots) > 1)
+
+
+def export_directory(export: Export) -> None:
+    """Write the files of an export's images into a directory. Raises BuildError or CacheError."""
+    roots, epoch = _roots(export)
+    output = export.output
+    split = len(roots) > 1 if output.split is None else output.split
+    write_folder(export.store, roots, output.dest, export.sink, epoch, split, output.delete)
+
+
+def _roots(export: Export) -> tuple[Roots, int | None]:
+    """Return the images by the directories that docker names after their platforms, and the latest time."""
+    roots = [(str(image.config.platform).replace("/", "_"), image.config) for image in export.images]
+    return roots, export.images[0].epoch if export.output.rewrite_timestamp else None
 
 
 def write_root(store: Store, roots: Roots, dest: str, sink: Sink, epoch: int | None, split: bool) -> None:

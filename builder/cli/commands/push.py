@@ -19,15 +19,15 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace, invocation: Invocation) -> int:
     enter_isolation(options)
-    from builder.export.image import Form, form, picture
+    from builder.export.image import ImageFormat, StoredImage, one_image, pack_image
     from builder.export.push import push
 
     def one(store: Store, name: str, sink: Progress) -> Transferred:
         image, config = find(store, name)
         wanted = reference(name)
-        shown = picture(store, [(form(store, image, config, Form(), sink), config.platform)])
-        push(store, shown, wanted, sink, client_options(options))
-        fields = {"Name": wanted.familiar, "Digest": shown.top.digest, "ID": image}
-        return Transferred(fields, f"{wanted.name}@{shown.top.digest}")
+        pushed = one_image(pack_image(store, StoredImage(image, config), ImageFormat(), sink))
+        push(store, pushed, wanted, sink, client_options(options))
+        fields = {"Name": wanted.familiar, "Digest": pushed.descriptor.digest, "ID": image}
+        return Transferred(fields, f"{wanted.name}@{pushed.descriptor.digest}")
 
     return transfer(options, one)

@@ -27,8 +27,8 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace, invocation: Invocation) -> int:
     enter_isolation(options)
-    from builder.export.archive import write_archive
-    from builder.export.image import Form, form, picture
+    from builder.export.archive import NamedImage, write_archive
+    from builder.export.image import ImageFormat, StoredImage, one_image, pack_image
     from builder.images.local import find, names_for
 
     with open_store(options) as store:
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
         try:
             images = []
             for image, (config, names) in wanted.items():
-                formed = form(store, image, config, Form(), sink)
-                images.append((picture(store, [(formed, config.platform)]), tuple(names)))
+                packed = pack_image(store, StoredImage(image, config), ImageFormat(), sink)
+                images.append(NamedImage(one_image(packed), tuple(names)))
             write_archive(store, images, options.output, sink, docker=True)
         finally:
             sink.close()
