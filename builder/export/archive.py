@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from builder.errors import BuildError
 from builder.events import Meter, Notice, Sink
@@ -33,6 +33,9 @@ from cache.store import Store
 from grammar.reference import parse_reference
 from grammar.structs import struct
 
+if TYPE_CHECKING:
+    from builder.attest.statement import Bundle
+
 _CHUNK = 1 << 20
 _NAME = 200  # bytes of a name that one of a temporary file begins with
 
@@ -42,13 +45,14 @@ def export_archive(export: Export) -> Descriptor:
 
     Raises BuildError or CacheError.
     """
-    from builder.attest.statement import bundles  # imports a library that few builds need
-
     packed = pack_all(export)
-    artifacts = export.attest(packed)
-    attached = bundles(artifacts) if artifacts else []
-    for item in attached:
-        item.keep(export.store)
+    attached: list[Bundle] = []
+    if artifacts := export.attest(packed):
+        from builder.attest.statement import bundles  # imports a library that few builds need
+
+        attached = bundles(artifacts)
+        for item in attached:
+            item.keep(export.store)
     image = exported_image(export.store, packed, export.output, attached)
     if export.output.folder:
         write_layout(

@@ -1,10 +1,12 @@
-"""Read the OCI archives that pybuild writes, with nothing of pybuild."""
+"""Read the OCI archives that pybuild writes, and validate all that is in them.
+
+The contents of layers are read by Python's own tarfile, not by pybuild.
+"""
 
 from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import io
 import json
 import posixpath
@@ -14,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+
+from builder.oci.layout import INDEX_FILE, VERSION, VERSION_FILE
+from builder.oci.manifest import Index, Manifest, blob_path, parse_index, parse_manifest
+from builder.oci.model import ImageConfig, parse_config
+from builder.oci.validate import validate
+from builder.oci.walk import image_manifests
+from cache.descriptor import Descriptor
+from cache.digest import Digest
 
 
 @dataclass
@@ -32,7 +42,7 @@ class Layer:
 
 @dataclass
 class Image:
-    """An image as its archive says it is; every digest and size was checked."""
+    """A validated image: its documents as JSON, its layers."""
 
     index: dict[str, Any]
     manifest: dict[str, Any]
@@ -100,22 +110,38 @@ class Image:
 
 
 def read_image(archive: Path | bytes) -> Image:
-    """Read an OCI archive of one image and check it against its own digests."""
+    """Read the first image of an OCI archive, after everything in the archive was validated."""
     raw = archive if isinstance(archive, bytes) else archive.read_bytes()
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}  # type: ignore[union-attr]
-    assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
-    index = json.loads(files["index.json"])
-    manifest = json.loads(_blob(files, index["manifests"][0]))
-    if "manifests" in manifest:  # of several platforms, or with attestations: the first image
-        manifest = json.loads(_blob(files, manifest["manifests"][0]))
-    config = json.loads(_blob(files, manifest["config"]))
-    layers = []
-    for descriptor, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True):
-        layers.append(_layer(descriptor["mediaType"], diff_id, _blob(files, descriptor)))
+    assert files[VERSION_FILE] == VERSION
+    source = _Files(files)
+    index = parse_index(files[INDEX_FILE], INDEX_FILE)
+    for entry in index.entries:
+        validate(entry.descriptor, source.open)
+    (first, *_others) = [entry for entry in index.entries if entry.is_image]
+    manifest = next(image_manifests(source.manifest(first.descriptor), source))
+    config = json.loads(source.open(manifest.config().digest).read())
     made = [line for line in config["history"] if not line.get("empty_layer")]
-    assert len(made) == len(layers), "a history line for each layer"
-    return Image(index, manifest, config, layers, files)
+    assert len(made) == len(manifest.layers()), "a history line for each layer"
+    layers = [_layer(layer.media_type, source.open(layer.digest).read()) for layer in manifest.layers()]
+    return Image(index.value, manifest.value, config, layers, files)
+
+
+class _Files:
+    """The files of an image layout, as a walk and a validation read them."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+
+    def open(self, digest: Digest) -> io.BytesIO:
+        return io.BytesIO(self._files[blob_path(digest)])
+
+    def manifest(self, descriptor: Descriptor) -> Index | Manifest:
+        return parse_manifest(self.open(descriptor.digest).read(), descriptor.digest)
+
+    def config(self, descriptor: Descriptor) -> ImageConfig:
+        return parse_config(self.open(descriptor.digest).read(), descriptor.digest)
 
 
 def _unpacked(data: bytes, media_type: str) -> bytes:
@@ -124,18 +150,10 @@ def _unpacked(data: bytes, media_type: str) -> bytes:
     return gzip.decompress(data) if media_type.endswith("gzip") else data
 
 
-def _blob(files: dict[str, bytes], descriptor: dict[str, Any]) -> bytes:
-    data = files["blobs/" + descriptor["digest"].replace(":", "/")]
-    assert len(data) == descriptor["size"]
-    assert "sha256:" + hashlib.sha256(data).hexdigest() == descriptor["digest"]
-    return data
-
-
 @functools.lru_cache(8)
-def _layer(media_type: str, diff_id: str, blob: bytes) -> Layer:
-    """Read a layer and check it; those of a base are read once."""
+def _layer(media_type: str, blob: bytes) -> Layer:
+    """Read a layer; those of a base are read once."""
     data = _unpacked(blob, media_type)
-    assert diff_id in ("", "sha256:" + hashlib.sha256(data).hexdigest())
     entries, contents = {}, {}
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
@@ -158,5 +176,5 @@ def read_docker(archive: Path) -> Image:
             name = layer
             while members[name].issym():
                 name = posixpath.normpath(posixpath.join(posixpath.dirname(name), members[name].linkname))
-            layers.append(_layer("", "", tar.extractfile(name).read()))  # type: ignore[union-attr]
+            layers.append(_layer("", tar.extractfile(name).read()))  # type: ignore[union-attr]
     return Image({}, {}, config, layers, {})
