@@ -1,6 +1,7 @@
 """Pages of the documentation site that are made from the code and from files outside of docs/.
 
-mkdocs calls ``on_files``. Run as a program, this brings the generated part of docs/rules up to date:
+mkdocs calls ``on_files`` and ``on_page_markdown``. Run as a program, this brings the generated part of
+docs/rules up to date:
 
     scripts/site_pages.py [--check]
 """
@@ -37,6 +38,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=moved(source)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     return files
+
+
+def on_page_markdown(markdown: str, **_context: object) -> str:
+    """Return *markdown* with the bars in code of tables as mkdocs reads them: unescaped."""
+    code = re.compile(r"`[^`]*`")
+    lines = markdown.split("\n")
+    return "\n".join(
+        code.sub(lambda found: found[0].replace("\\|", "|"), line) if line.startswith("|") else line
+        for line in lines
+    )
 
 
 def moved(source: str) -> str:

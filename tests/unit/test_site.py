@@ -28,3 +28,4 @@ def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--no-cache-filter" in (tmp_path / "reference/commands.html").read_text()
     assert 'href="one-build.html"' in (tmp_path / "index.html").read_text()
+    assert "compression=gzip|zstd" in (tmp_path / "outputs.html").read_text()
