@@ -6,18 +6,24 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pytest
 from harness import PYBUILD, Pybuild
-from shards import make_scheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_ROOT = os.geteuid() == 0
+LONG = [
+    "test_golden.py",
+    "test_confinement.py",
+    "test_places.py",
+    "test_sandbox.py",
+    "test_chroot_confinement.py",
+]
 LONGEST = 300  # seconds for a test with what it is the first to need, such as a base image
 
 
@@ -25,6 +31,7 @@ LONGEST = 300  # seconds for a test with what it is the first to need, such as a
 def pytest_configure(config: pytest.Config) -> None:
     """Put temporary folders on tmpfs: a disk without a journal is many times too slow for them.
 
+    Give each test process namespaces of its own: it looks for what its tests leave on the machine.
     What runs us in the background ignores Ctrl-C, and so would the builds that tests interrupt.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -32,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, handler)
+    if ON_ROOT and getattr(config.option, "tx", None):
+        python = f"popen//python={ROOT}/tests/support/alone {sys.executable}"
+        config.option.tx = [python if spec == "popen" else spec for spec in config.option.tx]
     shm = Path("/dev/shm")
     if config.option.basetemp is None and os.access(shm, os.W_OK):
         config.option.basetemp = tempfile.mkdtemp(prefix="pybuild-tests.", dir=shm)
@@ -70,14 +80,9 @@ def _children() -> list[int]:
     return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Two processes share the work, see tests/run."""
-    return make_scheduler(config, log)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real containers need root."""
+    """Skip real containers without root; begin with the modules that take long, so that none ends alone."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if not ON_ROOT:
         why = pytest.mark.skip(reason="needs root: builds make namespaces and mounts")
         for item in items:

@@ -72,8 +72,7 @@ def leave_chroot() -> None:
     what cannot be done is left, and told by who makes a namespace.
     """
     try:
-        here, first = os.stat("/"), os.stat("/proc/1/root")
-        if (here.st_dev, here.st_ino) == (first.st_dev, first.st_ino):
+        if _mount_of("/") == _mount_of("/proc/1/root/"):
             return
     except OSError:
         pass  # it is not for us to see
@@ -100,6 +99,16 @@ def leave_chroot() -> None:
         os.fchdir(folder)
     finally:
         os.close(folder)
+
+
+def _mount_of(path: str) -> str:
+    """Return the line of /proc that numbers the mount of *path*: a bind mount of / has its inode, too."""
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{handle}", encoding="ascii") as file:
+            return next(line for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(handle)
 
 
 def _is_chrooted() -> bool:

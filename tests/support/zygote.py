@@ -67,6 +67,8 @@ class Zygote:
         """Start the process, unless it runs. *environment* shows in /proc as that of its children, too."""
         if self._process and self._process.poll() is None:
             return
+        if self._control:
+            self._control.close()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
