@@ -8,7 +8,7 @@ A launcher is a ``launcher.server.Server``. Another way has a value here, and a 
 mypy names them. The modules are imported late, as a build needs those of one way only.
 """
 
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
 
 from builder.runtime.spec import ALL_CAPABILITIES
 
@@ -53,14 +53,22 @@ def missing_for(isolation: Isolation) -> str:
             assert_never(isolation)
 
 
-def operations_of(isolation: Isolation, spec: "ContainerSpec") -> "Sequence[Operation]":
-    """Return what is done to start a step, in order."""
+class Operations(NamedTuple):
+    """What is done to start a step, in order: first what is the same for many steps, then the step's own."""
+
+    frame: "Sequence[Operation]"
+    step: "Sequence[Operation]"
+
+
+def operations_of(isolation: Isolation, spec: "ContainerSpec") -> Operations:
+    """Return the operations that start a step in this way."""
     from builder.runtime.container import order
 
     match isolation:
         case "namespaces":
-            return [*order.frame_operations(spec["frame"]), *order.step_operations(spec)]
+            return Operations(order.frame_operations(spec["frame"]), order.step_operations(spec))
         case "chroot":
-            return [*order.chroot_frame_operations(), *order.chroot_operations(spec, ALL_CAPABILITIES)]
+            held = ALL_CAPABILITIES  # the reaper knows which of them there are
+            return Operations(order.chroot_frame_operations(), order.chroot_operations(spec, held))
         case _:
             assert_never(isolation)

@@ -15,7 +15,7 @@ from builder.runtime.helper_process import fork_helper
 from builder.runtime.isolation import NAMESPACES, Isolation, launcher_of, operations_of
 from builder.runtime.launcher.protocol import EXITED, send_spec
 from builder.runtime.launcher.server import Setting
-from builder.runtime.spec import ContainerSpec
+from builder.runtime.spec import ContainerSpec, FrameSpec
 from builder.support import debug
 
 
@@ -127,6 +127,7 @@ class Launcher:
     ) -> None:
         """Fork the launcher; *network*, its way to the process that connects steps, is consumed."""
         self._isolation = isolation
+        self._described: FrameSpec | None = None
         server = launcher_of(isolation)  # imports what the launcher needs
 
         def serve(control: socket.socket, network: socket.socket | None = None) -> None:
@@ -140,9 +141,7 @@ class Launcher:
         With *more*, others like it are expected, and the next is made ahead.
         """
         if debug.enabled():
-            from builder.runtime.container.describe import describe  # seldom needed
-
-            debug.debug(describe(operations_of(self._isolation, spec)))
+            self._describe(spec)
         channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             socket.send_fds(self._control, [b"R" if more else b"L"], [theirs.fileno(), stdin, stdout, stderr])
@@ -150,6 +149,16 @@ class Launcher:
             theirs.close()
         send_spec(channel, spec, [])
         return Running(channel)
+
+    def _describe(self, spec: ContainerSpec) -> None:
+        """Print the operations of a container; those of a frame once, as long as it stays the same."""
+        from builder.runtime.container.describe import describe  # seldom needed
+
+        operations = operations_of(self._isolation, spec)
+        if spec["frame"] != self._described:
+            self._described = spec["frame"]
+            debug.debug(f"container\n{describe(operations.frame)}")
+        debug.debug(f"step\n{describe(operations.step)}")
 
     def close(self) -> None:
         """Kill every container and wait for the launcher to be gone."""
