@@ -13,7 +13,7 @@ from typing import NamedTuple
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.container.devices import STREAM_LINKS
 
-# As builder.runtime.container.kernel_files hides it in a step's own /proc.
+# As builder.runtime.container.order masks them in a step's own /proc.
 _HIDDEN_IN_PROC = frozenset(
     b"acpi asound interrupts kcore keys key-users kmsg kpagecgroup kpagecount kpageflags latency_stats"
     b" pagetypeinfo sched_debug scsi slabinfo sysrq-trigger timer_list timer_stats vmallocinfo".split()
