@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from builder.copy.context_source import ContextSource
 from builder.copy.pack_process import Packer
-from builder.copy.sources import ContextSource
 from builder.errors import Cancelled
 from builder.events import Sink
 from builder.images.lazy_layers import Layers

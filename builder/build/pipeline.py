@@ -15,8 +15,8 @@ from builder.build.helpers import Session
 from builder.build.inputs import Inputs, read_ignore
 from builder.build.resolve import StoreResolver
 from builder.build.solve import Solver
+from builder.copy.context_source import ContextSource
 from builder.copy.filters import SeenContext
-from builder.copy.sources import ContextSource
 from builder.environment import Workshop
 from builder.errors import BuildError, ChecksFailed, LayerLost, PlanError, StepError
 from builder.events import Notice, Sink

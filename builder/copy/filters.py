@@ -34,7 +34,7 @@ class _Rules:
         return 1 if is_dir and self.patterns.may_reinclude(path) else 0
 
 
-class Keeper:
+class ScanFilter:
     """Decides what a scan takes (``cache.context_scan.scan``)."""
 
     def __init__(self, ignore: "Ignore", selector: Selector) -> None:
@@ -56,12 +56,12 @@ class Keeper:
         return verdict
 
 
-def keeper(ignore: "Ignore", selector: Selector) -> "Keeper | None":
-    """A keeper for a scan of what *selector* selects, or None when everything is taken.
+def scan_filter(ignore: "Ignore", selector: Selector) -> "ScanFilter | None":
+    """Return the filter of a scan of what *selector* selects; None where everything is taken.
 
     Raises grammar.ignore.IgnoreError for a malformed pattern.
     """
-    return None if ignore.empty and not selector[1] and not selector[2] else Keeper(ignore, selector)
+    return None if ignore.empty and not selector[1] and not selector[2] else ScanFilter(ignore, selector)
 
 
 def selector_name(selector: Selector) -> str:

@@ -10,63 +10,27 @@ import posixpath
 from typing import assert_never
 
 from builder.errors import PlanError
-from builder.oci.model import ImageConfig, host
-from builder.plan.context import StageContext, number, unsupported
-from builder.plan.graph import HistoryLine, Step
-from builder.plan.modes import Mode
+from builder.oci.model import host
+from builder.plan.context import StageContext, unsupported
+from builder.plan.convert_copy import convert_copy
 from builder.plan.mounts import convert_mounts
 from builder.plan.ops import (
-    CONTEXT,
-    CopyFiles,
-    FetchGit,
-    FetchUrl,
     Inline,
     MakeDir,
-    Picked,
     RunCommand,
     SshMount,
 )
 from builder.plan.ports import parse_ports
-from builder.plan.remote import is_url, parse_git_ref, redacted, url_name
 from builder.plan.scope import NOT_IN_ENV
+from builder.plan.state import StageState, check_heredoc_name, clean, expand, warn_undefined
 from builder.plan.values import check_interval, check_retries, check_signal, show_duration
-from cache.digest import digest
-from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import ExpansionError
-from grammar.expansion import expand_word, expand_words
+from grammar.expansion import expand_words
 from grammar.span import Span
-from grammar.structs import field, replace, struct
+from grammar.structs import replace
 
 _SHELL = ["/bin/sh", "-c"]
-
-
-@struct
-class StageState:
-    """What is known of a stage after some of its instructions; replaced, never changed.
-
-    ``env`` is what words are expanded with and RUN sees: ENV and ARG in one namespace, the
-    later one winning (T44). The image keeps only ENV: ``kept``, where it is not None, is what
-    ``config`` will have of it. ``history`` is the last line so far.
-    """
-
-    config: ImageConfig
-    root: Step | None = None
-    env: dict[str, str] = field(factory=dict)
-    args: tuple[tuple[str, str], ...] = ()
-    history: HistoryLine | None = None
-    cmd_set: bool = False
-    workdir_set: bool = False
-    kept: dict[str, str] | None = None
-
-    def noted(self, created_by: str, step: Step | None = None) -> StageState:
-        return replace(self, history=HistoryLine(created_by, step, self.history))
-
-    def settled(self) -> StageState:
-        """The same with ENV in the config: once for a stage, not once for each of its lines."""
-        if self.kept is None:
-            return self
-        return replace(self, config=self.config.with_env(self.kept), kept=None)
 
 
 def convert(node: ast.Instruction, state: StageState, context: StageContext) -> StageState:
@@ -75,7 +39,7 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
         case ast.Run():
             return _run(node, state, context)
         case ast.Copy() | ast.Add():
-            return _copy(node, state, context)
+            return convert_copy(node, state, context)
         case ast.Env():
             return _env(node, state, context)
         case ast.Arg():
@@ -85,7 +49,7 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
         case ast.Workdir():
             return _workdir(node, state, context)
         case ast.User():
-            user = _word(node.user, state, context, node.span)
+            user = expand(node.user, state, context, node.span)
             return replace(state, config=state.config.with_settings(User=user)).noted(f"USER {user}")
         case ast.Cmd():
             _recommend_json("CMD", node, state, context)
@@ -116,36 +80,6 @@ def convert(node: ast.Instruction, state: StageState, context: StageContext) -> 
             raise AssertionError("a stage's own FROM is converted by the planner")
         case _:
             assert_never(node)
-
-
-def _word(
-    text: str,
-    state: StageState,
-    context: StageContext,
-    span: Span,
-    raw_quotes: bool = False,
-    whole: Span | None = None,
-) -> str:
-    """*text* with its variables replaced; with *raw_quotes* it is the body of a here-document.
-
-    *whole* is the span of the instruction, where *span* is only that of the text.
-    """
-    missing: set[str] = set()
-    try:
-        escape = "\\" if raw_quotes else context.escape
-        return expand_word(text, state.env, escape, missing, raw_quotes)
-    except ExpansionError as error:
-        what = "the here-document" if raw_quotes else repr(text)
-        raise PlanError(f"failed to process {what}: {error}", span) from None
-    finally:
-        _undefined(missing, state, context, whole or span)
-
-
-def _undefined(missing: set[str], state: StageState, context: StageContext, span: Span) -> None:
-    """What was used and nobody set, nor declared."""
-    if missing:
-        known = {key for key, _ in state.args} | NOT_IN_ENV
-        context.linter.undefined(missing - known, state.env, span)
 
 
 def _recommend_json(
@@ -194,7 +128,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     missing: set[str] = set()
     here = state.config.settings.get("WorkingDir") or "/"  # as written: links decide where .. leads
     mounts, sources = convert_mounts(node, state.env, here, missing, context)
-    _undefined(missing, state, context, node.span)
+    warn_undefined(missing, state, context, node.span)
     env = dict(state.env)
     if agents := [mount.target for mount in mounts if isinstance(mount, SshMount)]:
         env.setdefault("SSH_AUTH_SOCK", agents[0])
@@ -238,14 +172,9 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
     if first.content.startswith("#!"):  # also behind tabs that <<- takes away
-        _check_name(first, node.span)
+        check_heredoc_name(first, node.span)
         return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
     return ast.ShellForm(first.content), ()
-
-
-def _check_name(heredoc: ast.Heredoc, span: Span) -> None:
-    if "/" in heredoc.name or heredoc.name in (".", ".."):
-        raise PlanError(f"a here-document cannot make a file called {heredoc.name!r}", span)
 
 
 def _with_args(argv: list[str], state: StageState) -> str:
@@ -253,115 +182,6 @@ def _with_args(argv: list[str], state: StageState) -> str:
     values = {key: state.env.get(key, value) for key, value in state.args}
     shown = [f"{key}={value}" for key, value in values.items()]
     return " ".join([f"|{len(shown)}", *shown, *argv] if shown else argv)
-
-
-def _copy(node: ast.Copy | ast.Add, state: StageState, context: StageContext) -> StageState:
-    written = _word(node.dest, state, context, node.span)
-    chown = _word(node.chown, state, context, node.span)
-    chmod = _word(node.chmod, state, context, node.span)
-    if chmod:
-        try:
-            Mode(chmod)
-        except ValueError as error:
-            raise PlanError(str(error), node.span) from None
-    shown, parents = [type(node).__name__.upper()], isinstance(node, ast.Copy) and node.parents
-    shown += ["--parents"] * parents + [f"--chown={chown}"] * bool(chown) + [f"--chmod={chmod}"] * bool(chmod)
-    check_from(node)
-    place = node.from_ if isinstance(node, ast.Copy) else ""
-    origin, name, sources = number(context.find_source(place, node.span, False), ())
-    items: list[Picked | Inline] = []
-    for text in node.sources:
-        source = _word(text, state, context, node.span)
-        shown.append(redacted(source))
-        if (remote := _remote(node, source, state, context)) is not None:
-            path = remote.name if isinstance(remote, FetchUrl) else "/"
-            unpack = isinstance(node, ast.Add) and node.unpack is True and isinstance(remote, FetchUrl)
-            items.append(Picked(path, len(sources), literal=True, unpack=unpack))
-            sources = (*sources, context.new_source(remote, f"ADD {redacted(source)}", node.span))
-            continue
-        if isinstance(node, ast.Add) and node.checksum:
-            raise PlanError("checksum requires HTTP(S) or Git sources", node.span)
-        unpack = isinstance(node, ast.Add) and node.unpack is not False
-        if origin == CONTEXT and not name:
-            context.linter.copied(type(node).__name__, source, node.span)
-        item = Picked(source, origin, unpack=unpack, context=name)
-        items.append(_below_pivot(item) if parents else item)
-    for heredoc in node.heredocs:
-        _check_name(heredoc, node.span)
-        shown.append(f"<<{heredoc.name}")
-        body = heredoc.content
-        if heredoc.expand:
-            body = _word(body, state, context, node.span, True)
-        items.append(Inline(heredoc.name, body))
-    # With --chmod BuildKit makes an ordinary layer of a linked one.
-    link = node.link and not chmod
-    op = CopyFiles(
-        tuple(items), _destination(written, state), chown, chmod, node.exclude, link, context.epoch
-    )
-    step = context.new_step(op, state.root, sources, node.span)
-    return replace(state, root=step).noted(" ".join([*shown, written, "# buildkit"]), step)
-
-
-def _remote(
-    node: ast.Copy | ast.Add, source: str, state: StageState, context: StageContext
-) -> FetchUrl | FetchGit | None:
-    """The op that fetches a source of ADD which is elsewhere; None for one that is not."""
-    try:
-        git = parse_git_ref(source)
-        if isinstance(node, ast.Copy):
-            if git is not None:
-                raise ValueError("source can't be a git ref for COPY")
-            if is_url(source):
-                raise ValueError("source can't be a URL for COPY")
-            return None
-        checksum = _word(node.checksum, state, context, node.span)
-        if checksum and len(node.sources) + len(node.heredocs) > 1:
-            raise ValueError("checksum can't be specified for multiple sources")
-        if git is None:
-            if not is_url(source):
-                return None
-            return FetchUrl(source, url_name(source), digest(checksum) if checksum else "")
-        if checksum and git.checksum and checksum != git.checksum:
-            raise ValueError(f'checksum mismatch "{checksum}" != "{git.checksum}"')
-        kept = {keep for keep in (node.keep_git_dir, git.keep_git_dir) if keep is not None}
-        if len(kept) > 1:
-            raise ValueError("inconsistent keep-git-dir configuration")
-    except (ValueError, CacheError) as error:
-        hint = "ADD takes URLs and git repositories" if isinstance(node, ast.Copy) else ""
-        raise PlanError(str(error), node.span, hint) from None
-    return git.op(True in kept, checksum)
-
-
-def check_from(node: ast.Copy | ast.Add) -> None:
-    """Raises PlanError where --from holds a variable."""
-    if isinstance(node, ast.Copy) and "$" in node.from_:
-        raise PlanError(
-            "variable expansion is not supported for --from, "
-            "define a new stage with FROM using ARG from global scope as a workaround",
-            node.span,
-        )
-
-
-def _below_pivot(item: Picked) -> Picked:
-    """``--parents``: what is left of the first ``/./`` is where paths begin to be kept (T25)."""
-    top, pivot, pattern = item.pattern.partition("/./")
-    if not pivot:
-        top, pattern = "/", item.pattern
-    return replace(item, pattern=top, parents=(clean("/" + pattern).removeprefix("/"),))
-
-
-def _destination(written: str, state: StageState) -> str:
-    """The absolute destination; empty, "." and a trailing slash mean a directory (T3, T5)."""
-    here = state.config.settings.get("WorkingDir") or "/"
-    path = clean(posixpath.join("/", here, written))
-    if written in ("", ".") or written.endswith(("/", "/.")):
-        path = path.rstrip("/") + "/"
-    return path
-
-
-def clean(path: str) -> str:
-    """An absolute path without dots, as text: links are not looked at."""
-    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
@@ -374,7 +194,7 @@ def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
 
 def _pairs(node: ast.Env | ast.Label, state: StageState, context: StageContext) -> list[tuple[str, str]]:
     def expanded(text: str, span: Span) -> str:
-        return _word(text, state, context, span, whole=node.span)
+        return expand(text, state, context, span, whole=node.span)
 
     return [(expanded(pair.key, pair.span), expanded(pair.value or "", pair.span)) for pair in node.pairs]
 
@@ -393,7 +213,7 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
         before = replace(state, env=env)
         default = None
         if pair.value is not None and pair.key not in context.scope.build_args:
-            default = _word(pair.value, before, context, pair.span, whole=node.span)
+            default = expand(pair.value, before, context, pair.span, whole=node.span)
         value = context.scope.value_of(pair.key, default)
         if value is not None and pair.key not in NOT_IN_ENV:
             env[pair.key] = value
@@ -404,7 +224,7 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
 
 def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> StageState:
     """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
-    written = _word(node.path, state, context, node.span)
+    written = expand(node.path, state, context, node.span)
     if not state.workdir_set and not written.startswith("/"):
         context.linter.warn("WorkdirRelativePath", node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
@@ -479,7 +299,7 @@ def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
 
 
 def _stop_signal(node: ast.StopSignal, state: StageState, context: StageContext) -> StageState:
-    signal = _word(node.signal, state, context, node.span)
+    signal = expand(node.signal, state, context, node.span)
     try:
         check_signal(signal)
     except ValueError as error:
@@ -489,7 +309,7 @@ def _stop_signal(node: ast.StopSignal, state: StageState, context: StageContext)
 
 def _volume(node: ast.Volume, state: StageState, context: StageContext) -> StageState:
     """Only the image's config: what later steps write there stays, as in BuildKit (T53)."""
-    paths = [_word(path, state, context, node.span) for path in node.paths]
+    paths = [expand(path, state, context, node.span) for path in node.paths]
     if not all(paths):
         raise PlanError("VOLUME specified can not be an empty string", node.span)
     volumes = (state.config.settings.get("Volumes") or {}) | {path: {} for path in paths}

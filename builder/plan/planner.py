@@ -9,13 +9,14 @@ from typing import Protocol, TypeVar
 from builder.errors import BuildError, Cancelled, PlanError
 from builder.oci.model import DEFAULT_PATH, ImageConfig, Platform, host, parse_platform, scratch
 from builder.plan.context import Local, Origin, StageContext
-from builder.plan.convert import StageState, clean, convert
+from builder.plan.convert import convert
 from builder.plan.graph import HistoryLine, Plan, Step, needed
 from builder.plan.ops import CONTEXT, CopyFiles, Files, FromImage, Mount, Op, Picked, RunCommand
 from builder.plan.outline import outline
 from builder.plan.remote import redacted
 from builder.plan.scope import Scope, parse_epoch, platform_args
 from builder.plan.stages import Stage, Stages, check_image_name
+from builder.plan.state import StageState, clean
 from builder.request import BuildRequest, NamedContext
 from cache.digest import Digest
 from cache.errors import CacheError

@@ -7,8 +7,9 @@ from typing import Any
 
 from builder.errors import PlanError
 from builder.oci.model import Platform, parse_platform
-from builder.plan.convert import StageState, check_from
+from builder.plan.convert_copy import check_from
 from builder.plan.scope import Scope
+from builder.plan.state import StageState
 from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_

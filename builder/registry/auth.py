@@ -7,9 +7,9 @@ import re
 from collections.abc import Generator
 from urllib.parse import quote, urlencode, urlsplit
 
+from builder.registry.addresses import leads_inside
 from builder.registry.credentials import Credentials
 from builder.registry.errors import Unauthorized, Untrusted
-from builder.registry.transport import leads_inside
 from builder.support.json_strict import loads
 from grammar.structs import struct
 

@@ -9,10 +9,11 @@ import time
 from urllib.parse import urlsplit
 
 from builder.registry import proxies
+from builder.registry.addresses import is_loopback, same_origin
 from builder.registry.auth import TOKEN_LIMIT, authorization
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Untrusted
-from builder.registry.transport import TRIES, Body, Response, Transport, is_loopback, same_origin
+from builder.registry.transport import TRIES, Body, Response, Transport
 from builder.request import ClientOptions
 from grammar.structs import struct
 

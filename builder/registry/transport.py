@@ -9,12 +9,10 @@ decompressed in transit (D11).
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import math
 import os
 import random
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -25,6 +23,7 @@ import urllib3
 
 from builder.errors import BuildError
 from builder.registry import proxies
+from builder.registry.addresses import leads_inside, origin_of, same_origin
 from builder.registry.errors import Unavailable, Untrusted
 from builder.registry.wire import Answer, TooSlow
 from builder.request import ClientOptions
@@ -47,22 +46,6 @@ _AUTHORITY = re.compile(r"[a-zA-Z]+://[^/?#]*")
 _ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _NEVER_SENT = re.compile(r"[^\x21-\x7e]")
 _IDLE_CONNECTIONS = 8
-# As 169.254.169.254, but not link-local: where Amazon, Alibaba, Oracle and Azure tell machines their secrets
-_CLOUDS = frozenset(
-    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"))
-)
-_SHARED = ipaddress.ip_network("100.64.0.0/10")  # behind carriers' NAT, and in overlay networks
-# IPv6 addresses that hold one of IPv4, and the bits behind it
-_HOLDERS = tuple(
-    (ipaddress.ip_network(network), behind)
-    for network, behind in (
-        ("::ffff:0:0/96", 0),  # mapped
-        ("::/96", 0),  # compatible
-        ("64:ff9b::/96", 0),  # NAT64
-        ("64:ff9b:1::/48", 0),  # NAT64 of a site, with a prefix of 96 bits
-        ("2002::/16", 80),  # 6to4
-    )
-)
 _DETAIL = 300  # characters of an error's own words that are shown
 
 
@@ -286,7 +269,7 @@ class Transport:
         The answer has to begin until *end* (monotonic seconds; 0: as if it was the first try). Files
         may take as long as they are, and the answer to them has its own time.
         """
-        kept, origin = dict(headers), _origin(url)
+        kept, origin = dict(headers), origin_of(url)
         end = math.inf if callable(body) else end or time.monotonic() + self.timeout
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._once(method, url, kept, body, end)
@@ -297,7 +280,7 @@ class Transport:
             source, url = url, self._redirect(url, response.headers["location"])
             if not keeps_method or (method not in ("GET", "HEAD") and not same_origin(source, url)):
                 raise Untrusted(f"{self.registry} redirects an upload, which is not followed")
-            if _origin(url) != origin:
+            if origin_of(url) != origin:
                 kept = {k: v for k, v in kept.items() if k.lower() not in ("authorization", "cookie")}
         raise Untrusted(f"{self.registry} redirects more than {_MAX_REDIRECTS} times")
 
@@ -347,7 +330,7 @@ class Transport:
     def _pool(self, url: str) -> Any:
         """The connections for a URL: through its proxy or not, with certificates checked or not."""
         proxy = proxies.proxy_for(url, os.environ)
-        verified = self.verified or _origin(url)[1:] != _origin(f"{self.scheme}://{self.registry}")[1:]
+        verified = self.verified or origin_of(url)[1:] != origin_of(f"{self.scheme}://{self.registry}")[1:]
         if (proxy, verified) not in self._pools:
             self._pools.setdefault((proxy, verified), self._made(proxy, verified))
         return self._pools[proxy, verified]
@@ -392,14 +375,14 @@ class Transport:
         try:
             location = _NEVER_SENT.sub(_escaped_byte, location.strip())  # a header's characters are bytes
             target = location if _ABSOLUTE.match(location) else urljoin(source, location)
-            parts, _origin_of_it = urlsplit(target), _origin(target)
+            parts, _origin_of_it = urlsplit(target), origin_of(target)
         except ValueError:
             raise Untrusted(f"{self.registry} redirects to what is no URL") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise Untrusted(f"{self.registry} redirects to {parts.scheme}:, which is not followed")
         if urlsplit(source).scheme == "https" and parts.scheme == "http":
             raise Untrusted(f"{self.registry} redirects from https to http")
-        if _origin(target) != _origin(source) and leads_inside(self.registry, parts.hostname):
+        if origin_of(target) != origin_of(source) and leads_inside(self.registry, parts.hostname):
             raise Untrusted(f"{self.registry} sends to {parts.hostname}, which is not on the internet")
         return target
 
@@ -445,65 +428,6 @@ def _reason(error: Exception) -> str:
         return f"the connection broke off after {error.partial} bytes"
     text = getattr(error, "strerror", None) or str(error)
     return str(text).rpartition("): ")[2] or type(error).__name__
-
-
-def same_origin(one: str, other: str) -> bool:
-    """Whether two URLs have scheme, host and port in common."""
-    return _origin(one) == _origin(other)
-
-
-def leads_inside(registry: str, host: str) -> bool:
-    """Whether *registry* names a *host* that only someone inside could reach, as it is not there itself.
-
-    From a private network to the same kind of network is fine; where clouds keep their secrets
-    (link-local addresses, mostly) never is.
-    """
-    own = urlsplit(f"//{registry}").hostname or ""
-    if host == own:
-        return False
-    kinds = _kinds(host) - {"internet"}
-    return "other" in kinds or not kinds <= _kinds(own)
-
-
-def _kinds(host: str) -> set[str]:
-    """On what kinds of network *host* is. Names are looked up, so that no spelling hides one."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return {"internet"}  # only a proxy may know it
-    return {_kind(ipaddress.ip_address(address[0])) for *_, address in found}
-
-
-def _kind(address: proxies.Address) -> str:
-    """One of internet, loopback, private, shared, other; what holds an IPv4 address is as that is."""
-    if isinstance(address, ipaddress.IPv6Address) and not (address.is_loopback or address.is_unspecified):
-        for network, behind in _HOLDERS:
-            if address in network:
-                return _kind(ipaddress.IPv4Address(int(address) >> behind & 0xFFFFFFFF))
-        if address.teredo:
-            return _kind(address.teredo[1])
-        if address.is_site_local:
-            return "private"
-    if address in _CLOUDS or address.is_unspecified:
-        return "other"
-    if address in _SHARED:
-        return "shared"
-    if address.is_global:
-        return "internet"
-    if address.is_loopback:
-        return "loopback"
-    return "private" if address.is_private and not address.is_link_local else "other"
-
-
-def is_loopback(registry: str) -> bool:
-    """Whether a registry's ``host[:port]`` is on this machine; such may be asked over HTTP."""
-    return proxies.is_loopback(urlsplit(f"//{registry}").hostname or "")
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    default = 443 if parts.scheme == "https" else 80
-    return parts.scheme, parts.hostname or "", parts.port or default
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
+from builder.registry.addresses import same_origin
 from builder.registry.errors import Unauthorized, Untrusted
 from builder.registry.session import Session
-from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response, same_origin
+from builder.registry.transport import TRANSIENT, Body, BrokenOff, Response
 from cache.descriptor import Descriptor
 from grammar.structs import struct
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import TypedDict
 
-    from builder.copy.filters import Keeper, SeenContext, Selector
+    from builder.copy.filters import ScanFilter, SeenContext, Selector
 
     class Memo(TypedDict):
         """What a build read and concluded; see ``holds``."""
@@ -154,7 +154,7 @@ def _same_context(memo: "Memo", store: Store) -> "tuple[bool, SeenContext | None
             path = selector[0]
             if os.path.realpath(os.path.join(top, path)) != os.path.join(top, path).rstrip("/"):
                 return False, look  # a link has come into the path
-            look.scanned[selector] = scan(root, path, _keeper(memo["ignore"], selector))
+            look.scanned[selector] = scan(root, path, _filter(memo["ignore"], selector))
             if look.index.known(selector_name(selector), look.scanned[selector]) != digest:
                 return False, look
     finally:
@@ -162,13 +162,13 @@ def _same_context(memo: "Memo", store: Store) -> "tuple[bool, SeenContext | None
     return True, look
 
 
-def _keeper(ignore: bytes, selector: "Selector") -> "Keeper | None":
+def _filter(ignore: bytes, selector: "Selector") -> "ScanFilter | None":
     if not ignore and not selector[1] and not selector[2]:
         return None
-    from builder.copy.filters import keeper
+    from builder.copy.filters import scan_filter
     from grammar.ignore import parse_ignore
 
-    return keeper(parse_ignore(ignore), selector)
+    return scan_filter(parse_ignore(ignore), selector)
 
 
 def _conclude(memo: "Memo", store: Store) -> None:

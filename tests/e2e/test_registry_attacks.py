@@ -26,10 +26,11 @@ from harness import Pybuild
 from builder.errors import BuildError
 from builder.images.pull import pull_config
 from builder.oci.model import host as machine
+from builder.registry.addresses import leads_inside
 from builder.registry.client import Registry
 from builder.registry.credentials import Credentials, CredentialStore
 from builder.registry.errors import NotFound, RegistryError, Unauthorized, Unavailable, Untrusted
-from builder.registry.transport import Transport, leads_inside
+from builder.registry.transport import Transport
 from builder.request import ClientOptions
 from cache.descriptor import Descriptor
 from cache.digest import digest_of
