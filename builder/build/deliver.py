@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from builder.build.built import Built, first_of
+from builder.build.cache_export import export_caches
 from builder.build.inputs import Inputs
-from builder.build.solve import Solver
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError, UsageError
 from builder.events import Notice
 from builder.export.exporters import EXPORTERS, Export
+from builder.images.lazy_layers import Layers
 from builder.images.local import remember_platform, rename
-from builder.oci.model import ImageConfig, Platform, host
-from builder.plan.graph import Plan
-from builder.plan.ops import CacheMount, CopyFiles, RunCommand
+from builder.oci.model import host
 from builder.request import BuildRequest, Output
-from builder.run.mounts import cache_name
 from cache.descriptor import Descriptor
-from cache.digest import Digest
-from cache.errors import CacheError
 from cache.store import Store
 from grammar.reference import parse_reference
 from grammar.structs import replace, struct
@@ -28,27 +24,7 @@ from grammar.structs import replace, struct
 if TYPE_CHECKING:
     from builder.attest.statement import Artifact
     from builder.export.image import PackedImage, StoredImage
-    from builder.shared_cache.exports import Known
     from builder.shared_cache.imports import Imports
-
-
-@struct
-class Built:
-    """The image for one platform, and how it came about."""
-
-    image: Digest
-    config: ImageConfig
-    made: Plan
-    solver: Solver
-
-    @property
-    def platform(self) -> Platform:
-        return self.config.platform
-
-
-def first_of(built: Sequence[Built]) -> Built:
-    """The image for this machine, else the first."""
-    return next((one for one in built if one.platform == host()), built[0])
 
 
 @struct
@@ -68,32 +44,33 @@ def deliver(
     request: BuildRequest,
     inputs: Inputs,
     built: Sequence[Built],
-    workshop: Workshop,
-    imports: Imports | None = None,
+    environment: Environment,
+    layers: Layers,
+    imports: Imports | None,
 ) -> Delivered:
     """Write outputs, then give the image its names, then leave caches.
 
     The names mean the image that was exported. Raises BuildError or CacheError.
     """
-    store = workshop.store
+    store = environment.store
     inline = any(place.kind == "inline" for place in request.cache_to)
     if inline and any(output.rewrite_timestamp for output in request.outputs):
         note = "the cache in the image says nothing of its layers, whose times are rewritten"
-        workshop.sink(Notice(note, warning=True))
+        environment.sink(Notice(note, warning=True))
     attests = bool(request.sbom or request.provenance)
     if attests and not any(EXPORTERS[output.kind].attested for output in request.outputs):
         note = "attestations go to registries and OCI archives only (-o type=oci, --push): there is none"
-        workshop.sink(Notice(note, warning=True))
+        environment.sink(Notice(note, warning=True))
     for note in dict.fromkeys(note for output in request.outputs for note in output.notes):
-        workshop.sink(Notice(note))
+        environment.sink(Notice(note))
     told = _told(request.outputs)
-    tops = [_export(output, request, inputs, built, workshop) for output in request.outputs]
+    tops = [_export(output, request, inputs, built, environment) for output in request.outputs]
     top = tops[request.outputs.index(told)] if told is not None else None
     named = _named(told, built, store)
     if top is None and len(named) > 1 and (request.iidfile or request.metadata_file or request.quiet):
-        top = _index_of(named, workshop)
+        top = _index_of(named, environment)
     _name(request, named, store)
-    _export_caches(request, built, workshop, imports)
+    export_caches(request, built, layers, imports)
     image = first_of(named).image if len(named) == 1 else top.digest if top is not None else ""
     if request.iidfile:
         try:
@@ -134,16 +111,16 @@ def _name(request: BuildRequest, built: Sequence[Built], store: Store) -> None:
 
 
 def _export(
-    output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], workshop: Workshop
+    output: Output, request: BuildRequest, inputs: Inputs, built: Sequence[Built], environment: Environment
 ) -> Descriptor | None:
     """Write one output; return the descriptor of what it names, None where it holds no manifest."""
     names = output.names or request.tags
 
     def attest(packed: Sequence[PackedImage]) -> tuple[Artifact, ...]:
-        return _attached(packed, names, request, inputs, built, workshop)
+        return _attached(packed, names, request, inputs, built, environment)
 
     images = tuple(map(stored_image, built))
-    export = Export(workshop.store, workshop.sink, output, names, images, request.client, attest)
+    export = Export(environment.store, environment.sink, output, names, images, request.client, attest)
     return EXPORTERS[output.kind].write(export)
 
 
@@ -151,16 +128,16 @@ def stored_image(one: Built) -> StoredImage:
     """Return a built image as outputs take it."""
     from builder.export.image import StoredImage  # not for builds without outputs
 
-    base = len(one.config.diff_ids) - sum(line.step is not None for line in one.made.lines)
-    return StoredImage(one.image, one.config, base, one.made.epoch)
+    base = len(one.config.diff_ids) - sum(line.step is not None for line in one.plan.lines)
+    return StoredImage(one.image, one.config, base, one.plan.epoch)
 
 
-def _index_of(built: Sequence[Built], workshop: Workshop) -> Descriptor:
+def _index_of(built: Sequence[Built], environment: Environment) -> Descriptor:
     """Store an index of the images for several platforms, of which no output holds one."""
     from builder.export.image import ImageFormat, exported_image, pack_image
 
-    store = workshop.store
-    packed = [pack_image(store, stored_image(one), ImageFormat(), workshop.sink) for one in built]
+    store = environment.store
+    packed = [pack_image(store, stored_image(one), ImageFormat(), environment.sink) for one in built]
     return exported_image(store, packed, Output("oci", "")).descriptor
 
 
@@ -170,7 +147,7 @@ def _attached(
     request: BuildRequest,
     inputs: Inputs,
     built: Sequence[Built],
-    workshop: Workshop,
+    environment: Environment,
 ) -> tuple[Artifact, ...]:
     """The statements that were asked for, of the image for each platform."""
     if not request.sbom and not request.provenance:
@@ -178,13 +155,13 @@ def _attached(
     from builder.attest.statement import Subject
     from builder.attest.statements import packages_of, provenance_of, sbom_of
 
-    store, out = workshop.store, []
+    store, out = environment.store, []
     for one, image in zip(built, packed, strict=True):
         subject = Subject(names, image.descriptor, image.platform, one.config.created)
         if request.sbom:
             found = packages_of(store, one.config)
             for gap in found.gaps:
-                workshop.sink(Notice(f"the list of packages has a gap: {gap}", warning=True))
+                environment.sink(Notice(f"the list of packages has a gap: {gap}", warning=True))
             out.append(sbom_of(store, subject, found, request.sbom))
         if request.provenance:
             out.append(
@@ -194,8 +171,8 @@ def _attached(
                     request,
                     inputs.dockerfile,
                     inputs.files,
-                    one.made,
-                    one.solver.results,
+                    one.plan,
+                    one.solution.results,
                     request.provenance,
                     request.builder_id,
                 )
@@ -203,7 +180,7 @@ def _attached(
     return tuple(out)
 
 
-# -- shared caches -------------------------------------------------------------------------
+# -- checks before the build ----------------------------------------------------------------
 
 
 def check_outputs(request: BuildRequest) -> None:
@@ -240,61 +217,3 @@ def _check_annotations(outputs: Iterable[Output], platforms: Sequence[str], atte
                 )
             if output.docker_types and item.place != "manifest":
                 raise UsageError(f"{where}: docker's media types have no such annotations")
-
-
-def _export_caches(
-    request: BuildRequest, built: Sequence[Built], workshop: Workshop, imports: Imports | None
-) -> None:
-    """Write what --cache-to asks for; inline ones are in the image already."""
-    wanted = [place for place in request.cache_to if place.kind != "inline"]
-    if not wanted:
-        return
-    from builder.shared_cache.exports import export
-
-    known = known_of(built, workshop.store)
-    for place in wanted:
-        try:
-            export(workshop.store, workshop.layers, known, place, imports, request.client, workshop.sink)
-        except (BuildError, CacheError) as error:
-            if not place.ignore_error:
-                raise
-            workshop.sink(Notice(f"the cache {place.place} was not written: {error.message}", True))
-
-
-def known_of(built: Sequence[Built], store: Store) -> Known:
-    """What is known of the steps of all platforms, for shared caches."""
-    from builder.shared_cache.exports import Known
-
-    every = [known_steps(one.made, one.solver, store) for one in built]
-    steps = {step.key: step for known in every for step in known.steps}
-    mounts: dict[str, list[tuple[str, str]]] = {}
-    for known in every:
-        for name, places in known.mounts.items():
-            mounts[name] = list(dict.fromkeys([*mounts.get(name, []), *places]))
-    last = frozenset[str]().union(*(known.last for known in every))
-    return Known(
-        tuple(steps.values()), last, tuple(item for known in every for item in known.contents), mounts
-    )
-
-
-def known_steps(made: Plan, solver: Solver, store: Store) -> Known:
-    """What is known of the steps of one platform."""
-    from builder.shared_cache.exports import Known, StepResult
-
-    steps, mounts = [], dict[str, list[tuple[str, str]]]()
-    for step in made.steps:
-        result = solver.results[id(step)]
-        if not result.layer:
-            continue  # it came from outside
-        linked = isinstance(step.op, CopyFiles) and step.op.link
-        run = solver.results[id(step.parent)].run if step.parent is not None and not linked else ()
-        steps.append(StepResult(result.key, run, result.created, result.layer))
-        for mount in step.op.mounts if isinstance(step.op, RunCommand) else ():
-            if isinstance(mount, CacheMount) and mount.origin < 0:
-                name = cache_name(mount, ())
-                folder = store.path("caches", name)
-                item = (name, folder if os.path.isdir(folder) else "")
-                if item not in mounts.setdefault(mount.id, []):
-                    mounts[mount.id].append(item)
-    last = frozenset(solver.results[id(line.step)].key for line in made.lines if line.step is not None)
-    return Known(tuple(steps), last, tuple(solver.contents.items()), mounts)

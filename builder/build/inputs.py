@@ -1,4 +1,4 @@
-"""What a build reads before it plans: the Dockerfile, the ignore file, a context that is no folder."""
+"""What a build reads before it plans: the Dockerfile, the ignore file, a context that is no directory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import stat
 import sys
 
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError, UsageError
 from builder.plan.ops import Files
 from builder.request import STDIN, BuildRequest
 from builder.support.paths import why_missing
 from cache.kernel import read_regular
 from cache.layer.snapshots import tree_of
+from grammar.errors import IgnoreError
+from grammar.ignore import Ignore, parse_ignore
 from grammar.structs import struct
 
 _DOCKERFILE_LIMIT = 16 << 20
@@ -21,21 +23,39 @@ _IGNORE_LIMIT = 1 << 20
 
 
 @struct
-class Inputs:
-    """The files that steer a build, as read: path and bytes (None when there is none).
+class IgnoreFile:
+    """An ignore file: its path and its bytes, None where there is none."""
 
-    ``files`` is the context where that is no folder; the Dockerfile's path is then one in it,
-    or "-" for standard input.
+    path: str
+    content: bytes | None
+
+    def parse(self) -> Ignore:
+        """Return its rules. Raises BuildError with the line of a malformed pattern."""
+        try:
+            return parse_ignore(self.content or b"")
+        except IgnoreError as error:
+            raise BuildError(f"{self.path} line {error.line}: {error}") from None
+
+
+_NO_IGNORE_FILE = IgnoreFile("", None)
+
+
+@struct
+class Inputs:
+    """The files that steer a build, as read. ``dockerfile`` is a path and the bytes.
+
+    ``absent`` are paths at which no file is, and at which one would have been read. ``files`` is the build
+    context where that is no directory; the Dockerfile's path is then one in it, or "-" for standard input.
     """
 
     dockerfile: tuple[str, bytes]
-    ignore: tuple[str, bytes | None]
+    ignore: IgnoreFile
     absent: tuple[str, ...]
     files: Files | None = None
 
     @property
     def shown(self) -> str:
-        """What messages call the Dockerfile."""
+        """Return the name of the Dockerfile for messages."""
         path = self.dockerfile[0]
         if path == STDIN:
             return "Dockerfile (standard input)"
@@ -51,14 +71,14 @@ class Inputs:
         return self.dockerfile[1].decode("utf-8", "surrogateescape")
 
 
-def read_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
+def read_inputs(request: BuildRequest, environment: Environment) -> Inputs:
     """Read the Dockerfile and the ignore file that applies. Raises BuildError or CacheError."""
     if request.remote:
-        return _remote_inputs(request, workshop)
+        return _remote_inputs(request, environment)
     if request.dockerfile == STDIN:
         return _with_ignore(request, (STDIN, _stdin()))
     path = request.dockerfile or _default_dockerfile(request.context)
-    # A link given with -f may lead anywhere; one in the context stays inside it (SRC-16).
+    # A symlink given with -f may lead anywhere; one in the context stays inside it (SRC-16).
     real = os.path.realpath(path) if request.dockerfile else path
     data = _read_regular(real, _DOCKERFILE_LIMIT, "the Dockerfile")
     if data is None:
@@ -88,28 +108,31 @@ def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs
         candidates.insert(0, dockerfile[0] + ".dockerignore")
     for candidate in candidates:
         ignore = read_ignore(candidate)
-        if ignore is not None:
-            return Inputs(dockerfile, (candidate, ignore), tuple(absent))
+        if ignore.content is not None:
+            return Inputs(dockerfile, ignore, tuple(absent))
         absent.append(candidate)
-    return Inputs(dockerfile, ("", None), tuple(absent))
+    return Inputs(dockerfile, _NO_IGNORE_FILE, tuple(absent))
 
 
-def read_ignore(path: str) -> bytes | None:
-    """An ignore file's bytes, None where there is none, or a directory. Raises BuildError."""
+def read_ignore(path: str) -> IgnoreFile:
+    """Read an ignore file. A directory of that name counts as none. Raises BuildError."""
     if os.path.isdir(path):
-        return None
-    return _read_regular(path, _IGNORE_LIMIT, "the ignore file")
+        return IgnoreFile(path, None)
+    return IgnoreFile(path, _read_regular(path, _IGNORE_LIMIT, "the ignore file"))
 
 
 def _default_dockerfile(context: str) -> str:
-    """``Dockerfile``, or ``dockerfile`` where only that is there."""
+    """Return the path of ``Dockerfile``, or of ``dockerfile`` if there is only that."""
     path = os.path.join(context, "Dockerfile")
     lower = os.path.join(context, "dockerfile")
     return lower if not os.path.lexists(path) and os.path.lexists(lower) else path
 
 
 def _read_regular(path: str, limit: int, what: str) -> bytes | None:
-    """A regular file's bytes, links resolved inside its folder when they are the context's own."""
+    """Return the bytes of a regular file, None where there is none. Raises BuildError.
+
+    Symlinks are resolved inside the directory of the file.
+    """
     try:
         data = read_regular(path, limit)
     except FileNotFoundError:
@@ -131,27 +154,28 @@ def _stdin() -> bytes:
     return _limited(sys.stdin.buffer.read(_DOCKERFILE_LIMIT + 1), _DOCKERFILE_LIMIT, "the Dockerfile")
 
 
-def _remote_inputs(request: BuildRequest, workshop: Workshop) -> Inputs:
+def _remote_inputs(request: BuildRequest, environment: Environment) -> Inputs:
+    # HTTP takes 40 ms to import.
     from builder.fetch.remote_contexts import FILE_NAME, context_of_stream, context_of_url, empty_context
 
     if request.remote == STDIN:
-        files, is_archive = context_of_stream(sys.stdin.buffer.read, workshop)
+        files, is_archive = context_of_stream(sys.stdin.buffer.read, environment)
         if not is_archive:  # then it is the Dockerfile, and there is no context
             if request.dockerfile:
                 raise UsageError("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
-            _path, data = _dockerfile_in(files, FILE_NAME, workshop)
-            return Inputs((STDIN, data), ("", None), (), empty_context(workshop))
+            _path, data = _dockerfile_in(files, FILE_NAME, environment)
+            return Inputs((STDIN, data), _NO_IGNORE_FILE, (), empty_context(environment))
     else:
         keep = request.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "true")
-        files = context_of_url(request.remote, workshop, keep)
+        files = context_of_url(request.remote, environment, keep)
     if request.dockerfile == STDIN:
-        return Inputs((STDIN, _stdin()), ("", None), (), files)
-    return Inputs(_dockerfile_in(files, request.dockerfile, workshop), ("", None), (), files)
+        return Inputs((STDIN, _stdin()), _NO_IGNORE_FILE, (), files)
+    return Inputs(_dockerfile_in(files, request.dockerfile, environment), _NO_IGNORE_FILE, (), files)
 
 
-def _dockerfile_in(files: Files, wanted: str, workshop: Workshop) -> tuple[str, bytes]:
-    """The Dockerfile of a fetched context: its path there, and its bytes."""
-    tree = tree_of(workshop.store, (files.snapshot,))
+def _dockerfile_in(files: Files, wanted: str, environment: Environment) -> tuple[str, bytes]:
+    """Return the path in a fetched context, and the bytes, of its Dockerfile. Raises BuildError."""
+    tree = tree_of(environment.store, (files.snapshot,))
     for path in (wanted,) if wanted else ("Dockerfile", "dockerfile"):
         try:
             node = tree.lookup(path)

@@ -1,10 +1,11 @@
-"""Base images: from our own store, else pulled from a registry and kept under their name."""
+"""Base images: from the store, or pulled from a registry and kept under their name."""
 
 from __future__ import annotations
 
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError
 from builder.events import Notice
+from builder.images.lazy_layers import Layers
 from builder.images.local import config_of, remember_platform, snapshots
 from builder.oci.manifest import parse_descriptor
 from builder.oci.model import ImageConfig, Platform, host
@@ -19,15 +20,16 @@ from grammar.structs import struct
 
 @struct
 class StoreResolver:
-    """The planner's Resolver. A name the store has is never asked of a registry again.
+    """The planner's Resolver. ``layers`` learns where the layers of base images are.
 
-    With *lazy* an image that is not here is left in its registry until its files are needed. With
-    *metadata_only* an image that is not here is not pulled: its config is all that is
-    asked for. *policy* is that of ``--pull``: whether a registry is asked always, when something is missing,
-    never, or always but in vain if need be ("newer").
+    With ``metadata_only``, an image that is missing in the store is not pulled: only its config is read.
+    With ``lazy``, its layers stay in the registry until a step needs their files. ``policy`` is ``--pull``:
+    "missing" asks a registry only for images that the store has not, "always" asks for each, "newer" does
+    too but goes on with the store's if the registry cannot be reached, "never" asks for none.
     """
 
-    workshop: Workshop
+    environment: Environment
+    layers: Layers
     options: ClientOptions
     context: Files | None
     metadata_only: bool = False
@@ -35,49 +37,63 @@ class StoreResolver:
     lazy: bool = False
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        store = self.workshop.store
+        """Return the image ID and the config that *reference* means. Raises BuildError and CacheError."""
+        store = self.environment.store
         found = find_image(store, reference, platform)
         image = None if self.policy in ("always", "newer") else found
-        if image is None and self.policy == "never":
-            raise BuildError(
-                f"{reference.familiar} is not in the store, and --pull=never asks no registry",
-                f"pybuild pull {reference.familiar}, or load it from an archive",
-            )
         if image is None:
-            from builder.images.pull import pull, pull_config
-            from builder.registry.errors import NotFound, Unauthorized, Unavailable
-
+            if self.policy == "never":
+                raise BuildError(
+                    f"{reference.familiar} is not in the store, and --pull=never asks no registry",
+                    f"pybuild pull {reference.familiar}, or load it from an archive",
+                )
             if self.lazy and platform == host() and not self.metadata_only:
                 return self._leave(reference, platform)
-            try:
-                if self.metadata_only:
-                    return pull_config(reference, platform, self.options)
-                image = pull(store, reference, platform, self.workshop.sink, self.options)
-            except (NotFound, Unauthorized, Unavailable) as error:
-                if self.policy == "always":
-                    raise
-                image = found or store.resolve(str(reference))  # for another platform: the planner warns
-                if image is None or not store.has_blob(image):
-                    raise
-                if self.policy == "newer":
-                    note = f"{reference.familiar} is used as it is here: {error.message}"
-                    self.workshop.sink(Notice(note, warning=True))
-            if not self.metadata_only:
-                remember_platform(store, reference, platform, image)
-        config = config_of(store, image)
-        if not self.metadata_only and not all(map(self.workshop.layers.named, config.diff_ids)):
-            snapshots(store, config)  # says what is missing
-        return image, config
+            return self._from_registry(reference, platform, found)
+        return image, self._checked_config(image)
+
+    def _checked_config(self, image: Digest) -> ImageConfig:
+        """Return the config of an image of the store. Raises CacheError for a layer that is missing."""
+        config = config_of(self.environment.store, image)
+        if not self.metadata_only and not all(map(self.layers.find, config.diff_ids)):
+            snapshots(self.environment.store, config)  # raises the error that names what is missing
+        return config
+
+    def _from_registry(
+        self, reference: Reference, platform: Platform, found: Digest | None
+    ) -> tuple[Digest, ImageConfig]:
+        """Pull an image, or its config. Where that fails, return *found* if the policy allows it."""
+        from builder.images.pull import pull, pull_config  # HTTP takes 40 ms to import
+        from builder.registry.errors import NotFound, Unauthorized, Unavailable
+
+        store, sink = self.environment.store, self.environment.sink
+        try:
+            if self.metadata_only:
+                return pull_config(reference, platform, self.options)
+            image = pull(store, reference, platform, sink, self.options)
+        except (NotFound, Unauthorized, Unavailable) as error:
+            if self.policy == "always":
+                raise
+            here = found or store.resolve(str(reference))  # for another platform: the planner warns
+            if here is None or not store.has_blob(here):
+                raise
+            image = here
+            if self.policy == "newer":
+                note = f"{reference.familiar} is used as it is here: {error.message}"
+                sink(Notice(note, warning=True))
+        if not self.metadata_only:
+            remember_platform(store, reference, platform, image)
+        return image, self._checked_config(image)
 
     def _leave(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        """The image ID and the config of an image whose layers stay where they are.
+        """Return the image ID and the config of an image whose layers stay in the registry.
 
-        What a name meant is kept, so that it means the same the next time and no registry need be there.
+        The index keeps what the reference meant: it means the same in the next build, without the registry.
         """
-        from builder.images.pull import find_remote, remember_manifest
+        from builder.images.pull import find_remote, remember_manifest  # HTTP takes 40 ms to import
         from builder.registry.repository import open_repository
 
-        store = self.workshop.store
+        store = self.environment.store
         repository = open_repository(reference, self.options)
         known = None
         if self.policy == "missing":
@@ -97,28 +113,28 @@ class StoreResolver:
                 str(platform), str(reference), RemoteImage(ImageId(image), described)
             )
         found = zip(config.diff_ids, layers, strict=True)
-        self.workshop.layers.leave(str(reference), image, found, repository)
+        self.layers.leave(str(reference), image, found, repository)
         return image, config
 
     def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:
-        from builder.images.load import load_layout
+        from builder.images.load import load_layout  # few builds need it
 
-        image = load_layout(self.workshop.store, place, platform)
-        return image, config_of(self.workshop.store, image)
+        image = load_layout(self.environment.store, place, platform)
+        return image, config_of(self.environment.store, image)
 
     def files(self, url: str) -> Files:
-        from builder.fetch.remote_contexts import context_of_url
+        from builder.fetch.remote_contexts import context_of_url  # HTTP takes 40 ms to import
 
-        return context_of_url(url, self.workshop, keep_git_dir=False)
+        return context_of_url(url, self.environment, keep_git_dir=False)
 
 
 def find_image(store: Store, reference: Reference, platform: Platform) -> Digest | None:
-    """The image of a name in the store: the one that was pulled for *platform*, else any."""
+    """Return the image of a reference in the store: the one pulled for *platform*, or one that fits it."""
     if platform != host():
         found = store.memos.platform_image(str(platform), str(reference))
         if found is not None and store.has_blob(found):
             ours = _architecture(config_of(store, found).platform) == _architecture(platform)
-            if ours or found == store.resolve(str(reference)):  # else it stood in, and its name has moved
+            if ours or found == store.resolve(str(reference)):  # otherwise the reference has moved on
                 return found
     image = store.resolve(str(reference))
     if image is None or not store.has_blob(image):

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote, urlsplit
 
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
@@ -58,15 +58,15 @@ _HELPER = (
 )
 
 
-def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, SnapshotId]:
+def fetch_git(op: FetchGit, environment: Environment, fresh: bool) -> tuple[CacheKey, SnapshotId]:
     """The key and the snapshot of what *op* says. A commit that is here is not fetched again.
 
     Raises BuildError, and Cancelled.
     """
     if shutil.which("git") is None:
         raise BuildError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
-    with draft(workshop.store, ()) as made:
-        git = _Git(op, workshop, made.folder)
+    with draft(environment.store, ()) as made:
+        git = _Git(op, environment, made.folder)
         # Nothing that git runs, on whatever a server sends, can write anywhere else.
         where, hashes = confined([made.folder, os.devnull], git.resolve)
         if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
@@ -80,23 +80,23 @@ def fetch_git(op: FetchGit, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
             "commit_time": op.commit_time,
         }
         key = derive("git", fields)
-        workshop.store.memos.set_commit(key, wanted)  # for builder.attest.provenance
-        if not fresh and (last := workshop.store.memos.checkout(key)):
+        environment.store.memos.set_commit(key, wanted)  # for builder.attest.provenance
+        if not fresh and (last := environment.store.memos.checkout(key)):
             return key, last
         confined([made.folder, os.devnull], lambda: git.check_out(made, where, hashes))
         snapshot = commit(made)
-        workshop.store.memos.set_checkout(key, snapshot)
+        environment.store.memos.set_checkout(key, snapshot)
     return key, snapshot
 
 
 class _Git:
     """git on one repository."""
 
-    def __init__(self, op: FetchGit, workshop: Workshop, folder: str) -> None:
+    def __init__(self, op: FetchGit, environment: Environment, folder: str) -> None:
         self._op = op
-        self._workshop = workshop
-        self._client = workshop.client
-        self._remote, self._environment = _environment(op.remote, folder, workshop)
+        self._cancellation = environment.cancellation
+        self._client = environment.client
+        self._remote, self._environment = _environment(op.remote, folder, environment)
 
     def resolve(self) -> tuple[str, list[str]]:
         """The full name of the ref and the hashes it stands for: a tag's own first, its commit last."""
@@ -229,7 +229,7 @@ class _Git:
                 heard[pipe.fileno()] = bytearray()
             last = time.monotonic()
             while waiting.get_map():
-                self._workshop.check()
+                self._cancellation.check()
                 for key, _events in waiting.select(_TICK):
                     data = os.read(key.fd, 65536)
                     last = time.monotonic()
@@ -245,18 +245,18 @@ class _Git:
         return bytes(out), bytes(said)
 
 
-def _environment(remote: str, folder: str, workshop: Workshop) -> tuple[str, dict[str, str]]:
+def _environment(remote: str, folder: str, environment: Environment) -> tuple[str, dict[str, str]]:
     """The repository's address as git is told it, and what git sees besides: our configuration and
     nobody else's. Credentials are in its environment only, never in arguments.
     """
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
-    given = workshop.ssh.get("default")
-    config = {**_CONFIG, "http.lowSpeedTime": f"{max(1, round(workshop.client.silence))}"}
+    given = environment.ssh.get("default")
+    config = {**_CONFIG, "http.lowSpeedTime": f"{max(1, round(environment.client.silence))}"}
     parts = urlsplit(remote if "://" in remote else f"ssh://{remote.replace(':', '/', 1)}")
     if parts.scheme in ("http", "https"):
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
-        if header := _credentials(parts.hostname or "", workshop.secrets):
+        if header := _credentials(parts.hostname or "", environment.secrets):
             config["http.followRedirects"] = "false"  # git would take the header along to any host
             config[f"http.{place}.extraheader"] = header
         if parts.username is not None:

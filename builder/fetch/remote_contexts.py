@@ -13,7 +13,7 @@ from collections.abc import Callable
 from builder.copy.archives import is_archive
 from builder.copy.place import copy_files
 from builder.copy.sources import Selection, TreeSource
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.fetch.git import fetch_git
 from builder.fetch.url import fetch_url
 from builder.plan.ops import CopyFiles, FetchUrl, Files, Picked
@@ -27,23 +27,23 @@ FILE_NAME = "Dockerfile"  # what a file that is no archive is called
 _CHUNK = 1 << 20
 
 
-def context_of_url(url: str, workshop: Workshop, keep_git_dir: bool) -> Files:
+def context_of_url(url: str, environment: Environment, keep_git_dir: bool) -> Files:
     """What a URL holds: a repository's files, an archive's, or one file called Dockerfile.
 
     Raises BuildError or CacheError.
     """
     if (git := context_git_ref(url)) is not None:
         op = git.op(keep_git_dir or git.keep_git_dir is True)
-        return Files(*fetch_git(op, workshop, fresh=False))
-    return _unpacked(Files(*fetch_url(FetchUrl(url, FILE_NAME, ""), workshop, fresh=False)), workshop)
+        return Files(*fetch_git(op, environment, fresh=False))
+    return _unpacked(Files(*fetch_url(FetchUrl(url, FILE_NAME, ""), environment, fresh=False)), environment)
 
 
-def context_of_stream(read: Callable[[int], bytes], workshop: Workshop) -> tuple[Files, bool]:
+def context_of_stream(read: Callable[[int], bytes], environment: Environment) -> tuple[Files, bool]:
     """What a stream holds, as for a URL, and whether it was an archive.
 
     Raises BuildError or CacheError.
     """
-    with draft(workshop.store, ()) as made:
+    with draft(environment.store, ()) as made:
         sha = hashlib.sha256()
         size = 0
         with open(os.path.join(made.upper, FILE_NAME), "xb") as file:
@@ -52,45 +52,45 @@ def context_of_stream(read: Callable[[int], bytes], workshop: Workshop) -> tuple
                 size += file.write(data)
         digest = sha.hexdigest()
         key = derive("stream", {"digest": digest})
-        snapshot = _known(key, workshop) or commit(
+        snapshot = _known(key, environment) or commit(
             made, [Entry(FILE_NAME, FILE, 0o600, size=size, mtime=0, digest=digest)]
         )
-    files = _remember(Files(key, snapshot), workshop)
-    unpacked = _unpacked(files, workshop)
+    files = _remember(Files(key, snapshot), environment)
+    unpacked = _unpacked(files, environment)
     return unpacked, unpacked is not files
 
 
-def empty_context(workshop: Workshop) -> Files:
+def empty_context(environment: Environment) -> Files:
     """No files at all."""
     key = derive("empty", {})
-    snapshot = _known(key, workshop)
+    snapshot = _known(key, environment)
     if not snapshot:
-        with draft(workshop.store, ()) as made:
+        with draft(environment.store, ()) as made:
             snapshot = commit(made, [])
-    return _remember(Files(key, snapshot), workshop)
+    return _remember(Files(key, snapshot), environment)
 
 
-def _unpacked(files: Files, workshop: Workshop) -> Files:
+def _unpacked(files: Files, environment: Environment) -> Files:
     """The files of an archive that is the one file of *files*; these where it is none."""
-    source = TreeSource(tree_of(workshop.store, (files.snapshot,)))
+    source = TreeSource(tree_of(environment.store, (files.snapshot,)))
     item = Picked(FILE_NAME, 0, literal=True, unpack=True)
     (selected,) = source.select(item, ())
     if not is_archive(source, selected):
         return files
     key = derive("unpacked", {}, [files.key])
-    snapshot = _known(key, workshop)
+    snapshot = _known(key, environment)
     if not snapshot:
-        with draft(workshop.store, ()) as made:
+        with draft(environment.store, ()) as made:
             snapshot = copy_files(
                 CopyFiles((item,), "/"), made, [Selection(item, source, [selected])], None, None
             )
-    return _remember(Files(key, snapshot), workshop)
+    return _remember(Files(key, snapshot), environment)
 
 
-def _known(key: CacheKey, workshop: Workshop) -> SnapshotId | None:
-    return workshop.store.memos.context(key)
+def _known(key: CacheKey, environment: Environment) -> SnapshotId | None:
+    return environment.store.memos.context(key)
 
 
-def _remember(files: Files, workshop: Workshop) -> Files:
-    workshop.store.memos.set_context(files.key, files.snapshot)
+def _remember(files: Files, environment: Environment) -> Files:
+    environment.store.memos.set_context(files.key, files.snapshot)
     return files

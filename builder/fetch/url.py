@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError
 from builder.events import Meter
 from builder.plan.identity import identity
@@ -47,13 +47,13 @@ class Fetched:
         return derive("file", {"name": op.name, "digest": self.digest, "modified": self.modified})
 
 
-def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, SnapshotId]:
+def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[CacheKey, SnapshotId]:
     """The key and the snapshot of the file behind a URL.
 
     With a checksum, a file that is here is good without asking; else the server is asked
     whether it changed. *fresh* fetches in any case. Raises BuildError.
     """
-    store = workshop.store
+    store = environment.store
     memo = derive(*identity(op))
     last = None if fresh else _remembered(store, memo)
     if last is not None and op.checksum:
@@ -66,13 +66,13 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
     except ValueError:  # its words would show a part of a password
         hint = "in a password, write / as %2F, # as %23, ? as %3F, @ as %40"
         raise BuildError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
-    headers = {**_known(last), **_credentials(parts, workshop.secrets)}
+    headers = {**_known(last), **_credentials(parts, environment.secrets)}
     transport = Transport(
         parts.netloc.rpartition("@")[2],
         parts.scheme,
         encoded=True,
-        patience=workshop.client.silence,
-        timeout=workshop.client.timeout,
+        patience=environment.client.silence,
+        timeout=environment.client.timeout,
     )
     try:
         response = transport.get(_asked(parts), headers)
@@ -80,7 +80,7 @@ def fetch_url(op: FetchUrl, workshop: Workshop, fresh: bool) -> tuple[CacheKey, 
             return last.key(op), last.snapshot
         if response.status != 200:
             raise BuildError(f"{redacted(op.url)} answered {response.status}", "check the address")
-        made = _store(op, response, workshop)
+        made = _store(op, response, environment)
     finally:
         transport.close()
     store.memos.set_fetched_url(memo, as_dict(made) | {"snapshot": str(made.snapshot)})
@@ -120,18 +120,18 @@ def _credentials(parts: SplitResult, secrets: Mapping[str, Secret]) -> dict[str,
     return {}
 
 
-def _store(op: FetchUrl, response: Response, workshop: Workshop) -> Fetched:
+def _store(op: FetchUrl, response: Response, environment: Environment) -> Fetched:
     length = response.headers.get("content-length", "")
     total = int(length) if length.isascii() and length.isdigit() and len(length) < 16 else 0
-    meter = Meter(f"fetching {op.name}", total, workshop.sink)
+    meter = Meter(f"fetching {op.name}", total, environment.sink)
     modified = response.headers.get("last-modified", "")
     when = _time(modified)
-    with draft(workshop.store, ()) as made:
+    with draft(environment.store, ()) as made:
         sha = hashlib.sha256()
         size = 0
         try:
             with open(os.path.join(made.upper, op.name), "xb", buffering=0) as file:
-                for data in _content(op, response, meter, workshop):
+                for data in _content(op, response, meter, environment):
                     sha.update(data)
                     size += len(data)
                     write_all(file.fileno(), data)
@@ -147,7 +147,7 @@ def _store(op: FetchUrl, response: Response, workshop: Workshop) -> Fetched:
     return Fetched(snapshot, digest, response.headers.get("etag", ""), modified)
 
 
-def _content(op: FetchUrl, response: Response, meter: Meter, workshop: Workshop) -> Iterator[bytes]:
+def _content(op: FetchUrl, response: Response, meter: Meter, environment: Environment) -> Iterator[bytes]:
     """The body; what a server sends gzip-encoded although nobody asked it to is decoded, as curl does."""
     inflate = None
     if response.headers.get("content-encoding") == "gzip":
@@ -155,7 +155,7 @@ def _content(op: FetchUrl, response: Response, meter: Meter, workshop: Workshop)
     got = 0
     try:
         for data in response.chunks(_LIMIT):
-            workshop.check()
+            environment.cancellation.check()
             got += len(data)
             meter.add(len(data))
             if inflate is None:
@@ -165,7 +165,7 @@ def _content(op: FetchUrl, response: Response, meter: Meter, workshop: Workshop)
                 raise zlib.error("there is more after the end of what is compressed")
             packed = data
             while packed and not inflate.eof:
-                workshop.check()
+                environment.cancellation.check()
                 yield inflate.decompress(packed, _CHUNK)
                 packed = inflate.unconsumed_tail
     except (OSError, zlib.error) as error:

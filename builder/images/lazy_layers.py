@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from builder.errors import BuildError, LayerLost
@@ -16,19 +16,13 @@ from builder.events import Meter, Sink
 from builder.oci.blobs import BlobSource
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
-from cache.digest import DiffId, Digest, SnapshotId, digest, hex_of
-from cache.errors import CacheError, CorruptError, SpaceError
+from cache.digest import DiffId, Digest, Layer, SnapshotId, hex_of
+from cache.errors import CacheError, CorruptError, MissingError, SpaceError
 from cache.layer.blobs import add_blob, check_blob, layer_tar, stored
 from cache.store import Store, write_error
 from grammar.structs import field, struct
 
 _AT_ONCE = 4
-_MARK = "sha256:"  # no snapshot's name begins like that
-
-
-def is_packed(layer: str) -> bool:
-    """Whether *layer*, of a stack, is a diff ID and not a snapshot."""
-    return layer.startswith(_MARK)
 
 
 @struct(frozen=False)
@@ -56,17 +50,23 @@ class Layers:
             self._of_bases.setdefault(layer, []).append((source, descriptor))
         self._images.append((name, image, tuple(layer for layer, _ in found)))
 
-    def named(self, layer: DiffId) -> str:
-        """The layer as a stack holds it: its snapshot, or else its diff ID; "" where nobody has it."""
-        if snapshot := self.store.index.unpacked(layer):
+    def find(self, layer: DiffId) -> Layer | None:
+        """Return the layer as a stack holds it: its snapshot, or its diff ID; None where nobody has it."""
+        snapshot = self.store.index.unpacked(layer)
+        if snapshot is not None:
             return snapshot
-        return layer if self._elsewhere(layer) or stored(self.store, layer) else ""
+        return layer if self._elsewhere(layer) or stored(self.store, layer) else None
 
-    def diff_id(self, layer: str) -> DiffId:
+    def required(self, layer: DiffId) -> Layer:
+        """Return what ``find`` does. Raises LayerLost where nobody has the layer."""
+        found = self.find(layer)
+        if found is None:
+            raise LayerLost(f"layer {layer} is gone from the store", "build, load or pull the image again")
+        return found
+
+    def diff_id(self, layer: Layer) -> DiffId:
         """Return the diff ID of a layer of a stack, packing it if it never was."""
-        if is_packed(layer):
-            return DiffId(digest(layer))
-        return layer_tar(self.store, SnapshotId(layer)).diff_id
+        return layer if isinstance(layer, DiffId) else layer_tar(self.store, layer).diff_id
 
     def forget(self) -> None:
         """No longer take layers from shared caches."""
@@ -83,19 +83,23 @@ class Layers:
         found = self._of_caches.get(layer, ())
         return next((descriptor for source, descriptor in found if source.name == place), None)
 
-    def unpacked(self, stack: tuple[str, ...]) -> tuple[str, ...]:
-        """*stack* with every layer unpacked. Raises BuildError or CacheError."""
+    def unpacked(self, stack: Sequence[Layer]) -> tuple[SnapshotId, ...]:
+        """Return the snapshots of *stack*, unpacking layers that are not. Raises BuildError or CacheError."""
         self._each(stack, self._unpack)
-        return tuple(
-            self.store.index.unpacked(DiffId(layer)) or "" if is_packed(layer) else layer for layer in stack
-        )
+        return tuple(layer if isinstance(layer, SnapshotId) else self._snapshot(layer) for layer in stack)
 
-    def fetched(self, stack: Iterable[str]) -> None:
+    def _snapshot(self, layer: DiffId) -> SnapshotId:
+        snapshot = self.store.index.unpacked(layer)
+        if snapshot is None:
+            raise MissingError("a layer is gone from the store", "build, load or pull the image again")
+        return snapshot
+
+    def fetched(self, stack: Iterable[Layer]) -> None:
         """See that every layer of *stack* is in the store, be it as a blob. Raises as ``unpacked``."""
         self._each(stack, self._fetch)
 
-    def _each(self, stack: Iterable[str], work: Callable[[DiffId], object]) -> None:
-        missing = [DiffId(digest(layer)) for layer in dict.fromkeys(stack) if is_packed(layer)]
+    def _each(self, stack: Iterable[Layer], work: Callable[[DiffId], object]) -> None:
+        missing = [layer for layer in dict.fromkeys(stack) if isinstance(layer, DiffId)]
         if len(missing) == 1:
             work(missing[0])
         elif missing:

@@ -7,32 +7,38 @@ import marshal
 from collections.abc import Sequence
 
 from builder.build.inputs import Inputs
-from builder.build.solve import Solver
-from builder.environment import Workshop
+from builder.build.pipeline import Finished
 from builder.oci.model import host
-from builder.plan.graph import Plan
-from builder.plan.ops import Fetch, FromImage
+from builder.plan.ops import Fetch
 from builder.replay.play import listing_digest, memo_key
-from builder.request import STDIN, BuildRequest, BuildResult
+from builder.request import STDIN, BuildRequest
 from cache.kernel import keeps_owners
+from cache.store import Store
+from grammar.structs import struct
+
+
+@struct
+class Shown:
+    """How the build was shown, which its replay repeats. ``silent``: without progress."""
+
+    quiet: bool
+    silent: bool
 
 
 def remember(
     argv: Sequence[str],
     request: BuildRequest,
     inputs: Inputs,
-    result: BuildResult,
-    plan: Plan,
-    solver: Solver,
-    workshop: Workshop,
-    quiet: bool,
-    silent: bool,
+    done: Finished,
+    store: Store,
+    shown: Shown,
 ) -> None:
-    """Leave a memo of this build under its command line.
+    """Leave a record of a build under its command line.
 
-    Not where somebody elsewhere has to be asked, nor for bases that the store has by platform or
-    for other contexts than a folder.
+    No record is left where a registry or server has to be asked again, nor for bases that the store has by
+    platform, nor for contexts other than one directory.
     """
+    plan, result = done.built.plan, done.result
     if request.remote or request.contexts or request.dockerfile == STDIN:
         return
     if (
@@ -53,7 +59,7 @@ def remember(
         return
     if request.secrets or request.ssh:  # their files have to be there, which replay does not look at
         return
-    context, store = workshop.contexts[""], workshop.store
+    context = done.contexts[""]
     if context.followed:  # links led to what was copied, and may lead elsewhere next time
         return
     foreign = any(platform != str(host()) for _, _, platform in plan.bases)
@@ -62,16 +68,16 @@ def remember(
     files = [(path, hashlib.sha256(data).hexdigest()) for path, data in _read(inputs)]
     files += [(path, "") for path in inputs.absent]
     steps = [
-        (solver.results[id(step)].key, str(solver.results[id(step)].layer))
+        (found.key, str(found.made.layer))
         for step in plan.steps
-        if not isinstance(step.op, FromImage)
+        if (found := done.built.solution.of(step)).made is not None
     ]
     memo = {
         "files": files,
         "refs": [(name, image) for name, image, _ in plan.bases],
         "context": request.context,
         "context_name": context.name,
-        "ignore": inputs.ignore[1] or b"",
+        "ignore": inputs.ignore.content or b"",
         "selections": sorted(context.digests.items()),
         "listings": [(path, listing_digest(context.real(path))) for path in sorted(context.listed)],
         "steps": steps,
@@ -80,14 +86,14 @@ def remember(
         "warnings": list(result.warnings),
         "tags": list(request.tags),
         "iidfile": request.iidfile,
-        "quiet": quiet,
-        "silent": silent,
+        "quiet": shown.quiet,
+        "silent": shown.silent,
     }
     store.memos.set_build(memo_key(argv), marshal.dumps(memo))
 
 
 def _read(inputs: Inputs) -> list[tuple[str, bytes]]:
     out = [inputs.dockerfile]
-    if inputs.ignore[1] is not None:
-        out.append((inputs.ignore[0], inputs.ignore[1]))
+    if inputs.ignore.content is not None:
+        out.append((inputs.ignore.path, inputs.ignore.content))
     return out

@@ -1,85 +1,90 @@
-"""RUN --mount, from the builder's side: what is mounted, and that it is there while the step runs.
+"""RUN --mount: prepare what is mounted into a container, and keep it there while the step runs.
 
-Where an image has no directory or file at a mount's target, an empty one lies in a layer of its
-own on top of the image, as a mount point; so nothing of it can be left in the step's diff
-(T85). Caches are directories of the store, held by flock.
+Where the image has nothing at the target of a mount, an empty directory or file is its mount point. The
+mount points lie in a layer of their own on top of the image, so none is left in the diff of the step (T85).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import assert_never
 
-from builder.copy.place import copy_tree
 from builder.copy.sources import MADE_TIME
-from builder.environment import Workshop
+from builder.environment import Environment
 from builder.errors import BuildError
-from builder.events import Notice
 from builder.plan.ops import BindMount, CacheMount, Mount, SecretMount, SshMount, TmpfsMount
+from builder.request import Ssh
 from builder.rootfs.mount_points import copy_bound
+from builder.run.cache_mounts import CacheMounts
 from builder.run.secrets import read_secret
-from builder.runtime.isolation import NAMESPACES
 from builder.runtime.spec import MountSpec
-from cache.fs import real_folder, remove_devices, remove_tree
+from cache.fs import real_folder
 from cache.kernel import set_owner
 from cache.layer.merged_tree import Tree
 from cache.layer.snapshots import Draft, top_down, tree_of
-from cache.locks import try_lock
 from grammar.structs import field, struct
 
 _EMPTY = b"mounts/proc"  # an empty directory of the store
-_POLL = 0.05  # seconds between two tries to get a cache
 
 
 @struct(frozen=False)
 class Mounted:
-    """What a container is told: its mounts, the layer of mount points ("" for none), variables."""
+    """What the mounts add to a container: mounts, variables, and the layer of their mount points.
+
+    ``points`` is that layer's path, relative to the store, None where no mount point is missing.
+    """
 
     specs: list[MountSpec] = field(factory=list)
-    points: str = ""
+    points: str | None = None
     env: dict[str, str] = field(factory=dict)
 
 
 @contextlib.contextmanager
 def mounted(
-    mounts: tuple[Mount, ...], sources: list[tuple[str, ...]], draft: Draft, workshop: Workshop
+    mounts: tuple[Mount, ...],
+    sources: Sequence[tuple[str, ...]],
+    draft: Draft,
+    environment: Environment,
+    caches: CacheMounts,
 ) -> Iterator[Mounted]:
-    """Prepare *mounts*; *sources* are the layers of what they number. Raises BuildError."""
+    """Prepare *mounts*. *sources* are the snapshots of the step's sources. Raises BuildError."""
     out = Mounted()
     targets: list[tuple[str, bool]] = []  # where, and whether it is a file
     with contextlib.ExitStack() as held:
-        caches = _take_caches(mounts, sources, workshop, held)
+        folders = caches.take(mounts, sources, held)
         for number, mount in enumerate(mounts):
             match mount:
                 case BindMount():
                     layers = sources[mount.origin] if mount.origin >= 0 else ()
                     spec, is_file = _bind(mount, layers, draft, number)
                 case CacheMount():
-                    spec, is_file = _cache(mount, caches[number]), False
+                    spec, is_file = _cache(mount, folders[number]), False
                 case TmpfsMount():
                     spec, is_file = MountSpec(kind="tmpfs", size=mount.size, read_only=mount.read_only), False
                 case SecretMount():
-                    content = read_secret(workshop.secrets, mount)
-                    if mount.env:  # one that is missing is empty, as in BuildKit
+                    content = read_secret(environment.secrets, mount)
+                    if mount.env:  # a missing secret is an empty variable, as in BuildKit
                         out.env[mount.env] = os.fsdecode(content or b"")
                     if content is None or not mount.target:
                         continue
                     spec, is_file = _secret(mount, content), True
                 case SshMount():
-                    if not _agent(mount, draft, number, workshop, held):
+                    if not _agent(mount, draft, number, environment.ssh, held):
                         continue
                     spec, is_file = _socket(draft, number), True
+                case _:
+                    assert_never(mount)
             target: str = mount.target
             spec["target"] = os.fsencode(target)
             out.specs.append(spec)
             targets.append((target, is_file))
-        out.points, only_there = _make_points(draft, [*targets, *hidden_points(draft)])
+        points = _make_points(draft, [*targets, *hidden_points(draft)])
+        out.points = points.path
         yield out
-        _drop_points(draft, only_there)
+        _drop_points(draft, points.only_there)
 
 
 def _bind(mount: BindMount, layers: tuple[str, ...], draft: Draft, number: int) -> tuple[MountSpec, bool]:
@@ -116,15 +121,15 @@ def _secret(mount: SecretMount, content: bytes) -> MountSpec:
 
 
 def _agent(
-    mount: SshMount, draft: Draft, number: int, workshop: Workshop, held: contextlib.ExitStack
+    mount: SshMount, draft: Draft, number: int, agents: Mapping[str, Ssh], held: contextlib.ExitStack
 ) -> bool:
-    """Make the socket of an agent, if one was given. Raises BuildError where it is required."""
-    given = workshop.ssh.get(mount.id)
+    """Make the socket of an agent. Return False if none was given; raises BuildError if one is required."""
+    given = agents.get(mount.id)
     if given is None:
         if mount.required:
             raise BuildError(f"unset ssh forward key {mount.id}", f"give it with --ssh {mount.id}")
         return False
-    from builder.run.ssh import agent_socket
+    from builder.run.ssh import agent_socket  # few builds need it
 
     folder = os.path.join(draft.folder, f"ssh{number}")
     os.mkdir(folder, 0o700)
@@ -150,8 +155,10 @@ _USUAL = (
 
 
 def hidden_points(draft: Draft) -> list[tuple[str, bool]]:
-    """Usual mount points that the image does not have, and for which those at the bottom of every overlay
-    do not show: a layer has removed the directory, or put a link in its place.
+    """Return the usual mount points that the image has not, and whether each is a file.
+
+    Every overlay has them in its lowest layer, but they do not show there where a layer has removed the
+    directory, or put a symlink in its place.
     """
     root = draft.lower().root
     tree = Tree((*(root.folders if root is not None else ()), draft.store.path("mounts")))
@@ -160,15 +167,24 @@ def hidden_points(draft: Draft) -> list[tuple[str, bool]]:
     return [item for item in missing if (node := above[item[0]]) is None or node.is_dir]
 
 
-def make_usual_points(draft: Draft) -> str:
-    """A layer with the mount points that *draft*'s image hides, relative to the store; "" for none."""
-    return _make_points(draft, hidden_points(draft))[0]
+def make_usual_points(draft: Draft) -> str | None:
+    """Make a layer with the usual mount points that the image has not.
 
-
-def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, list[str]]:
-    """A layer with mount points for the *targets* that the image does not have; its path, and
-    the directories that are in it only.
+    Return its path relative to the store, None where none is missing.
     """
+    return _make_points(draft, hidden_points(draft)).path
+
+
+@struct
+class _Points:
+    """A layer of mount points: its path relative to the store, and its directories that the image has not."""
+
+    path: str | None
+    only_there: list[str]
+
+
+def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> _Points:
+    """Make a layer with a mount point for each of the *targets* that the image does not have."""
     lower = draft.lower()
     missing = []
     for target, is_file in targets:
@@ -176,7 +192,7 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, li
         if node is None:
             missing.append((path, is_file))
     if not missing:
-        return "", []
+        return _Points(None, [])
     top = os.path.join(draft.folder, "points")
     os.mkdir(top, 0o755)
     made: dict[str, str] = {"": top}
@@ -194,13 +210,13 @@ def _make_points(draft: Draft, targets: list[tuple[str, bool]]) -> tuple[str, li
     for part in sorted(made, reverse=True):
         _imitate(lower, part, made[part])
     only_there = [part for part in made if part and lower.lookup(part, follow=False) is None]
-    return os.path.relpath(top, draft.store.root), only_there
+    return _Points(os.path.relpath(top, draft.store.root), only_there)
 
 
 def _drop_points(draft: Draft, only_there: list[str]) -> None:
-    """Take out of the step's diff the mount points that it gave another look and left empty.
+    """Remove from the diff the mount points whose metadata the step changed and that it left empty.
 
-    The step may have put links in their place: none is followed (SRC-05).
+    The step may have put symlinks in their place: none is followed (SRC-05).
     """
     for part in sorted(only_there, reverse=True):
         above, _, name = part.rpartition("/")
@@ -209,7 +225,7 @@ def _drop_points(draft: Draft, only_there: list[str]) -> None:
 
 
 def _imitate(lower: Tree, path: str, made: str) -> None:
-    """Give a directory over one of the image the looks of that one."""
+    """Give a directory the metadata of the directory of the image that it hides."""
     node = lower.lookup(path, follow=False)
     if node is None:
         os.utime(made, ns=(MADE_TIME, MADE_TIME))
@@ -217,138 +233,3 @@ def _imitate(lower: Tree, path: str, made: str) -> None:
     set_owner(made, node.found.st_uid, node.found.st_gid)
     os.chmod(made, stat.S_IMODE(node.found.st_mode))
     os.utime(made, ns=(node.found.st_mtime_ns, node.found.st_mtime_ns))
-
-
-# -- caches --------------------------------------------------------------------------------
-
-
-def _take_caches(
-    mounts: tuple[Mount, ...],
-    sources: list[tuple[str, ...]],
-    workshop: Workshop,
-    held: contextlib.ExitStack,
-) -> dict[int, str]:
-    """The directory of each cache mount, relative to the store, held until *held* is left.
-
-    Always taken in one order, or two steps with two locked caches could wait for each other.
-    """
-    wanted = []
-    for number, mount in enumerate(mounts):
-        if isinstance(mount, CacheMount):
-            layers = sources[mount.origin] if mount.origin >= 0 else ()
-            wanted.append((cache_name(mount, layers), number, mount, layers))
-    found: dict[int, str] = {}
-    taken: dict[str, str] = {}
-    for name, number, mount, layers in sorted(wanted, key=lambda item: item[:2]):
-        if name not in taken:
-            taken[name] = _take_cache(name, mount, layers, workshop, held)
-        found[number] = taken[name]
-    return found
-
-
-def cache_name(mount: CacheMount, layers: tuple[str, ...]) -> str:
-    """A cache is its id, what it began with, and whose it is."""
-    text = repr((mount.id, layers, mount.mode, mount.uid, mount.gid))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _take_cache(
-    name: str, mount: CacheMount, layers: tuple[str, ...], workshop: Workshop, held: contextlib.ExitStack
-) -> str:
-    """Lock the cache *name*, or for a private one the first instance of it that nobody uses."""
-    instance = 0
-    while True:
-        relative = f"caches/{name}" + (f".{instance}" if instance else "")
-        _ensure(workshop, relative, name, mount, layers)
-        try:
-            fd = _open_cache(workshop, relative)
-        except FileNotFoundError:
-            continue  # it was emptied a moment ago
-        # Its entries can be in one root only where nothing can be mounted.
-        used = not try_lock(fd, shared=mount.sharing == "shared" and workshop.isolation == NAMESPACES)
-        if not used and _is_still(fd, workshop, relative):
-            held.callback(os.close, fd)
-            return relative
-        os.close(fd)
-        if mount.sharing == "private" and used:
-            instance += 1
-        else:
-            workshop.check()
-            time.sleep(_POLL)
-
-
-def _open_cache(workshop: Workshop, relative: str) -> int:
-    return os.open(workshop.store.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _is_still(fd: int, workshop: Workshop, relative: str) -> bool:
-    """Whether a cache that is locked now has not been emptied, and so replaced, before."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(workshop.store.path(relative)))
-    except FileNotFoundError:
-        return False
-
-
-def empty_caches(
-    mounts: tuple[Mount, ...], sources: list[tuple[str, ...]] | None, workshop: Workshop
-) -> None:
-    """Throw away what is in the caches of a RUN that is not to come from the cache, once in a build.
-
-    A cache of somebody's files goes by their layers: *sources*, None while they are not known.
-    """
-    for mount in mounts:
-        if isinstance(mount, CacheMount) and (mount.origin < 0) == (sources is None):
-            name = cache_name(mount, sources[mount.origin] if sources else ())
-            with workshop.store.making(f"empty-{name}"):
-                if name not in workshop.emptied:
-                    workshop.emptied.add(name)
-                    _empty(workshop, name, mount.sharing)
-
-
-def _empty(workshop: Workshop, name: str, sharing: str) -> None:
-    """Move away every instance of a cache, once nobody uses it; a private one in use is nobody else's."""
-    folder = workshop.store.path("caches")
-    for found in [item for item in os.listdir(folder) if item.partition(".")[0] == name]:
-        relative, told = f"caches/{found}", False
-        while True:
-            try:
-                fd = _open_cache(workshop, relative)
-            except FileNotFoundError:
-                break
-            try:
-                if try_lock(fd):
-                    aside = workshop.store.temporary()
-                    os.rename(os.path.join(folder, found), aside)
-                    remove_tree(aside)
-                    break
-            finally:
-                os.close(fd)
-            if sharing == "private":
-                break
-            if not told:
-                workshop.sink(Notice("waiting for a cache mount that is to be emptied and is in use"))
-                told = True
-            workshop.check()
-            time.sleep(_POLL)
-
-
-def _ensure(workshop: Workshop, relative: str, name: str, mount: CacheMount, layers: tuple[str, ...]) -> None:
-    """Make a cache that is not there: complete before it has its name."""
-    store = workshop.store
-    final = store.path(relative)
-    if os.path.isdir(final):
-        return
-    with store.making(relative.replace("/", "-")):  # a rename would replace an empty one that is in use
-        if os.path.isdir(final):
-            return
-        made = store.temporary()
-        os.mkdir(made, 0o700)
-        fill = workshop.fill_cache if name not in workshop.emptied else None
-        if fill is not None and fill(name, made):
-            pass
-        elif layers:
-            copy_tree(tree_of(store, layers), made)
-            remove_devices(made)
-        set_owner(made, mount.uid, mount.gid)
-        os.chmod(made, mount.mode)
-        os.rename(made, final)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from builder.images.lazy_layers import is_packed
-from cache.digest import SnapshotId
+from cache.digest import DiffId, Layer
 from cache.keys import derive
 from cache.layer.blobs import layer_tar
 from cache.store import Store
@@ -20,41 +19,49 @@ class Alias:
     kind: str
     fields: Mapping[str, object]
     keys: tuple[str, ...]
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
 
     def local(self) -> str:
-        """The name in this store, which costs nothing."""
+        """Return the name in this store, which costs nothing."""
         return derive(self.kind, self.fields, [*self.keys, *self.layers])
 
-    def portable(self, store: Store, pack: bool = False) -> str:
-        """The name in all stores, by the diff IDs of the layers; "" where one is not known.
+    def portable(self, store: Store) -> str | None:
+        """Return the name in all stores, by the diff IDs of the layers; None if one was never packed."""
+        known = [portable(store, layer) for layer in self.layers]
+        layers = [layer for layer in known if layer is not None]
+        return derive(self.kind, self.fields, [*self.keys, *layers]) if len(layers) == len(known) else None
 
-        With *pack* they are found out.
-        """
-        layers = [portable(store, layer, pack) for layer in self.layers]
-        return derive(self.kind, self.fields, [*self.keys, *layers]) if all(layers) else ""
+    def packed(self, store: Store) -> str:
+        """Return the name in all stores, packing layers that never were. Raises CacheError."""
+        return derive(self.kind, self.fields, [*self.keys, *(packed(store, layer) for layer in self.layers)])
 
 
 def chained(layers: Sequence[str]) -> str:
-    """One name for the layers of the RUNs below a step, bottom first: of one its own, "" for none."""
+    """Return one name for the layers of the RUNs below a step, bottom first: of one its own, "" of none."""
     if len(layers) < 2:
         return "".join(layers)
     return "sha256:" + hashlib.sha256("\n".join(layers).encode()).hexdigest()
 
 
-def portable_chain(store: Store, layers: Sequence[str], known: dict[str, str]) -> str:
-    """The same by their diff IDs, which are found out; *known* keeps them from call to call."""
+def portable_chain(store: Store, layers: Sequence[Layer], known: dict[Layer, DiffId]) -> str:
+    """Return ``chained`` of the diff IDs of *layers*, packing those that never were.
+
+    *known* keeps them from call to call.
+    """
     for layer in layers:
         if layer not in known:
-            known[layer] = portable(store, layer, pack=True)
+            known[layer] = packed(store, layer)
     return chained([known[layer] for layer in layers])
 
 
-def portable(store: Store, layer: str, pack: bool) -> str:
-    """The diff ID of a layer of a stack, "" where it is not known; with *pack* it is found out."""
-    if not layer or is_packed(layer):
+def portable(store: Store, layer: Layer) -> DiffId | None:
+    """Return the diff ID of a layer of a stack, None if it was never packed."""
+    if isinstance(layer, DiffId):
         return layer
-    known = store.index.layer_tar(SnapshotId(layer))
-    if known is None and pack:
-        known = layer_tar(store, SnapshotId(layer))
-    return known.diff_id if known is not None else ""
+    known = store.index.layer_tar(layer)
+    return known.diff_id if known is not None else None
+
+
+def packed(store: Store, layer: Layer) -> DiffId:
+    """Return the diff ID of a layer of a stack, packing it if it never was. Raises CacheError."""
+    return layer if isinstance(layer, DiffId) else layer_tar(store, layer).diff_id

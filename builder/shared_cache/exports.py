@@ -13,12 +13,12 @@ from builder.oci import media_types
 from builder.oci.manifest import artifact_bytes
 from builder.request import CachePlace, ClientOptions
 from builder.shared_cache.backends import CacheBackend, open_backend
-from builder.shared_cache.content_names import Alias, portable, portable_chain
+from builder.shared_cache.content_names import Alias, packed, portable_chain
 from builder.shared_cache.imports import Imports
 from builder.shared_cache.records import Record, Records, encode, to_bytes
 from builder.support.parallel import each
 from cache.descriptor import Descriptor
-from cache.digest import DiffId, digest, digest_of
+from cache.digest import DiffId, Layer, digest_of
 from cache.errors import CacheError
 from cache.layer.blobs import Packing, blob, pack_folder, stored
 from cache.layer.compression import ZSTD, compression_of, media_type
@@ -35,9 +35,9 @@ class StepResult:
     """What a step of this build gave, as the solver has it: layers go by snapshots or diff IDs."""
 
     key: str
-    run: tuple[str, ...]
+    run: tuple[Layer, ...]
     created: int
-    layer: str
+    layer: Layer
 
 
 @struct
@@ -55,15 +55,14 @@ class Known:
 def records_of(store: Store, known: Known, everything: bool) -> Records:
     """The records of all steps, or of those that the image's layers come from."""
     steps = []
-    found: dict[str, str] = {}  # layers' diff IDs
+    found: dict[Layer, DiffId] = {}
     for result in known.steps:
         if everything or result.key in known.last:
             run = portable_chain(store, result.run, found)
-            layer = DiffId(digest(portable(store, result.layer, pack=True)))
-            steps.append(Record(result.key, run, result.created, layer))
+            steps.append(Record(result.key, run, result.created, packed(store, result.layer)))
     contents = {}
     if everything:
-        contents = {alias.portable(store, pack=True): content for alias, content in known.contents}
+        contents = {alias.packed(store): content for alias, content in known.contents}
     steps.sort(key=lambda record: record.key)
     return Records(tuple(steps), contents)
 

@@ -18,7 +18,7 @@ from builder.shared_cache.content_names import Alias, portable, portable_chain
 from builder.shared_cache.records import INLINE, LIMIT, Record, Records, decode, parse
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
-from cache.digest import DiffId
+from cache.digest import DiffId, Layer
 from cache.errors import CacheError
 from cache.layer.blobs import unpack_tar
 from cache.layer.compression import ZSTD, is_layer
@@ -36,7 +36,7 @@ class Imports:
     _contents: dict[str, str] = field(factory=dict)
     _mounts: dict[str, list[tuple[CacheBackend, Descriptor]]] = field(factory=dict)
     _places: list[CacheBackend] = field(factory=list)
-    _known: dict[str, str] = field(factory=dict)  # layers' diff IDs
+    _known: dict[Layer, DiffId] = field(factory=dict)  # layers' diff IDs
 
     def load(self, places: Sequence[CachePlace], options: ClientOptions) -> None:
         """Read the records of every cache; one that cannot be read is a warning."""
@@ -96,24 +96,24 @@ class Imports:
 
     # -- steps -----------------------------------------------------------------------------
 
-    def find(self, key: str, runs: tuple[str, ...], pack: bool = True) -> list[tuple[str, int]]:
-        """What steps with *key* gave above the layers of *runs*: layers, as a stack holds them, and times.
+    def find(self, key: str, runs: Sequence[Layer], pack: bool = True) -> dict[Layer, int]:
+        """Return what steps with *key* gave above the layers *runs*: each layer, and when it was made (ns).
 
-        Without *pack* nothing is read to know what is below: where that is not known, nothing is found.
+        Without *pack*, layers below are not packed to know their diff IDs: then nothing may be found.
         """
-        found: dict[str, int] = {}
+        found: dict[Layer, int] = {}
         records = self._records.get(key, [])
-        if records and (pack or all(portable(self.store, layer, pack=False) for layer in runs)):
+        if records and (pack or all(portable(self.store, layer) is not None for layer in runs)):
             below = portable_chain(self.store, runs, self._known)
             for record in records:
-                if record.run == below and (layer := self.layers.named(record.layer)):
+                if record.run == below and (layer := self.layers.find(record.layer)) is not None:
                     found.setdefault(layer, record.created)
-        return list(found.items())
+        return found
 
-    def content(self, alias: Alias) -> str:
-        """The digest of what a stage holds, "" where nobody says."""
+    def content(self, alias: Alias) -> str | None:
+        """Return the digest that a cache has of files of stages, None if none has it."""
         key = alias.portable(self.store)
-        return self._contents.get(key, "") if key else ""
+        return self._contents.get(key) if key is not None else None
 
     # -- cache mounts ----------------------------------------------------------------------
 

@@ -18,3 +18,12 @@ def why_missing(path: str) -> str:
         if os.path.islink(above) and not os.path.exists(above):
             return f": {above} is a link to {os.readlink(above)}, which is not there"
     return ""
+
+
+def read_text(path: str) -> str:
+    """Return the text of a small file of this machine (its first 64 KiB), empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from builder.build.helpers import Session
     from builder.cli.terminal import Progress
     from builder.request import BuildRequest, BuildResult
+    from builder.runtime.isolation import Isolation
     from cache.store import Store
     from grammar.lint.linter import Finding
 
@@ -80,7 +81,7 @@ def _build(
     request: BuildRequest,
     store: Store,
     session: Session,
-    isolation: str,
+    isolation: Isolation,
     sink: Progress,
     *,
     options: argparse.Namespace,
@@ -89,46 +90,38 @@ def _build(
     """Build *request*, show what the checks found, and leave a record for the next equal command."""
     from builder.build.inputs import read_inputs
     from builder.build.metadata import Recorder
-    from builder.build.pipeline import build, shown_findings, warn_unused
-    from builder.environment import Workshop
-    from builder.replay.record import remember
+    from builder.build.pipeline import build, warn_unused
+    from builder.build.planning import shown_findings
+    from builder.environment import Environment
+    from builder.replay.record import Shown, remember
 
     recorder = Recorder(sink)
-    workshop = Workshop(
-        store,
-        session.launcher,
-        session.packer,
-        request.secrets,
-        request.ssh,
-        recorder,
-        isolation,
-        request.client,
+    environment = Environment(
+        store=store,
+        sink=recorder,
+        secrets=request.secrets,
+        ssh=request.ssh,
+        packer=session.packer,
+        isolation=isolation,
+        shares_network=session.shares_network,
+        client=request.client,
     )
-    workshop.shares_network = session.shares_network
     findings: list[Finding] = []
-    inputs = read_inputs(request, workshop)
+    inputs = read_inputs(request, environment)
     try:
-        result, plan, solver = build(request, inputs, workshop, session, invocation.seen, findings)
+        done = build(request, inputs, environment, session, invocation.seen, findings)
     except (BuildError, CacheError) as error:
         if not isinstance(error, ChecksFailed):
             sink.findings(shown_findings(findings, inputs))
         raise
+    result = done.result
     warn_unused(result, sink)
     if request.metadata_file:
         recorder.write(request.metadata_file, result, request.names)
     sink.findings(result.warnings)
     if options.progress != "rawjson":  # a program that reads events gets them from a real build
-        remember(
-            invocation.argv,
-            request,
-            inputs,
-            result,
-            plan,
-            solver,
-            workshop,
-            options.quiet,
-            is_silent(options),
-        )
+        shown = Shown(options.quiet, is_silent(options))
+        remember(invocation.argv, request, inputs, done, store, shown)
     return result
 
 
@@ -155,15 +148,19 @@ def _call(method: str, as_json: bool, options: argparse.Namespace) -> int:
         enter_isolation(options)  # the context is unpacked
     from builder.build.inputs import read_inputs
     from builder.cli.commands.check import call
-    from builder.environment import Workshop
+    from builder.environment import Environment
     from builder.progress.quiet import Quiet
 
     with open_store(options) as store:
         request = build_request(options)
-        workshop = Workshop(
-            store, None, None, request.secrets, request.ssh, Quiet(sys.stderr), client=request.client
+        environment = Environment(
+            store=store,
+            sink=Quiet(sys.stderr),
+            secrets=request.secrets,
+            ssh=request.ssh,
+            client=request.client,
         )
-        answer, code = call(method, request, read_inputs(request, workshop), workshop, as_json)
+        answer, code = call(method, request, read_inputs(request, environment), environment, as_json)
     print_result(answer.removesuffix("\n"))
     return code
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from builder.build.inputs import Inputs
-from builder.build.pipeline import parsed, plan_file
-from builder.environment import Workshop
+from builder.build.planning import Planning, parsed, plan_file
+from builder.environment import Environment
 from builder.errors import BuildError
+from builder.images.lazy_layers import Layers
 from builder.plan.graph import Plan
 from builder.request import BuildRequest
 from grammar import ast
@@ -24,26 +25,28 @@ from grammar.span import Span
 
 
 def call(
-    method: str, request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: bool
+    method: str, request: BuildRequest, inputs: Inputs, environment: Environment, as_json: bool
 ) -> tuple[str, int]:
     """What a method answers, and the exit code. Raises BuildError."""
     if method == "targets":
-        file = parsed(inputs, workshop.store)
+        file = parsed(inputs, environment.store)
         answer = _targets(file)
         return (_json(answer, file.text) if as_json else _targets_table(answer)), 0
     if method == "outline":
-        planned = plan_file(request, inputs, workshop, [], metadata_only=True)
-        file = parsed(inputs, workshop.store)
+        layers = Layers(environment.store, environment.sink)
+        planned = plan_file(request, inputs, environment, layers, [], Planning(metadata_only=True))
+        file = parsed(inputs, environment.store)
         answer = _outline(request, file, planned)
         return (_json(answer, file.text) if as_json else _outline_table(answer)), 0
-    return _check(request, inputs, workshop, as_json)
+    return _check(request, inputs, environment, as_json)
 
 
-def _check(request: BuildRequest, inputs: Inputs, workshop: Workshop, as_json: bool) -> tuple[str, int]:
+def _check(request: BuildRequest, inputs: Inputs, environment: Environment, as_json: bool) -> tuple[str, int]:
     findings: list[Finding] = []
     failure: BuildError | None = None
     try:
-        plan_file(request, inputs, workshop, findings, True, not request.target)
+        layers = Layers(environment.store, environment.sink)
+        plan_file(request, inputs, environment, layers, findings, Planning(True, not request.target))
     except BuildError as error:
         failure = error
     text, name = inputs.text, inputs.shown

@@ -19,19 +19,14 @@ from builder.errors import BuildError, UsageError
 from builder.images.local import find, snapshots
 from builder.oci.model import DEFAULT_PATH, ImageConfig
 from builder.request import HOST_GATEWAY, Sandbox
+from builder.run.container_spec import Process, chrooted, container_spec, drop_unasked_chroot, run_in_tree
+from builder.run.failure import check_shared_network
 from builder.run.mounts import make_usual_points
+from builder.run.name_files import SHARED_NETWORK
 from builder.runtime.isolation import CHROOT
 from builder.runtime.launcher.client import Launcher
 from builder.runtime.network.publish import Publisher
 from builder.runtime.spec import CANNOT_EXECUTE, NOT_FOUND, VolumeSpec
-from builder.steps.run import (
-    SHARED_NETWORK,
-    check_shared_network,
-    chrooted,
-    container_spec,
-    drop_unasked_chroot,
-    run_in_tree,
-)
 from cache.layer.snapshots import draft
 from grammar.structs import struct
 
@@ -127,11 +122,12 @@ def run_image(opened: ContainerStore, launcher: Launcher, request: RunRequest) -
         draft(store, snapshots(store, config)) as made,
         contextlib.ExitStack() as held,
     ):
-        spec = container_spec(made, argv, env, cwd, user, request.network, _HOSTNAME, request.sandbox)
+        process = Process(argv, env, cwd, user, request.network, _HOSTNAME)
+        spec = container_spec(made, process, request.sandbox)
         spec["any_socketcall"] = config.platform.architecture == "386"
         spec["volumes"] = _volumes(changes)
         points = make_usual_points(made)
-        if store.overlays and points:
+        if store.overlays and points is not None:
             spec["lowers"].insert(0, os.fsencode(points))
         if not store.overlays:
             from builder.rootfs.plain_trees import StageTrees  # few machines need them
