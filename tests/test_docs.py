@@ -93,6 +93,17 @@ def test_words_that_the_style_page_replaces(page: Path) -> None:
     assert re.findall(avoided, text, re.IGNORECASE) == []
 
 
+def test_one_build_is_followed_through_eight_files() -> None:
+    """docs/one-build.md: each heading names a file, and functions that it has."""
+    page = (ROOT / "docs/one-build.md").read_text()
+    stops = re.findall(r"^## (\d)\. `([\w/.]+)`: (.*)$", page, re.M)
+    assert [number for number, _, _ in stops] == [str(number) for number in range(1, 9)]
+    for _, name, functions in stops:
+        text = (ROOT / name).read_text()
+        missing = [one for one in re.findall(r"`(\w+)`", functions) if f"def {one}(" not in text]
+        assert not missing, name
+
+
 def test_the_tree_has_every_package() -> None:
     """docs/architecture.md draws the packages, each with a sentence."""
     drawn, above = set(), list[str]()
