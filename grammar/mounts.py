@@ -1,4 +1,4 @@
-"""RUN --mount: comma-separated options to a value, in BuildKit's order and words."""
+"""RUN --mount: comma-separated options to a ``Mount``, checked in BuildKit's order and with its words."""
 
 from __future__ import annotations
 
@@ -14,29 +14,79 @@ from grammar.suggest import suggestion
 
 TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
 SHARING = ("shared", "private", "locked")
-_KEYS: tuple[str, ...] = (
-    "type",
-    "from",
-    "source",
-    "target",
-    "readonly",
-    "id",
-    "sharing",
-    "required",
-    "mode",
-    "uid",
-    "gid",
+_KEYS = (
+    *("type", "from", "source", "target", "readonly", "id", "sharing", "required", "mode", "uid", "gid"),
+    *("src", "dst", "destination", "ro", "rw", "readwrite", "size", "env"),
 )
-_KEYS += ("src", "dst", "destination", "ro", "rw", "readwrite", "size", "env")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) ?([kmgtpKMGTP]?)(?:[iI]?[bB])?")
 
 
-@struct(frozen=False)
-class Mount:
-    """One ``--mount``. Options that were not given are empty, or None where that is a value.
+@struct
+class Bind:
+    """``type=bind``: files of a stage, an image or a context."""
 
-    ``read_only`` has the default of the type; ``size`` is in bytes.
-    """
+    target: str
+    from_: str
+    source: str
+    read_only: bool
+
+
+@struct
+class Cache:
+    """``type=cache``. ``mode``, ``uid`` and ``gid`` are those of a new directory, None if not given."""
+
+    target: str
+    from_: str
+    source: str
+    read_only: bool
+    id: str
+    sharing: str
+    mode: int | None
+    uid: int | None
+    gid: int | None
+
+
+@struct
+class Tmpfs:
+    """``type=tmpfs``; ``size`` is in bytes, 0 for the kernel's default."""
+
+    target: str
+    size: int
+    read_only: bool
+
+
+@struct
+class Secret:
+    """``type=secret``; ``env`` is the variable that holds it, None for a file only."""
+
+    target: str
+    id: str
+    source: str
+    env: str | None
+    required: bool
+    mode: int | None
+    uid: int | None
+    gid: int | None
+
+
+@struct
+class Ssh:
+    """``type=ssh``: the socket of an agent."""
+
+    target: str
+    id: str
+    required: bool
+    mode: int | None
+    uid: int | None
+    gid: int | None
+
+
+Mount = Bind | Cache | Tmpfs | Secret | Ssh
+
+
+@struct(frozen=False)
+class _Options:
+    """The options read so far. Those not given are "", or None where "" or 0 is a value."""
 
     type: str = "bind"
     from_: str = ""
@@ -54,12 +104,12 @@ class Mount:
 
 
 def parse_mount(text: str, span: Span, expand: Callable[[str], str]) -> Mount:
-    """Read the value of a ``--mount``; *expand* replaces variables. Raises DockerfileError."""
+    """Parse the value of a ``--mount``; *expand* replaces variables. Raises DockerfileError."""
 
     def fail(message: str, close: tuple[str, ...] = (), word: str = "") -> DockerfileError:
         return DockerfileError(message + suggestion(word, close), span)
 
-    mount = Mount()
+    options = _Options()
     for field in _fields(text, span):
         key, equals, value = field.partition("=")
         key = key.lower()
@@ -73,16 +123,16 @@ def parse_mount(text: str, span: Span, expand: Callable[[str], str]) -> Mount:
         else:
             value = expand(value)
         try:
-            _set(mount, key, value)
+            _set(options, key, value)
         except KeyError:
             if key in _KEYS:
-                raise fail(f"unexpected key '{key}' for mount type '{mount.type}'") from None
+                raise fail(f"unexpected key '{key}' for mount type '{options.type}'") from None
             raise fail(f"unexpected key '{key}' in '{field}'", _KEYS, key) from None
         except ValueError as error:
             words = {"type": TYPES, "sharing": SHARING}.get(key, ())
             raise fail(str(error) or f"invalid value for {key}: {value}", words, value) from None
-    _check(mount, fail)
-    return mount
+    _check(options, fail)
+    return _made(options)
 
 
 def _fields(text: str, span: Span) -> list[str]:
@@ -90,48 +140,48 @@ def _fields(text: str, span: Span) -> list[str]:
         rows = list(csv.reader([text], strict=True))
     except csv.Error as error:
         raise DockerfileError(f"failed to parse csv mounts: {error}", span) from None
-    if not rows:
+    if not rows or not rows[0]:
         raise DockerfileError("failed to parse csv mounts: EOF", span)
     return rows[0]
 
 
-def _set(mount: Mount, key: str, value: str) -> None:
-    """Set one option. Raises KeyError for one the type does not have, ValueError for a bad value."""
+def _set(options: _Options, key: str, value: str) -> None:
+    """Set one option. Raises KeyError for one that the type does not have, ValueError for a bad value."""
     match key:
         case "type":
             if value.lower() not in TYPES:
                 raise ValueError(f'unsupported mount type "{value}"')
-            mount.type = value.lower()
+            options.type = value.lower()
         case "from":
-            mount.from_ = value
+            options.from_ = value
         case "source" | "src":
-            mount.source = value
+            options.source = value
         case "target" | "dst" | "destination":
-            mount.target = value
+            options.target = value
         case "readonly" | "ro":
-            mount.read_only = _truth(value)
+            options.read_only = _truth(value)
         case "readwrite" | "rw":
-            mount.read_only = not _truth(value)
-        case "required" if mount.type in ("secret", "ssh"):
-            mount.required = _truth(value)
-        case "size" if mount.type == "tmpfs":
-            mount.size = _bytes(value)
-        case "env" if mount.type == "secret":
-            mount.env = value
+            options.read_only = not _truth(value)
+        case "required" if options.type in ("secret", "ssh"):
+            options.required = _truth(value)
+        case "size" if options.type == "tmpfs":
+            options.size = _bytes(value)
+        case "env" if options.type == "secret":
+            options.env = value
         case "id":
-            mount.id = value
+            options.id = value
         case "sharing":
             if value.lower() not in SHARING:
                 raise ValueError(f'unsupported sharing value "{value}"')
-            mount.sharing = value.lower()
+            options.sharing = value.lower()
         case "mode":
             if not re.fullmatch("[0-7]{1,11}", value) or int(value, 8) >= 1 << 32:
                 raise ValueError(f"invalid value {value} for mode")
-            mount.mode = int(value, 8)
+            options.mode = int(value, 8)
         case "uid":
-            mount.uid = _id(value, "uid")
+            options.uid = _id(value, "uid")
         case "gid":
-            mount.gid = _id(value, "gid")
+            options.gid = _id(value, "gid")
         case _:
             raise KeyError(key)
 
@@ -150,30 +200,44 @@ def _id(value: str, what: str) -> int:
 
 
 def _bytes(value: str) -> int:
-    """``64m``, ``1.5GiB``: powers of 1024, as docker reads memory sizes."""
+    """Return the bytes of ``64m`` or ``1.5GiB``: powers of 1024, as docker reads memory sizes."""
     found = _SIZE.fullmatch(value) if len(value) < 40 else None
     if found is None:
         raise ValueError
     return int(float(found[1]) * 1024 ** " kmgtp".index(found[2].lower() or " "))
 
 
-def _check(mount: Mount, fail: Callable[[str], DockerfileError]) -> None:
-    """What fits together, and the defaults of the type."""
-    kind = mount.type
+def _check(options: _Options, fail: Callable[[str], DockerfileError]) -> None:
+    """Refuse options that do not fit the type or each other."""
+    kind = options.type
     if kind not in ("secret", "ssh", "cache"):
-        for name, value in (("mode", mount.mode), ("uid", mount.uid), ("gid", mount.gid)):
+        for name, value in (("mode", options.mode), ("uid", options.uid), ("gid", options.gid)):
             if value is not None:
                 raise fail(f'{name} not allowed for "{kind}" type mounts')
-    if mount.read_only is None:
-        mount.read_only = kind not in ("cache", "tmpfs")
     if kind == "secret":
-        if mount.from_:
+        if options.from_:
             raise fail("secret mount should not have a from")
-        if mount.sharing:
+        if options.sharing:
             raise fail("secret mount should not define sharing")
-        if not mount.source and not mount.target and not mount.id:
+        if not options.source and not options.target and not options.id:
             raise fail("invalid secret mount. one of source, target required")
-        if mount.source and mount.id:
+        if options.source and options.id:
             raise fail("both source and id can't be set")
-    if mount.sharing and kind != "cache":
+    if options.sharing and kind != "cache":
         raise fail(f"invalid cache sharing set for {kind} mount")
+
+
+def _made(given: _Options) -> Mount:
+    """Return the mount of checked options, with the defaults of its type."""
+    owner = (given.mode, given.uid, given.gid)
+    match given.type:
+        case "cache":
+            read_only, sharing = given.read_only is True, given.sharing or SHARING[0]
+            return Cache(given.target, given.from_, given.source, read_only, given.id, sharing, *owner)
+        case "tmpfs":
+            return Tmpfs(given.target, given.size, given.read_only is True)
+        case "secret":
+            return Secret(given.target, given.id, given.source, given.env, given.required, *owner)
+        case "ssh":
+            return Ssh(given.target, given.id, given.required, *owner)
+    return Bind(given.target, given.from_, given.source, given.read_only is not False)

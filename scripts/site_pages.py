@@ -85,7 +85,7 @@ def commands_page() -> str:
 def rules_page(text: str) -> str:
     """Return *text* of docs/rules/README.md with the table of rules made from the code."""
     sys.path.insert(0, str(ROOT))
-    from grammar.lint.linter import RULES
+    from grammar.lint.rules import RULES
 
     rows = []
     for rule in RULES.values():
@@ -99,7 +99,7 @@ def rules_page(text: str) -> str:
 def rule_page(name: str, text: str) -> str:
     """Return *text* of the page of the rule *name* with its title, summary and source from the code."""
     sys.path.insert(0, str(ROOT))
-    from grammar.lint.linter import RULES
+    from grammar.lint.rules import RULES
 
     rule = RULES[name]
     body = text.split("\n\n", 2)[2].rsplit("\n\n", 1)[0]

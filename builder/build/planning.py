@@ -17,7 +17,8 @@ from builder.support.code_digest import edition
 from cache.store import Store
 from grammar import ast
 from grammar.errors import DockerfileError, excerpt, file_lines
-from grammar.lint.linter import LINE_BY_LINE, Checks, Finding, Linter, check_file, parse_checks
+from grammar.lint.linter import Checks, Finding, Linter, parse_checks
+from grammar.lint.syntax import check_file
 from grammar.redact import redacted
 from grammar.span import Span
 from grammar.structs import struct
@@ -90,7 +91,7 @@ def _findings_before(span: Span | None, request: BuildRequest, inputs: Inputs) -
             file = parse("\n".join(inputs.text.split("\n")[: span.first - 1]))
             linter = Linter(file, _checks(request, file))
             check_file(file, linter)
-            return [finding for finding in linter.findings if finding.rule.name in LINE_BY_LINE]
+            return [finding for finding in linter.findings if finding.rule.line_by_line]
     return []
 
 

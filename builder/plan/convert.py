@@ -27,6 +27,7 @@ from builder.plan.values import check_interval, check_retries, check_signal, sho
 from grammar import ast
 from grammar.errors import ExpansionError
 from grammar.expansion import expand_words
+from grammar.lint import rules
 from grammar.span import Span
 from grammar.structs import replace
 
@@ -86,7 +87,7 @@ def _recommend_json(
     keyword: str, node: ast.Cmd | ast.Entrypoint, state: StageState, context: StageContext
 ) -> None:
     if isinstance(node.command, ast.ShellForm) and not state.config.settings.get("Shell"):
-        context.linter.warn("JSONArgsRecommended", node.span, keyword)
+        context.linter.warn(rules.JSON_ARGS_RECOMMENDED, node.span, keyword)
 
 
 def _argv(command: ast.Command, state: StageState) -> list[str]:
@@ -226,7 +227,7 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
     """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
     written = expand(node.path, state, context, node.span)
     if not state.workdir_set and not written.startswith("/"):
-        context.linter.warn("WorkdirRelativePath", node.span, written)
+        context.linter.warn(rules.WORKDIR_RELATIVE_PATH, node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
     # As BuildKit has it: an absolute path is kept as written, a relative one is joined and cleaned.
     path = written if written.startswith("/") else clean(posixpath.join("/", here, written))
@@ -259,9 +260,9 @@ def _expose(node: ast.Expose, state: StageState, context: StageContext) -> Stage
     ports = parse_ports(words, node.span)
     for word in words:
         if word.partition("/")[2] != word.partition("/")[2].lower():
-            context.linter.warn("ExposeProtoCasing", node.span, word)
+            context.linter.warn(rules.EXPOSE_PROTO_CASING, node.span, word)
         if ":" in word:
-            context.linter.warn("ExposeInvalidFormat", node.span, word)
+            context.linter.warn(rules.EXPOSE_INVALID_FORMAT, node.span, word)
     exposed = (state.config.settings.get("ExposedPorts") or {}) | {port: {} for port in ports}
     shown = f"EXPOSE [{' '.join(ports)}]"
     return replace(state, config=state.config.with_settings(ExposedPorts=exposed)).noted(shown)

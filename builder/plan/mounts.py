@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from typing import assert_never
 
 from builder.errors import PlanError
 from builder.plan.context import Local, StageContext, number
@@ -47,22 +48,30 @@ def convert_mounts(
 def _convert(
     mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], agents: int, span: Span
 ) -> Mount:
-    match mount.type:
-        case "secret":
+    """Return *mount* with an absolute target; its files come from one of *sources*, which may get one more.
+
+    *agents* is the number of SSH mounts before this one.
+    """
+    match mount:
+        case syntax.Secret():
             return _secret(mount, cwd)
-        case "ssh":
+        case syntax.Ssh():
             return _ssh(mount, cwd, agents)
-        case "tmpfs":
-            return TmpfsMount(_target(mount, cwd, span), mount.size, mount.read_only is True)
-        case "cache":
+        case syntax.Tmpfs():
+            return TmpfsMount(_target(mount.target, cwd, span), mount.size, mount.read_only)
+        case syntax.Cache():
             return _cache(mount, cwd, context, sources, span)
-    target = _target(mount, cwd, span)
-    origin, path = _source(mount, context, sources, span)
-    return BindMount(target, origin, path, mount.read_only is not False)
+        case syntax.Bind():
+            target = _target(mount.target, cwd, span)
+            origin, path = _source(mount, context, sources, span)
+            return BindMount(target, origin, path, mount.read_only)
+    assert_never(mount)
 
 
-def _source(mount: syntax.Mount, context: StageContext, sources: list[Step], span: Span) -> tuple[int, str]:
-    """Where the files of a mount come from: the number of a source, and the path in it."""
+def _source(
+    mount: syntax.Bind | syntax.Cache, context: StageContext, sources: list[Step], span: Span
+) -> tuple[int, str]:
+    """Return where the files of a mount come from: the number of a source, and the path in it."""
     origin, path = context.find_source(mount.from_, span, True), mount.source
     if isinstance(origin, Local):
         origin, path = context.take(origin, mount.source, span), "/mount"
@@ -71,8 +80,12 @@ def _source(mount: syntax.Mount, context: StageContext, sources: list[Step], spa
     return place, path
 
 
-def _target(mount: syntax.Mount, cwd: str, span: Span) -> str:
-    target = "/" + posixpath.normpath(posixpath.join("/", cwd, mount.target)).lstrip("/")
+def _absolute(cwd: str, path: str) -> str:
+    return "/" + posixpath.normpath(posixpath.join("/", cwd, path)).lstrip("/")
+
+
+def _target(path: str, cwd: str, span: Span) -> str:
+    target = _absolute(cwd, path)
     if target == "/":
         raise PlanError(f'invalid mount target "{target}"', span)
     if f"{target}/".startswith("/proc/"):
@@ -81,45 +94,45 @@ def _target(mount: syntax.Mount, cwd: str, span: Span) -> str:
 
 
 def _cache(
-    mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], span: Span
+    mount: syntax.Cache, cwd: str, context: StageContext, sources: list[Step], span: Span
 ) -> CacheMount:
     """Mode and owner are those of a new, empty directory; with other ones it is another cache."""
-    target = _target(mount, cwd, span)
+    target = _target(mount.target, cwd, span)
     origin, path = _source(mount, context, sources, span) if mount.from_ else (NOWHERE, mount.source)
-    owned = any(value is not None for value in (mount.mode, mount.uid, mount.gid))
+    mode, uid, gid = mount.mode, mount.uid, mount.gid
     if mount.source.strip("/"):
-        mount.mode = mount.uid = mount.gid = None  # what is there keeps its looks
-    elif owned:
-        origin = NOWHERE  # a new directory that looks so
+        mode = uid = gid = None  # a directory of the source keeps its mode and owner
+    elif any(value is not None for value in (mode, uid, gid)):
+        origin = NOWHERE  # a new directory with this mode and owner
     return CacheMount(
         target,
         posixpath.join(context.cache_namespace, mount.id or posixpath.normpath(mount.target)),
-        mount.sharing or "shared",
+        mount.sharing,
         origin,
         path,
-        mount.read_only is True,
-        0o755 if mount.mode is None else mount.mode & 0o777,
-        mount.uid or 0,
-        mount.gid or 0,
+        mount.read_only,
+        0o755 if mode is None else mode & 0o777,
+        uid or 0,
+        gid or 0,
     )
 
 
-def _secret(mount: syntax.Mount, cwd: str) -> SecretMount:
+def _secret(mount: syntax.Secret, cwd: str) -> SecretMount:
     name = mount.id or mount.source or posixpath.basename(mount.target)
     target = mount.target
     if not target and mount.env is None:
         target = "/run/secrets/" + posixpath.basename(name)
     elif target:
-        target = "/" + posixpath.normpath(posixpath.join("/", cwd, target)).lstrip("/")
+        target = _absolute(cwd, target)
     env = mount.env if mount.env is not None else ""
     mode = 0o400 if mount.mode is None else mount.mode & 0o777
     return SecretMount(name, target, env, mount.required, mode, mount.uid or 0, mount.gid or 0)
 
 
-def _ssh(mount: syntax.Mount, cwd: str, agents: int) -> SshMount:
-    """*agents* is how many such mounts the step has before this one."""
+def _ssh(mount: syntax.Ssh, cwd: str, agents: int) -> SshMount:
+    """*agents* is the number of SSH mounts that the step has before this one."""
     target = f"/run/buildkit/ssh_agent.{agents}"
     if mount.target:
-        target = "/" + posixpath.normpath(posixpath.join("/", cwd, mount.target)).lstrip("/")
+        target = _absolute(cwd, mount.target)
     mode = 0o600 if mount.mode is None else mount.mode & 0o777
     return SshMount(mount.id or "default", target, mount.required, mode, mount.uid or 0, mount.gid or 0)

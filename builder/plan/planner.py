@@ -22,7 +22,9 @@ from cache.digest import Digest
 from cache.errors import CacheError
 from grammar import ast
 from grammar.errors import DockerfileError, ReferenceError_
-from grammar.lint.linter import RESERVED, Linter, check_file, check_stage
+from grammar.lint import rules
+from grammar.lint.linter import Linter
+from grammar.lint.syntax import RESERVED, check_file, check_stage
 from grammar.parse import parse_instruction
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -226,7 +228,7 @@ class _Planner:
         got = config.platform
         if (got.os, got.architecture) != (stage.platform.os, stage.platform.architecture):
             self._linter.warn(
-                "InvalidBaseImagePlatform", start.span, stage.base, str(stage.platform), str(got)
+                rules.INVALID_BASE_IMAGE_PLATFORM, start.span, stage.base, str(stage.platform), str(got)
             )
         text = self._file.sources.get(start.span.first, "")
         step = self._intern(op, None, (), start.span, counter.name(text)) if op.diff_ids else None

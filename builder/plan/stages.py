@@ -14,6 +14,7 @@ from builder.request import BuildRequest
 from grammar import ast
 from grammar.errors import ExpansionError, ReferenceError_
 from grammar.expansion import expand_word
+from grammar.lint import rules
 from grammar.lint.linter import Linter
 from grammar.reference import Reference, parse_reference
 from grammar.span import Span
@@ -149,7 +150,9 @@ class Stages:
                 declared = {pair.key for node in self._file.global_args for pair in node.pairs}
                 known = declared | set(self._scope.globals)
                 for name in sorted(missing - known):
-                    self._linter.warn("UndefinedArgInFrom", start.span, name, self._linter.guess(name, known))
+                    self._linter.warn(
+                        rules.UNDEFINED_ARG_IN_FROM, start.span, name, self._linter.guess(name, known)
+                    )
 
     def _check_defaults(self) -> None:
         """Whether every base has a name also when no build argument is given."""
@@ -161,7 +164,7 @@ class Stages:
             for stage in self._file.stages:
                 base = expand_word(stage.start.base, env, self._escape)
                 if not self._is_reference(base):
-                    self._linter.warn("InvalidDefaultArgInFrom", stage.start.span, stage.start.base)
+                    self._linter.warn(rules.INVALID_DEFAULT_ARG_IN_FROM, stage.start.span, stage.start.base)
         except ExpansionError:
             pass  # the build says it better
 
@@ -292,9 +295,9 @@ class Stages:
             what = f"failed to parse platform {start.platform}: " if wanted else ""
             raise PlanError(f"{what}{error}{guess if wanted else ''}", start.span) from None
         if start.platform in ("$TARGETPLATFORM", "${TARGETPLATFORM}"):
-            self._linter.warn("RedundantTargetPlatform", start.span, start.platform)
+            self._linter.warn(rules.REDUNDANT_TARGET_PLATFORM, start.span, start.platform)
         elif wanted == start.platform and not (
             platform.os in start.name or platform.architecture in start.name
         ):
-            self._linter.warn("FromPlatformFlagConstDisallowed", start.span, wanted)
+            self._linter.warn(rules.FROM_PLATFORM_FLAG_CONST_DISALLOWED, start.span, wanted)
         return platform

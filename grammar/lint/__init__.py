@@ -1,1 +1,1 @@
-"""Build checks: the rules, and the linter that applies them."""
+"""Build checks: rules as values, the linter that collects findings, and the rules of syntax."""

@@ -12,7 +12,8 @@ from builder.errors import PlanError
 from builder.plan.planner import plan
 from builder.request import BuildRequest
 from grammar.ignore import parse_ignore
-from grammar.lint.linter import RULES, Linter, parse_checks
+from grammar.lint.linter import Linter, parse_checks
+from grammar.lint.rules import RULES
 from grammar.parse import parse
 
 PAGES = Path(__file__).resolve().parents[4] / "docs/rules"
