@@ -26,6 +26,7 @@ from cache.digest import Digest, hex_of
 from cache.layer.snapshots import manifest
 from cache.store import Store
 from grammar.reference import parse_reference
+from grammar.structs import struct
 
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = f"{OURS}dockerfile:v1"
@@ -46,36 +47,38 @@ class Result(Protocol):
     def stack(self) -> tuple[str, ...]: ...
 
 
-def provenance(
-    subject: Subject,
-    request: BuildRequest,
-    dockerfile: tuple[str, bytes],
-    context: Files | None,
-    made: Plan,
-    results: Mapping[int, Result],
-    store: Store,
-    mode: str = MIN,
-    builder_id: str = "",
-) -> Described:
-    """The predicate about *subject*, which *made* describes.
+@struct
+class BuildRecord:
+    """What provenance is made of.
 
-    *dockerfile* is its path and its bytes, *context* the build context where that is no folder,
-    *results* go by the ``id`` of steps.
+    ``dockerfile`` is its path and its bytes. ``context`` is the build context where that is not a directory.
+    ``results`` are those of the steps of ``plan``, by their ``id``.
     """
+
+    request: BuildRequest
+    dockerfile: tuple[str, bytes]
+    context: Files | None
+    plan: Plan
+    results: Mapping[int, Result]
+
+
+def provenance(store: Store, subject: Subject, record: BuildRecord) -> Described:
+    """Return the predicate that says how *subject* was built, in the mode of the request."""
+    request, context, made = record.request, record.context, record.plan
     definition: Described = {
         "buildType": BUILD_TYPE,
         "externalParameters": {
-            "configSource": _config_source(request, dockerfile, context, store),
-            "request": _request(request, str(subject.platform), mode),
+            "configSource": _config_source(request, record.dockerfile, context, store),
+            "request": _request(request, str(subject.platform), request.provenance),
         },
         "internalParameters": _internal(made),
-        "resolvedDependencies": _dependencies(request, context, made, results, store),
+        "resolvedDependencies": _dependencies(request, context, made, record.results, store),
     }
     text = json.dumps(definition, sort_keys=True).encode()
     return {
         "buildDefinition": definition,
         "runDetails": {
-            "builder": {"id": builder_id or BUILDER_ID, "version": {"pybuild": VERSION}},
+            "builder": {"id": request.builder_id or BUILDER_ID, "version": {"pybuild": VERSION}},
             "metadata": {
                 "invocationId": subject.derived(hashlib.sha256(text).hexdigest()).urn,
                 "finishedOn": subject.time,

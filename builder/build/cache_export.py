@@ -36,7 +36,7 @@ def export_caches(
     known = _known_of(built, store)
     for place in wanted:
         try:
-            export(store, layers, known, place, imports, request.client, sink)
+            export(layers, known, place, imports, request.client)
         except (BuildError, CacheError) as error:
             if not place.ignore_error:
                 raise

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 
 from builder.build.inputs import IgnoreFile, Inputs, read_ignore
-from builder.copy.context_source import ContextSource
+from builder.copy.context_source import ContextSource, IgnoreRules
 from builder.copy.filters import SeenContext
 from builder.environment import Environment
 from builder.request import BuildRequest
@@ -56,4 +56,6 @@ def _open(
     name = hashlib.sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()
     index = seen.index if seen is not None else StatIndex(environment.store.path("contexts", name))
     scanned = seen.scanned if seen is not None else {}
-    return ContextSource(folder, name, index, scanned, ignore.parse(), ignore.path, environment.sink)
+    return ContextSource(
+        folder, name, index, scanned, IgnoreRules(ignore.parse(), ignore.path), environment.sink
+    )

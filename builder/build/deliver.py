@@ -152,6 +152,7 @@ def _attached(
     """The statements that were asked for, of the image for each platform."""
     if not request.sbom and not request.provenance:
         return ()
+    from builder.attest.provenance import BuildRecord
     from builder.attest.statement import Subject
     from builder.attest.statements import packages_of, provenance_of, sbom_of
 
@@ -168,13 +169,7 @@ def _attached(
                 provenance_of(
                     store,
                     subject,
-                    request,
-                    inputs.dockerfile,
-                    inputs.files,
-                    one.plan,
-                    one.solution.results,
-                    request.provenance,
-                    request.builder_id,
+                    BuildRecord(request, inputs.dockerfile, inputs.files, one.plan, one.solution.results),
                 )
             )
     return tuple(out)

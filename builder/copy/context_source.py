@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from builder.copy.filters import Selector, selector_name
 from builder.copy.sources import (
@@ -64,6 +65,13 @@ class _VisibleTree(Tree):
         return state is not None and state.excluded
 
 
+class IgnoreRules(NamedTuple):
+    """The rules of an ignore file, and what messages call it."""
+
+    rules: Ignore
+    name: str
+
+
 class ContextSource:
     """The build context: a directory of the host, owners ignored, ignore rules applied.
 
@@ -77,8 +85,7 @@ class ContextSource:
         name: str,
         index: StatIndex,
         scanned: dict[Selector, list[Stat]],
-        ignore: Ignore,
-        ignore_name: str,
+        ignore: IgnoreRules,
         sink: Sink,
     ) -> None:
         try:
@@ -86,11 +93,11 @@ class ContextSource:
         except OSError as error:
             raise BuildError(f"reading the build context {folder}: {error.strerror}") from None
         self._folder = os.path.realpath(folder)  # a link may be given as the context
-        self._tree = _VisibleTree(self._folder, ignore)
+        self._tree = _VisibleTree(self._folder, ignore.rules)
         self.name = name
         self.index = index
-        self._ignore = ignore
-        self._ignore_name = ignore_name
+        self._ignore = ignore.rules
+        self._ignore_name = ignore.name
         self._sink = sink
         self._scanned = scanned
         # What the build took from the context, for replay: digest by path, listed folders.

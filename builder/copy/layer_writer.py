@@ -1,20 +1,19 @@
-"""A layer's directory being filled, without mounting it: by a COPY, an ADD, a WORKDIR.
+"""The upper directory of a layer, filled without a mount by a COPY, an ADD or a WORKDIR.
 
-Holds what may take whose place, and what a layer need not say again. A file that a previous
-COPY of the same place already holds, equal in every respect, is linked instead of written:
-layers are immutable, so sharing is safe, and a context in which one file of twenty thousand
-changed costs one copy.
+A file that the previous layer of the same COPY holds, equal in every respect, is linked instead of
+written: layers are immutable, so a build context with one changed file costs one copy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
+from builder.copy.files import digest_of_file, files_first, set_metadata, write_file
 from builder.copy.pack_process import Packer, Stream
 from builder.copy.sources import MADE_TIME
 from builder.errors import BuildError
@@ -32,33 +31,52 @@ from cache.entry import (
     Entry,
     kind_of,
 )
-from cache.errors import CacheError
 from cache.fs import OPAQUE, image_xattrs, make_whiteout, remove_tree
-from cache.kernel import keeps_owners, set_owner, write_all
+from cache.kernel import keeps_owners
 from cache.layer.blobs import record_packed
 from cache.layer.merged_tree import Node, Tree
 from cache.layer.reduce import check_name
 from cache.layer.same import same_entry, same_metadata
 from cache.layer.snapshots import Draft, commit
+from grammar.structs import struct
+
+
+@struct
+class NewMetadata:
+    """The metadata that a COPY gives: an owner (uid and gid) and a mode instead of those of the source.
+
+    ``epoch`` is the time, in seconds, of directories that the builder itself makes; 0 is the fixed default.
+    """
+
+    owner: tuple[int, int] | None = None
+    mode: Mode | None = None
+    epoch: int = 0
+
+
+class PreviousLayer(NamedTuple):
+    """The directory and the entries of the layer that the same COPY made last."""
+
+    directory: str
+    entries: list[Entry]
 
 
 class Writer:
-    """An upper directory being filled over *lower*. Knows everything it has written."""
+    """Fills the directory *upper* over the layers *lower*, and knows what it has written."""
 
     def __init__(
         self,
         upper: str,
         lower: Tree,
-        ids: tuple[int, int] | None,
-        mode: Mode | None,
-        previous: tuple[str, list[Entry]] | None,
-        packer: Packer | None,
-        epoch: int = 0,
+        metadata: NewMetadata | None = None,
+        previous: PreviousLayer | None = None,
+        packer: Packer | None = None,
     ) -> None:
+        """*previous* is the layer that the same COPY made last; *packer* packs the layer meanwhile."""
+        metadata = metadata or NewMetadata()
         self._upper = upper
         self._lower = lower
-        self._ids = ids
-        self._mode = mode
+        self._ids = metadata.owner
+        self._mode = metadata.mode
         self._root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._entries: dict[str, Entry] = {}
         self._stream = Stream(packer, self._root)
@@ -72,12 +90,12 @@ class Writer:
         self._links = True
         self._replaces = False
         self._owners = keeps_owners()  # else files do not show whose they are
-        self._made = epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
+        self._made = metadata.epoch * 10**9 or MADE_TIME  # the time of what is nobody's but ours
         self._old: dict[str, Entry] = {}
         self._old_root = -1
         if previous is not None:
-            self._old = {entry.path: entry for entry in previous[1] if entry.kind == FILE}
-            self._old_root = os.open(previous[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._old = {entry.path: entry for entry in previous.entries if entry.kind == FILE}
+            self._old_root = os.open(previous.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         self._stream.close()
@@ -213,17 +231,17 @@ class Writer:
         if entry.kind == FILE:
             if not self._link_old(entry):
                 known = entry.digest
-                entry = entry._replace(digest=self._write(entry, content))
+                entry = entry._replace(digest=write_file(self._root, entry, content))
                 if not known and self._is_below(entry, under):
                     os.unlink(path, dir_fd=self._root)
                     self._kept[path] = ""
                     return
         elif entry.kind == SYMLINK:
             os.symlink(entry.link, path, dir_fd=self._root)
-            self._set_metadata(entry)
+            set_metadata(self._root, entry)
         elif entry.kind == FIFO:
             os.mkfifo(path, 0o600, dir_fd=self._root)
-            self._set_metadata(entry)
+            set_metadata(self._root, entry)
         elif entry.kind in (CHARACTER, BLOCK):
             if entry.kind == CHARACTER and entry.rdev == 0:
                 raise BuildError(f"/{path} is character device 0:0, which in a layer deletes a file")
@@ -232,7 +250,7 @@ class Writer:
                 os.mknod(path, kind | 0o600, entry.rdev, dir_fd=self._root)
             except PermissionError:
                 return  # only real root can; cache.layer.unpack does without, too
-            self._set_metadata(entry)
+            set_metadata(self._root, entry)
         self._record(entry)
 
     def put_parent(self, path: str, entry: Entry) -> None:
@@ -254,7 +272,7 @@ class Writer:
         if under is None or not self._owners:
             return False
         real = under.real
-        return same_entry(entry, under, lambda: bool(entry.digest) and _digest_of(real) == entry.digest)
+        return same_entry(entry, under, lambda: bool(entry.digest) and digest_of_file(real) == entry.digest)
 
     def _put_directory(self, entry: Entry) -> None:
         """A directory below the top: made, or given the source's metadata where it exists (T13)."""
@@ -350,7 +368,7 @@ class Writer:
     def retouch(self, path: str, entry: Entry) -> None:
         """Give a file written here the owner, mode and time of *entry*, another name of it.
 
-        The entries of its other names get them in the end (``_files_first``).
+        The entries of its other names get them in the end (``files_first``).
         """
         uid, gid = self._ids or (entry.uid, entry.gid)
         path, old = self._first_name(path)
@@ -359,7 +377,7 @@ class Writer:
             new = new._replace(mode=entry.mode, mtime=entry.mtime)
         if new != old:
             self._stream.spoil()
-            self._set_metadata(new)
+            set_metadata(self._root, new)
             self._entries[path] = new
 
     def _first_name(self, path: str) -> tuple[str, Entry]:
@@ -385,37 +403,6 @@ class Writer:
             self._links = False  # too many links, or the old layer is gone: write from here on
             return False
         return True
-
-    def _write(self, entry: Entry, content: Iterator[bytes]) -> str:
-        """Write a file's bytes; they must be the bytes that were digested for the key."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        target = os.open(entry.path, flags, 0o600, dir_fd=self._root)
-        try:
-            sha = hashlib.sha256()
-            if entry.size:
-                _write_all(target, content, entry.size, sha.update)
-            digest = sha.hexdigest()
-            if entry.digest and digest != entry.digest:
-                raise CacheError(f"/{entry.path} changed while the build was reading it", "build again")
-            self._finish_file(target, entry)
-            return digest
-        finally:
-            os.close(target)
-
-    def _finish_file(self, fd: int, entry: Entry) -> None:
-        """Owner, then attributes, then mode: a chown clears setuid bits and capabilities."""
-        if entry.uid or entry.gid:
-            set_owner(fd, entry.uid, entry.gid)
-        for name, value in entry.xattrs:
-            os.setxattr(fd, name, value)
-        os.fchmod(fd, entry.mode)
-        os.utime(fd, ns=(entry.mtime, entry.mtime))
-
-    def _set_metadata(self, entry: Entry) -> None:
-        set_owner(entry.path, entry.uid, entry.gid, dir_fd=self._root)
-        if entry.kind != SYMLINK:
-            os.chmod(entry.path, entry.mode, dir_fd=self._root)
-        os.utime(entry.path, ns=(entry.mtime, entry.mtime), dir_fd=self._root, follow_symlinks=False)
 
     def commit(self, draft: Draft, entries: list[Entry]) -> SnapshotId:
         """Make a snapshot of *draft*, which this has written and finished; its id."""
@@ -455,48 +442,9 @@ class Writer:
             if entry.kind == DIRECTORY:
                 for name, value in entry.xattrs:
                     os.setxattr(os.path.join(self._upper, entry.path), name, value)
-                self._set_metadata(entry)
+                set_metadata(self._root, entry)
         if self._stream.in_order:
             return list(self._entries.values())
         # "/" sorts first, so that this is the order of a lexical walk.
         ordered = sorted(self._entries.values(), key=lambda entry: entry.path.replace("/", "\0"))
-        return _files_first(ordered) if self._linked else ordered
-
-
-def _digest_of(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _files_first(entries: list[Entry]) -> list[Entry]:
-    """*entries* in their order; of the names of one file the first is the file, the others links to it."""
-    known = {entry.path: entry for entry in entries}
-
-    def file_of(entry: Entry) -> Entry:
-        while entry.kind == HARDLINK:
-            entry = known[entry.link]
-        return entry
-
-    first: dict[str, str] = {}  # the first name of each file, by the name that it was written under
-    out = []
-    for entry in entries:
-        if entry.kind == DIRECTORY:
-            out.append(entry)
-            continue
-        file = file_of(entry)
-        name = first.setdefault(file.path, entry.path)
-        if name == entry.path:
-            out.append(file._replace(path=name))
-        else:
-            out.append(file._replace(path=entry.path, kind=HARDLINK, link=name, size=0))
-    return out
-
-
-def _write_all(target: int, content: Iterator[bytes], size: int, update: Callable[[bytes], object]) -> None:
-    left = size
-    for data in content:
-        update(data)
-        left -= len(data)
-        write_all(target, data)
-    if left:
-        raise CacheError("a file changed its size while the build was reading it", "build again")
+        return files_first(ordered) if self._linked else ordered

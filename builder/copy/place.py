@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from builder.copy.archives import add_archive
-from builder.copy.layer_writer import Writer
+from builder.copy.layer_writer import NewMetadata, PreviousLayer, Writer
 from builder.copy.pack_process import Packer
 from builder.copy.sources import Selected, Selection, Source, TreeSource
 from builder.errors import BuildError
@@ -30,8 +30,8 @@ def copy_files(
     op: CopyFiles,
     draft: Draft,
     selection: list[Selection],
-    previous: tuple[str, list[Entry]] | None,
-    packer: Packer | None,
+    previous: PreviousLayer | None = None,
+    packer: Packer | None = None,
 ) -> SnapshotId:
     """Execute a COPY into *draft* and commit it; *selection* is what each of its items means.
 
@@ -41,7 +41,7 @@ def copy_files(
     lower = draft.lower()
     ids = _owner(op, lower) if op.chown else None
     mode = Mode(op.chmod) if op.chmod else None
-    writer = Writer(draft.upper, lower, ids, mode, previous, packer, op.epoch)
+    writer = Writer(draft.upper, lower, NewMetadata(ids, mode, op.epoch), previous, packer)
 
     def fill() -> list[Entry]:
         for picked in selection:
@@ -53,7 +53,7 @@ def copy_files(
 
     try:
         # To link files of the last layer, it has to be as writable as the new one.
-        folders = [draft.upper, *([previous[0]] if previous is not None else [])]
+        folders = [draft.upper, *([previous.directory] if previous is not None else [])]
         return writer.commit(draft, confined(folders, fill))
     finally:
         writer.close()
@@ -82,7 +82,7 @@ def copy_path(tree: Tree, path: str, folder: str, dest: str, links: bool = True)
 
     Without *links* each name of a file becomes a file of its own, as it does when overlayfs copies it up.
     """
-    writer = Writer(folder, Tree(()), None, None, None, None)
+    writer = Writer(folder, Tree(()))
 
     def fill() -> None:
         _copy_one(writer, TreeSource(tree, links), Selected(os.path.basename(path), path), dest)
@@ -103,7 +103,7 @@ def make_dir(op: MakeDir, draft: Draft) -> SnapshotId:
         # BuildKit has no passwd to look at where there is no layer yet, and gives up.
         look_up = owner if lower.root is None else owner_or_root
         ids = look_up(lower, op.user, f"WORKDIR {op.path} of USER {op.user}")
-    writer = Writer(draft.upper, lower, ids, None, None, None, op.epoch)
+    writer = Writer(draft.upper, lower, NewMetadata(ids, epoch=op.epoch))
     try:
         if node is None:
             writer.make_parents(path)

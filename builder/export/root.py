@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from builder.copy.place import copy_tree
 from builder.errors import BuildError
@@ -19,57 +19,51 @@ from cache.layer.pack import pack, walk
 from cache.layer.snapshots import draft, tree_of
 from cache.layer.unpack import unpack_layer
 from cache.store import Store
+from grammar.structs import replace, struct
 
 _CHUNK = 1 << 20
 
 
-Roots = Sequence[tuple[str, ImageConfig]]
+@struct
+class Roots:
+    """The files of images, by the directories that docker names after their platforms.
+
+    With ``split`` each image is in its directory, else all are merged. No file gets a later time than
+    ``epoch``, in seconds, if that is given.
+    """
+
+    images: tuple[tuple[str, ImageConfig], ...]
+    split: bool
+    epoch: int | None
 
 
 def export_tar(export: Export) -> None:
     """Write a tar of the files of an export's images. Raises BuildError or CacheError."""
-    roots, epoch = _roots(export)
-    write_root(export.store, roots, export.output.dest, export.sink, epoch, split=len(roots) > 1)
+    with destination(export.output.dest) as write:
+        _pack_roots(export.store, _roots(export, None), write, export.sink)
 
 
 def export_directory(export: Export) -> None:
     """Write the files of an export's images into a directory. Raises BuildError or CacheError."""
-    roots, epoch = _roots(export)
     output = export.output
-    split = len(roots) > 1 if output.split is None else output.split
-    write_folder(export.store, roots, output.dest, export.sink, epoch, split, output.delete)
+    write_folder(export.store, _roots(export, output.split), output.dest, export.sink, output.delete)
 
 
-def _roots(export: Export) -> tuple[Roots, int | None]:
-    """Return the images by the directories that docker names after their platforms, and the latest time."""
-    roots = [(str(image.config.platform).replace("/", "_"), image.config) for image in export.images]
-    return roots, export.images[0].epoch if export.output.rewrite_timestamp else None
+def _roots(export: Export, split: bool | None) -> Roots:
+    """Return the files of an export's images. Where *split* is None, those of several images are split."""
+    images = tuple((str(image.config.platform).replace("/", "_"), image.config) for image in export.images)
+    epoch = export.images[0].epoch if export.output.rewrite_timestamp else None
+    return Roots(images, len(images) > 1 if split is None else split, epoch)
 
 
-def write_root(store: Store, roots: Roots, dest: str, sink: Sink, epoch: int | None, split: bool) -> None:
-    """Write a tar of images' roots to *dest*; with *split* each is in a folder of its name.
+def write_folder(store: Store, roots: Roots, dest: str, sink: Sink, delete: bool) -> None:
+    """Write images' files into the directory *dest*, over what is there. They belong to the caller's user.
 
-    No time in it is later than *epoch*, if that is given.
-    """
-    with destination(dest) as write:
-        _pack_roots(store, roots, write, sink, epoch, split)
+    With *delete*, nothing else is left in *dest*. No name or link leads out of it, whatever it holds already.
+    Files lose their setuid and setgid bits, which would give whoever runs them the rights of the caller.
 
-
-def write_folder(
-    store: Store,
-    roots: Roots,
-    dest: str,
-    sink: Sink,
-    epoch: int | None,
-    split: bool,
-    delete: bool,
-) -> None:
-    """Write images' files into the folder *dest*, over what is there; they belong to who builds.
-
-    With *split* each is in a folder of its name, with *delete* nothing else is left in *dest*.
-    No name or link leads out of it, whatever lies there already. Files lose their setuid and setgid bits:
-    they would give whoever runs them the rights of who builds. Raises BuildError, also where *delete* would
-    remove the store, or without *split* two images have a file of one name.
+    Raises BuildError, also where *delete* would remove the store, or where two merged images have a file of
+    the same name.
     """
     if delete and _holds(dest, store.root):
         raise BuildError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
@@ -82,10 +76,11 @@ def write_folder(
     try:
         seen: dict[str, str] = {}
         privileged = 0
-        for some in [roots] if split else [[one] for one in roots]:
+        parts = [roots] if roots.split else [replace(roots, images=(one,)) for one in roots.images]
+        for part in parts:
             packed.append(store.temporary())
             with open(packed[-1], "xb") as file:
-                privileged += _pack_roots(store, some, file.write, sink, epoch, split, seen, keep_ids=False)
+                privileged += _pack_roots(store, part, file.write, sink, seen, keep_ids=False)
         if privileged:
             note = f"{dest}: {privileged} files lose their setuid or setgid bits, as they belong to you"
             sink(Notice(note, warning=True))
@@ -121,8 +116,6 @@ def _pack_roots(
     roots: Roots,
     write: Callable[[bytes], object],
     sink: Sink,
-    epoch: int | None,
-    split: bool,
     seen: dict[str, str] | None = None,
     keep_ids: bool = True,
 ) -> int:
@@ -147,20 +140,20 @@ def _pack_roots(
         meter.add(len(data))
 
     with draft(store, ()) as made:
-        for name, config in roots:
-            top = os.path.join(made.upper, name) if split else made.upper
+        for name, config in roots.images:
+            top = os.path.join(made.upper, name) if roots.split else made.upper
             os.makedirs(top, 0o755, exist_ok=True)
             if layers := snapshots(store, config):
                 copy_tree(tree_of(store, layers), top)
-            if split:
+            if roots.split:
                 os.utime(top, (0, 0))  # as docker has them
         root = os.open(made.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             entries = walk(root) if keep_ids else map(plain, walk(root))
-            if not split and seen is not None:
-                entries = _apart(entries, roots[0][0], seen)
-            if epoch is not None:
-                limit = epoch * 10**9
+            if not roots.split and seen is not None:
+                entries = _apart(entries, roots.images[0][0], seen)
+            if roots.epoch is not None:
+                limit = roots.epoch * 10**9
                 entries = (entry._replace(mtime=min(entry.mtime, limit)) for entry in entries)
             pack(root, entries, count)
         finally:

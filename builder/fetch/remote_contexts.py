@@ -81,9 +81,7 @@ def _unpacked(files: Files, environment: Environment) -> Files:
     snapshot = _known(key, environment)
     if not snapshot:
         with draft(environment.store, ()) as made:
-            snapshot = copy_files(
-                CopyFiles((item,), "/"), made, [Selection(item, source, [selected])], None, None
-            )
+            snapshot = copy_files(CopyFiles((item,), "/"), made, [Selection(item, source, [selected])])
     return _remember(Files(key, snapshot), environment)
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from builder.registry import proxies
@@ -77,41 +78,56 @@ class Session:
         headers: dict[str, str],
         body: Body | None = None,
         limit: int = ANSWER_LIMIT,
-        once: bool = False,
     ) -> Response:
-        """A request, made again with a (new) token where the registry wants one.
+        """Make a request, and make it again with a token where the registry wants one.
 
-        *limit* is as for ``Transport.request``; *once* makes one try. Raises RegistryError, and BrokenOff
-        where there is one try.
+        It is retried as ``Transport.request`` says; so is the meaning of *limit*. Raises RegistryError.
         """
+        return self._authorized(
+            url, scopes, lambda token: self.transport.request(method, url, headers | token, body, limit)
+        )
 
-        def send(token: str) -> Response:
-            given = headers | ({"Authorization": token} if token else {})
-            if once:
-                return self.transport.attempt(method, url, given, body)
-            return self.transport.request(method, url, given, body, limit)
+    def ask_once(
+        self,
+        method: str,
+        url: str,
+        scopes: tuple[str, ...],
+        headers: dict[str, str],
+        body: Body | None = None,
+    ) -> Response:
+        """Make a request without retries, as ``Transport.attempt`` does.
 
+        Raises RegistryError, and BrokenOff where the connection breaks.
+        """
+        return self._authorized(
+            url, scopes, lambda token: self.transport.attempt(method, url, headers | token, body)
+        )
+
+    def _authorized(
+        self, url: str, scopes: tuple[str, ...], send: Callable[[dict[str, str]], Response]
+    ) -> Response:
+        """Send with the token for *scopes*, and again with a new one after a 401."""
         token = self._token(scopes)
-        response = send(token)
+        response = send(_header(token))
         if response.status == 401 and response.challenges and same_origin(response.url, url):
             response.discard()
-            response = send(self._renewed(scopes, token, response.challenges))
+            response = send(_header(self._renewed(scopes, token, response.challenges)))
         if response.status == 401 and not same_origin(response.url, url):
             response.discard()
             elsewhere = urlsplit(response.url).netloc
             raise Untrusted(f"{self.name} redirects to {elsewhere}, which wants credentials")
         return response
 
-    def _token(self, scopes: tuple[str, ...]) -> str:
-        """The token for *scopes*, a new one where its time is nearly over; "" before the first."""
+    def _token(self, scopes: tuple[str, ...]) -> str | None:
+        """Return the token for *scopes*, renewed shortly before it expires; None before the first."""
         token = self._tokens.get(scopes)
         if token is None:
-            return ""
+            return None
         if time.monotonic() < token.until:
             return token.value
         return self._renewed(scopes, token.value, token.challenges)
 
-    def _renewed(self, scopes: tuple[str, ...], old: str, challenges: tuple[str, ...]) -> str:
+    def _renewed(self, scopes: tuple[str, ...], old: str | None, challenges: tuple[str, ...]) -> str:
         """A token other than *old*: the one that another thread got meanwhile, or a new one."""
         with self._authorizing:
             token = self._tokens.get(scopes)
@@ -161,6 +177,10 @@ class Session:
             hint = f"{self._login_hint()}, as a user who may"
             return Unauthorized(f"{what}: not allowed with these credentials ({detail})", hint)
         return RegistryError(f"{self.name} answered {response.status} for {what}: {detail}")
+
+
+def _header(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": token}
 
 
 def _speaks_http(host: str) -> bool:

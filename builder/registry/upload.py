@@ -245,7 +245,7 @@ class Upload:
     def _ask(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
         """One try, with credentials where it is the registry that is asked. Raises BrokenOff."""
         if self._own:
-            return self.session.ask(method, url, push_scopes(self.repository), headers, body, once=True)
+            return self.session.ask_once(method, url, push_scopes(self.repository), headers, body)
         return self.session.transport.attempt(method, url, headers, body)
 
     def _slice(self, start: int, count: int) -> Body:

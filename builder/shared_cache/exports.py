@@ -68,36 +68,29 @@ def records_of(store: Store, known: Known, everything: bool) -> Records:
 
 
 def export(
-    store: Store,
-    layers: Layers,
-    known: Known,
-    given: CachePlace,
-    imports: Imports | None,
-    options: ClientOptions,
-    sink: Sink,
+    layers: Layers, known: Known, given: CachePlace, imports: Imports | None, options: ClientOptions
 ) -> None:
-    """Write a cache to the place that *given* names; *imports* are those this build has used.
+    """Write a cache to the place that *given* names. *imports* are the caches that this build has read.
 
     Raises BuildError or CacheError.
     """
-    records = records_of(store, known, given.mode == "max")
+    records = records_of(layers.store, known, given.mode == "max")
     place = open_backend(given, options)
     try:
-        _export(store, layers, records, known, given, imports, place, sink)
+        _export(layers, records, known, given, imports, place)
     finally:
         place.close()
 
 
 def _export(
-    store: Store,
     layers: Layers,
     records: Records,
     known: Known,
     given: CachePlace,
     imports: Imports | None,
     place: CacheBackend,
-    sink: Sink,
 ) -> None:
+    store, sink = layers.store, layers.sink
     found: dict[DiffId, Descriptor] = {}
 
     def send(layer: DiffId) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from builder.copy.context_source import ContextSource
+from builder.copy.layer_writer import PreviousLayer
 from builder.copy.pack_process import Packer
 from builder.copy.place import copy_files
 from builder.copy.sources import InlineSource, Selection, Source, TreeSource
@@ -106,7 +107,9 @@ class Copy(StepKind):
         place = derive("place", identity(op)[1], names)
         last = store.memos.last_copy(place)
         entries = manifest(store, last) if last is not None else None
-        previous = (store.path("snapshots", last), entries) if last and entries is not None else None
+        previous = None
+        if last and entries is not None:
+            previous = PreviousLayer(store.path("snapshots", last), entries)
         snapshot = copy_files(op, made, selection, previous, self._packer)
         store.memos.set_last_copy(place, snapshot)
         return snapshot

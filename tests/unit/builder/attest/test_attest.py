@@ -18,7 +18,7 @@ from builder import VERSION
 from builder.attest.databases import Package
 from builder.attest.options import Asked, asked
 from builder.attest.packages import Distribution, Found
-from builder.attest.provenance import MAX, MIN, provenance
+from builder.attest.provenance import MAX, MIN, BuildRecord, provenance
 from builder.attest.publish import publish
 from builder.attest.sbom import CYCLONEDX, PREDICATE_TYPES, SPDX, sbom
 from builder.attest.statement import Artifact, Subject, artifact, image_url, listing, referrers_tag, statement
@@ -262,7 +262,8 @@ def predicate(store: Store, mode: str, **changes: Any) -> dict[str, Any]:
         results[id(step)] = Solved(key, stack)
     path = request.dockerfile or "Dockerfile"
     files = Files("c" * 64, SnapshotId("snapshot")) if request.remote else None
-    return provenance(SUBJECT, request, (path, b"FROM x\n"), files, made, results, store, mode)
+    request = replace(request, provenance=mode)
+    return provenance(store, SUBJECT, BuildRecord(request, (path, b"FROM x\n"), files, made, results))
 
 
 def test_provenance(made_store: Store) -> None:
