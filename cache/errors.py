@@ -24,22 +24,34 @@ class CacheError(Exception):
 class CorruptError(CacheError):
     """Stored or received bytes do not match their digest or size."""
 
+    code = "E-STORE-CORRUPT"
+
 
 class MissingError(CacheError):
     """A blob, snapshot or name that a record points to is absent."""
+
+    code = "E-STORE-MISSING"
 
 
 class ArchiveError(CacheError):
     """A tar stream or its compression is malformed, hostile, or exceeds a limit."""
 
+    code = "E-ARCHIVE"
+
 
 class UnsupportedMember(ArchiveError):
     """A well-formed tar holds a member that cannot be unpacked here."""
+
+    code = "E-ARCHIVE-MEMBER"
 
 
 class LayerError(CacheError):
     """A step left something that no layer can hold."""
 
+    code = "E-LAYER"
+
 
 class SpaceError(CacheError):
     """No space (or no inodes, or quota) left where the store lives."""
+
+    code = "E-STORE-FULL"

@@ -1,9 +1,11 @@
-"""Errors about Dockerfile text.
+"""Errors about text: Dockerfiles, image references, ignore files.
 
-DockerfileError         something in the file is wrong; carries a Span and renders an excerpt
-ExpansionError          a ``${...}`` could not be expanded (no position: the caller knows it)
-ReferenceError_         an image reference does not follow the reference grammar
-IgnoreError             a .dockerignore pattern is malformed
+GrammarError            root
+    DockerfileError     the Dockerfile is wrong; carries a Span
+    ExpansionError      a word with ``${...}`` cannot be expanded; the caller knows the position
+    ReferenceError_     a text is not an image reference
+    IgnoreError         a line of an ignore file is malformed
+    GlobError           a pattern is malformed
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from grammar.redact import redacted
 from grammar.span import Span
 
 
-class DockerfileError(Exception):
+class GrammarError(Exception):
+    """A text that does not follow its grammar."""
+
+    code = "E-DOCKERFILE-SYNTAX"
+
+
+class DockerfileError(GrammarError):
     """A Dockerfile that cannot be built, with the place that makes it so.
 
     ``message`` says what is wrong, ``hint`` what to do about it ("" when there is nothing
@@ -26,20 +34,26 @@ class DockerfileError(Exception):
         self.hint = hint
 
 
-class ExpansionError(Exception):
+class ExpansionError(GrammarError):
     """A word whose quoting or ``${...}`` is malformed, or whose ``${x:?}`` has no value."""
 
 
-class ReferenceError_(ValueError):
+class ReferenceError_(GrammarError, ValueError):
     """A text that is not an image reference (distribution/reference grammar)."""
 
 
-class IgnoreError(ValueError):
+class IgnoreError(GrammarError, ValueError):
     """A malformed pattern in an ignore file; ``line`` counts from 1."""
+
+    code = "E-IGNORE"
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
         self.line = line
+
+
+class GlobError(GrammarError, ValueError):
+    """A malformed pattern: an open ``[``, a trailing backslash, a letter behind one that means nothing."""
 
 
 _WIDEST = 240  # characters of a line that an excerpt shows

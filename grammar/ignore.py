@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import posixpath
 
-from grammar.errors import IgnoreError
+from grammar.errors import GlobError, IgnoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _MAX_PATTERNS = 100_000
-
-
-class GlobError(ValueError):
-    """A malformed pattern: an open ``[``, a trailing backslash, a letter behind one that means nothing."""
 
 
 # -- one component -------------------------------------------------------------------------

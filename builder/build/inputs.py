@@ -19,6 +19,7 @@ from grammar.ignore import Ignore, parse_ignore
 from grammar.structs import struct
 
 _DOCKERFILE_LIMIT = 16 << 20
+_NO_DOCKERFILE = "E-DOCKERFILE-NOT-FOUND"
 _IGNORE_LIMIT = 1 << 20
 
 
@@ -34,7 +35,7 @@ class IgnoreFile:
         try:
             return parse_ignore(self.content or b"")
         except IgnoreError as error:
-            raise BuildError(f"{self.path} line {error.line}: {error}") from None
+            raise BuildError(f"{self.path} line {error.line}: {error}", code=error.code) from None
 
 
 _NO_IGNORE_FILE = IgnoreFile("", None)
@@ -92,11 +93,12 @@ def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
         return BuildError(
             f"the Dockerfile {path} is a link to {os.readlink(path)}, which is not in the context",
             "name the file itself with -f, which may lie anywhere",
+            code=_NO_DOCKERFILE,
         )
     hint = "name it with -f, or give the folder that holds it as the context"
     if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
         hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."
-    return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint)
+    return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint, code=_NO_DOCKERFILE)
 
 
 def _with_ignore(request: BuildRequest, dockerfile: tuple[str, bytes]) -> Inputs:
@@ -188,4 +190,4 @@ def _dockerfile_in(files: Files, wanted: str, environment: Environment) -> tuple
     hint = "name it with -f"
     if not wanted and tree.lookup("Containerfile") is not None:
         hint = "there is a Containerfile: -f Containerfile"
-    raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", hint)
+    raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", hint, code=_NO_DOCKERFILE)

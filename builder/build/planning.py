@@ -121,7 +121,8 @@ def parsed(inputs: Inputs, store: Store, no_cache: bool = False) -> ast.Dockerfi
     try:
         tree = parse(text)
     except DockerfileError as error:
-        raise with_excerpt(PlanError(error.message, error.span, error.hint), inputs) from None
+        failure = PlanError(error.message, error.span, error.hint, code=error.code)
+        raise with_excerpt(failure, inputs) from None
     if redacted(text) == text:  # the index holds no passwords
         store.memos.set_syntax_tree(edition(), text, pickle.dumps(tree))
     return tree

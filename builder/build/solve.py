@@ -142,4 +142,4 @@ def _blamed_on(step: Step) -> Iterator[None]:
     except (StepError, Cancelled, LayerLost):
         raise
     except (BuildError, CacheError) as error:
-        raise StepError(error.message, step.name, step.span, error.hint) from error
+        raise StepError(error.message, step.name, step.span, error.hint, code=error.code) from error

@@ -73,11 +73,15 @@ def _of_this_place(error: OSError) -> BuildError | None:
     """Return the error to show if *error* comes from a removed working directory or a missing /proc."""
     name = os.fsdecode(error.filename or "")
     if name.startswith("/proc/"):
-        return BuildError(f"{name}: {error.strerror}", "is /proc mounted here, with all that is in it?")
+        return BuildError(
+            f"{name}: {error.strerror}", "is /proc mounted here, with all that is in it?", code="E-MACHINE"
+        )
     try:
         os.getcwd()
     except OSError:
-        return BuildError("the working directory has been removed", "change to one that is there")
+        return BuildError(
+            "the working directory has been removed", "change to one that is there", code="E-MACHINE"
+        )
     return None
 
 

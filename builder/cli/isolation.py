@@ -17,6 +17,7 @@ from builder.support import debug
 from cache.store import Store, default_root
 
 _AUTO = "auto"
+_CODE = "E-ISOLATION"
 
 
 class ContainerStore(NamedTuple):
@@ -42,7 +43,9 @@ def enter_isolation(options: argparse.Namespace) -> Isolation:
     wanted = _wanted(options)
     if wanted == CHROOT:
         if missing := probe.missing_for_chroot():
-            raise BuildError(f"--isolation=chroot cannot be had here: {missing}", _no_isolation_hint(missing))
+            raise BuildError(
+                f"--isolation=chroot cannot be had here: {missing}", _no_isolation_hint(missing), code=_CODE
+            )
         return CHROOT
     if is_real_root():
         leave_chroot()
@@ -77,6 +80,7 @@ def open_store_for_containers(options: argparse.Namespace, isolation: Isolation)
         raise BuildError(
             f"programs may not be executed on the file system of {store.root} (noexec)",
             "use another --root or PYBUILD_ROOT",
+            code=_CODE,
         )
     store.overlays = isolation == NAMESPACES and _remembered(store, "overlays", can_overlay)
     if debug.enabled():
@@ -105,6 +109,7 @@ def _falls_back(wanted: str, required: bool) -> bool:
         raise BuildError(
             f"this place allows neither namespaces nor what stands in for them: {missing}",
             _no_isolation_hint(missing),
+            code=_CODE,
         )
     return not missing
 
@@ -121,12 +126,13 @@ def _no_isolation_hint(missing: str) -> str:
 
 
 def _enter_namespace() -> None:
-    from builder.runtime.rootless import RootlessError, enter
+    from builder.runtime.errors import RootlessError
+    from builder.runtime.rootless import enter
 
     try:
         enter()
     except RootlessError as error:
-        raise BuildError(error.message, error.hint) from None
+        raise BuildError(error.message, error.hint, code=_CODE) from None
 
 
 def _remembered(store: Store, feature: str, probe: Callable[[str], bool]) -> bool:

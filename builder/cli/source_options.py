@@ -14,6 +14,8 @@ from builder.support.fields import parse_fields
 from builder.support.paths import why_missing
 from grammar.suggest import suggestion
 
+_CODE = "E-CONTEXT"
+
 
 class Context(NamedTuple):
     """The build context: an absolute path, or "" and the URL or "-" that is read instead."""
@@ -42,19 +44,23 @@ def _no_context(text: str) -> UsageError:
         return UsageError(
             f"the build context {text} is a file, not a directory",
             f"name a Dockerfile with -f {text}, and a directory",
+            code=_CODE,
         )
     if why := why_missing(text):
-        return UsageError(f"the build context {text} does not exist{why}", hint)
+        return UsageError(f"the build context {text} does not exist{why}", hint, code=_CODE)
     if text in NAMES:
         return UsageError(
-            f"no directory {text}; a command must come first", f"for example: pybuild {text} --help"
+            f"no directory {text}; a command must come first",
+            f"for example: pybuild {text} --help",
+            code=_CODE,
         )
     if "/" not in text:
         return UsageError(
             f"no such command or directory: {text}{suggestion(text, NAMES)}",
             f"commands are {', '.join(NAMES)}; {hint}",
+            code=_CODE,
         )
-    return UsageError(f"the build context {text} does not exist", hint)
+    return UsageError(f"the build context {text} does not exist", hint, code=_CODE)
 
 
 def named_context(item: str) -> tuple[str, NamedContext]:

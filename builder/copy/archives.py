@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from builder.copy.layer_writer import Writer
 from builder.copy.sources import Selected, Source
-from builder.errors import BuildError
+from builder.errors import CopyError
 from cache.entry import BLOCK, CHARACTER, DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, kind_of
 from cache.errors import ArchiveError, SpaceError, UnsupportedMember
 from cache.fs import image_xattrs, is_image_xattr
@@ -110,7 +110,7 @@ def _inside(text: bytes, member: bytes) -> str:
     """A member's path below the destination, "" for that itself."""
     path = posixpath.normpath(os.fsdecode(text).lstrip("/") or ".")
     if path == ".." or path.startswith("../"):
-        raise BuildError(f"{os.fsdecode(member)!r} in the archive leads out of the destination")
+        raise CopyError(f"{os.fsdecode(member)!r} in the archive leads out of the destination")
     return "" if path == "." else path
 
 

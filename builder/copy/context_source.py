@@ -18,7 +18,7 @@ from builder.copy.sources import (
     required_path,
     select_named,
 )
-from builder.errors import BuildError
+from builder.errors import BuildError, CopyError
 from builder.events import Meter, Sink
 from builder.plan.ops import Inline, Picked
 from cache.context_scan import (
@@ -91,7 +91,7 @@ class ContextSource:
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise BuildError(f"reading the build context {folder}: {error.strerror}") from None
+            raise CopyError(f"reading the build context {folder}: {error.strerror}") from None
         self._folder = os.path.realpath(folder)  # a link may be given as the context
         self._tree = _VisibleTree(self._folder, ignore.rules)
         self.name = name
@@ -229,7 +229,7 @@ def _unreadable(error: OSError, path: str) -> BuildError | CacheError:
     name = os.fsdecode(error.filename) if error.filename and error.filename != "." else path or "."
     if error.errno in GONE:
         return changed(name)
-    return BuildError(
+    return CopyError(
         f"reading the build context: {error.strerror}: {name!r}",
         "make it readable, or exclude it in .dockerignore",
     )

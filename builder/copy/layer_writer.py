@@ -16,7 +16,7 @@ from typing import NamedTuple
 from builder.copy.files import digest_of_file, files_first, set_metadata, write_file
 from builder.copy.pack_process import Packer, Stream
 from builder.copy.sources import MADE_TIME
-from builder.errors import BuildError
+from builder.errors import CopyError
 from builder.plan.modes import Mode
 from cache.digest import SnapshotId
 from cache.entry import (
@@ -181,7 +181,7 @@ class Writer:
     def _make_parent(self, path: str, time: int | None, owned: bool) -> None:
         under = self._under(path)
         if path in self._entries or (under is not None and not under.is_dir):
-            raise BuildError(f"cannot copy to non-directory: /{path}")
+            raise CopyError(f"cannot copy to non-directory: /{path}")
         if under is None:
             mode = 0o755 if self._mode is None else self._mode.of_parent
             uid, gid = (self._ids if owned else None) or (0, 0)
@@ -244,7 +244,7 @@ class Writer:
             set_metadata(self._root, entry)
         elif entry.kind in (CHARACTER, BLOCK):
             if entry.kind == CHARACTER and entry.rdev == 0:
-                raise BuildError(f"/{path} is character device 0:0, which in a layer deletes a file")
+                raise CopyError(f"/{path} is character device 0:0, which in a layer deletes a file")
             kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
             try:
                 os.mknod(path, kind | 0o600, entry.rdev, dir_fd=self._root)
@@ -281,12 +281,12 @@ class Writer:
             under = self._under(entry.path)
             if under is not None and not under.is_dir:
                 if not self._replaces:
-                    raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+                    raise CopyError(f"cannot copy to non-directory: /{entry.path}")
                 under = None
             self._directory(entry, under)
         elif old.kind != DIRECTORY:
             if not self._replaces:
-                raise BuildError(f"cannot copy to non-directory: /{entry.path}")
+                raise CopyError(f"cannot copy to non-directory: /{entry.path}")
             self._clear(entry.path)
             self._directory(entry, None)
             under = self._under(entry.path)
@@ -306,7 +306,7 @@ class Writer:
             return self._under(path) if old is None else None
         if old is not None:
             if old.kind == DIRECTORY:
-                raise BuildError(f"cannot replace to directory /{path} with file")
+                raise CopyError(f"cannot replace to directory /{path} with file")
             os.unlink(path, dir_fd=self._root)
             del self._entries[path]
             self._stream.spoil()
@@ -315,7 +315,7 @@ class Writer:
             return None
         under = self._under(path)
         if under is not None and under.is_dir:
-            raise BuildError(f"cannot replace to directory /{path} with file")
+            raise CopyError(f"cannot replace to directory /{path} with file")
         return under
 
     def _clear(self, path: str) -> None:
@@ -356,10 +356,10 @@ class Writer:
                 return
             target = self._kept[target]
         if target not in self._entries:
-            raise BuildError(f"hard link /{path}: its first name /{target} was not copied")
+            raise CopyError(f"hard link /{path}: its first name /{target} was not copied")
         self._make_way(path)
         if target not in self._entries:
-            raise BuildError(f"hard link /{path} takes the place of what it names, /{target}")
+            raise CopyError(f"hard link /{path} takes the place of what it names, /{target}")
         target, first = self._first_name(target)
         os.link(target, path, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
         self._record(first._replace(path=path, kind=HARDLINK, link=target, size=0))

@@ -13,8 +13,8 @@ from builder.copy.archives import add_archive
 from builder.copy.layer_writer import NewMetadata, PreviousLayer, Writer
 from builder.copy.pack_process import Packer
 from builder.copy.sources import Selected, Selection, Source, TreeSource
-from builder.errors import BuildError
-from builder.images.users import UnknownName, owner, owner_or_root
+from builder.errors import CopyError, UnknownName
+from builder.images.users import owner, owner_or_root
 from builder.plan.modes import Mode
 from builder.plan.ops import CopyFiles, MakeDir, Picked
 from cache.digest import SnapshotId
@@ -66,7 +66,7 @@ def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
     try:
         return owner(lower, op.chown, "--chown")
     except UnknownName:
-        raise BuildError(
+        raise CopyError(
             f"--chown={op.chown}: with --link the image's users are not read",
             "give numbers, or leave --link out",
         ) from None
@@ -108,7 +108,7 @@ def make_dir(op: MakeDir, draft: Draft) -> SnapshotId:
         if node is None:
             writer.make_parents(path)
         elif not node.is_dir:
-            raise BuildError(f"WORKDIR {op.path}: the image has a file there")
+            raise CopyError(f"WORKDIR {op.path}: the image has a file there")
         return writer.commit(draft, writer.finish())
     finally:
         writer.close()

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Protocol
 
 from builder.copy.filters import ScanFilter, Selector, scan_filter
-from builder.errors import BuildError
+from builder.errors import BuildError, CopyError
 from builder.plan.ops import Inline, Picked
 from cache.context_scan import (
     hash_xattrs,
@@ -23,8 +23,8 @@ from cache.context_scan import (
 from cache.entry import DIRECTORY, FILE, SYMLINK, Entry, kind_of
 from cache.fs import image_xattrs
 from cache.layer.merged_tree import Node, Tree
-from grammar.errors import IgnoreError
-from grammar.ignore import GlobError, Ignore, match_glob
+from grammar.errors import GlobError, IgnoreError
+from grammar.ignore import Ignore, match_glob
 from grammar.structs import replace, struct
 from grammar.suggest import closest
 
@@ -150,11 +150,11 @@ def select_named(
     try:
         found = select_in(tree, item, listed)
     except GlobError as error:
-        raise BuildError(f"COPY {item.pattern!r}: {error}", "a literal [ is written [[]") from None
+        raise CopyError(f"COPY {item.pattern!r}: {error}", "a literal [ is written [[]") from None
     except FileNotFoundError as error:
         raise not_found(error.filename, tree, what) from None
     except OSError as error:
-        raise BuildError(f"reading {item.pattern!r} in {what}: {error.strerror}") from None
+        raise CopyError(f"reading {item.pattern!r} in {what}: {error.strerror}") from None
     if not found and (item.literal or not has_wildcard(item.pattern)):
         raise not_found(item.pattern, tree, what)
     return [(Selected(name, node.path, item.parents, exclude), node) for name, node in found]
@@ -171,7 +171,7 @@ def filter_of(ignore: Ignore, selected: Selected) -> ScanFilter | None:
     try:
         return scan_filter(ignore, selected.selector)
     except IgnoreError as error:
-        raise BuildError(f"the pattern {error}", "patterns of --exclude are those of .dockerignore") from None
+        raise CopyError(f"the pattern {error}", "patterns of --exclude are those of .dockerignore") from None
 
 
 def _broken_link(path: str, tree: Tree) -> str:
@@ -193,7 +193,9 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
     near = closest(name, tree.names(parent)) if parent and parent.is_dir else ""
     suggestion = f"did you mean {above}/{near}?" if near not in ("", name) else ""
     hint = _broken_link(shown, tree) or suggestion
-    return BuildError(f'failed to calculate checksum of {what}: "{shown}": not found', hint)
+    return CopyError(
+        f'failed to calculate checksum of {what}: "{shown}": not found', hint, code="E-COPY-NOT-FOUND"
+    )
 
 
 def nothing_kept(item: Picked, tree: Tree, what: str) -> BuildError:

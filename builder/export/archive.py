@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from builder.errors import BuildError
+from builder.errors import OutputError
 from builder.events import Meter, Notice, Sink
 from builder.export.destination import open_place
 from builder.export.exporters import Export
@@ -69,7 +69,7 @@ def export_docker_archive(export: Export) -> Descriptor:
     Raises BuildError or CacheError.
     """
     if len(export.images) > 1:
-        raise BuildError("an archive for docker load holds one platform", "use type=oci, or one --platform")
+        raise OutputError("an archive for docker load holds one platform", "use type=oci, or one --platform")
     image = exported_image(export.store, pack_all(export), export.output)
     images = [NamedImage(image, export.names)]
     if export.output.dest:
@@ -147,7 +147,7 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
     """A writer to *dest*; the file appears whole or not at all."""
     if dest == "-":
         if sys.stdout.isatty():
-            raise BuildError(
+            raise OutputError(
                 "refusing to write an archive to a terminal", "redirect standard output, or name a file"
             )
         yield _named(lambda data: write_all(1, data), "to standard output")
@@ -159,14 +159,14 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
             return
         folder, name, _found = open_place(dest)
     except OSError as error:
-        raise BuildError(f"writing {dest}: {error.strerror}") from None
+        raise OutputError(f"writing {dest}: {error.strerror}") from None
     # Nobody can have made it before.
     temporary = f"{os.fsdecode(os.fsencode(name)[:_NAME])}.pybuild-{os.urandom(8).hex()}"
     try:
         with atomic_file(name, temporary, 0o666, dir_fd=folder) as file:
             yield _named(file.write, dest)
     except OSError as error:
-        raise BuildError(f"writing {dest}: {error.strerror}") from None
+        raise OutputError(f"writing {dest}: {error.strerror}") from None
     finally:
         os.close(folder)
 
@@ -191,7 +191,7 @@ def _named(write: Callable[[bytes], object], dest: str) -> Callable[[bytes], obj
         try:
             write(data)
         except OSError as error:
-            raise BuildError(f"writing {dest}: {error.strerror}") from None
+            raise OutputError(f"writing {dest}: {error.strerror}") from None
 
     return put
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 
-from builder.errors import BuildError
+from builder.errors import OutputError
 
 _CHANNEL = "_PYBUILD_LOADER"  # the descriptor, for the program that is executed anew (runtime.rootless)
 _DOCKER_SOCKET = "/var/run/docker.sock"
@@ -56,7 +56,9 @@ def load(path: str) -> str:
     if answer[:1] == b"A":
         return answer[1:].decode("utf-8", "replace").strip()
     said = answer[1:].decode("utf-8", "replace").strip() or "its process has ended"
-    raise BuildError(f"loading the image: {said}", "write it to a file instead: -o type=docker,dest=FILE")
+    raise OutputError(
+        f"loading the image: {said}", "write it to a file instead: -o type=docker,dest=FILE", code="E-DAEMON"
+    )
 
 
 def _serve(channel: socket.socket) -> None:

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from builder.errors import BuildError
+from builder.errors import OutputError
 
 _MOST_LINKS = 40
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,7 +70,7 @@ def _check(folder: int, found: os.stat_result, path: str) -> None:
     everybodys = stat.S_ISVTX | stat.S_IWOTH
     if above.st_mode & everybodys == everybodys and found.st_uid not in (os.geteuid(), above.st_uid):
         what = "a link" if stat.S_ISLNK(found.st_mode) else "no plain file, and"
-        raise BuildError(
+        raise OutputError(
             f"writing {path}: on the way is {what} of another user (uid {found.st_uid}), in a folder where "
             "everybody writes",
             "write it to a folder of your own",

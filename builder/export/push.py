@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from builder.errors import BuildError
+from builder.errors import OutputError
 from builder.events import Meter, Notice, Sink
 from builder.export.exporters import Export
 from builder.export.image import ExportedImage, exported_image, pack_all
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 def export_to_registry(export: Export) -> Descriptor:
     """Push the image under each name of an export. Raises BuildError or CacheError."""
     if not export.names:
-        raise BuildError("there is no name to push the image under", "give one with -t, or with name=")
+        raise OutputError("there is no name to push the image under", "give one with -t, or with name=")
     packed = pack_all(export)
     artifacts = export.attest(packed)
     image = exported_image(export.store, packed, export.output)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from builder.copy.place import copy_tree
-from builder.errors import BuildError
+from builder.errors import OutputError
 from builder.events import Meter, Notice, Sink
 from builder.export.archive import destination
 from builder.export.exporters import Export
@@ -66,12 +66,12 @@ def write_folder(store: Store, roots: Roots, dest: str, sink: Sink, delete: bool
     the same name.
     """
     if delete and _holds(dest, store.root):
-        raise BuildError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
+        raise OutputError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
     try:
         os.makedirs(dest, exist_ok=True)
         root = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BuildError(f"writing to the folder {dest}: {error.strerror}") from None
+        raise OutputError(f"writing to the folder {dest}: {error.strerror}") from None
     packed = []
     try:
         seen: dict[str, str] = {}
@@ -108,7 +108,7 @@ def _clear(root: int, dest: str) -> None:
         for name in os.listdir(root):
             remove_tree(name, root)
     except OSError as error:
-        raise BuildError(f"removing what is in {dest}: {error.strerror}") from None
+        raise OutputError(f"removing what is in {dest}: {error.strerror}") from None
 
 
 def _pack_roots(
@@ -166,7 +166,7 @@ def _apart(entries: Iterator[Entry], whose: str, seen: dict[str, str]) -> Iterat
     """The entries, none of which but directories may be among those that were *seen*."""
     for entry in entries:
         if entry.kind != DIRECTORY and (other := seen.setdefault(entry.path, whose)) != whose:
-            raise BuildError(
+            raise OutputError(
                 f"platform-split=false: {other} and {whose} both have /{entry.path}",
                 "leave that out, and each platform gets a folder of its own",
             )

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import unquote, urlsplit
 
 from builder.environment import Environment
-from builder.errors import BuildError
+from builder.errors import BuildError, FetchError
 from builder.plan.ops import FetchGit
 from builder.plan.remote import is_commit, redacted, without_credentials
 from builder.request import Secret, Ssh
@@ -64,13 +64,13 @@ def fetch_git(op: FetchGit, environment: Environment, fresh: bool) -> tuple[Cach
     Raises BuildError, and Cancelled.
     """
     if shutil.which("git") is None:
-        raise BuildError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
+        raise FetchError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
     with draft(environment.store, ()) as made:
         git = _Git(op, environment, made.folder)
         # Nothing that git runs, on whatever a server sends, can write anywhere else.
         where, hashes = confined([made.folder, os.devnull], git.resolve)
         if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
-            raise BuildError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
+            raise FetchError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
         wanted = hashes[-1]
         fields: dict[str, object] = {
             "commit": wanted,
@@ -118,7 +118,7 @@ class _Git:
         for name in (*whole, wanted):  # branches before tags, as git
             if name in found:
                 return name, list(dict.fromkeys((found[name], found.get(f"{name}^{{}}", found[name]))))
-        raise BuildError(
+        raise FetchError(
             f"repository {redacted(self._op.remote)} does not contain ref {wanted}",
             "a commit is named by its whole hash",
         )
@@ -142,7 +142,7 @@ class _Git:
                 _only(made, self._op.subdir)
             _normalise(here, when)
         except RecursionError:
-            raise BuildError(f"{redacted(self._op.remote)} has folders nested too deeply") from None
+            raise FetchError(f"{redacted(self._op.remote)} has folders nested too deeply") from None
 
     def _tidy(self, here: str, where: str, value: str) -> None:
         """Leave in .git what is the same whoever fetched it: the ref that was asked for and no other, and of
@@ -180,7 +180,7 @@ class _Git:
             self._run(["fetch", "--progress", "--no-tags", "--", self._remote, *everything], here)
             self._run(["cat-file", "-e", f"{hashes[-1]}^{{commit}}"], here)
         except BuildError as error:
-            raise BuildError(
+            raise FetchError(
                 f"fetching {hashes[-1]} of {redacted(self._op.remote)}: {error.message}"
             ) from None
 
@@ -216,7 +216,7 @@ class _Git:
             text = said.decode("utf-8", "replace").replace("\r", "\n")
             lines = [line for line in text.split("\n") if line.strip()]
             reason = redacted(lines[-1]) if lines else f"it ended with {process.returncode}"
-            raise BuildError(f"{what}: {reason}")
+            raise FetchError(f"{what}: {reason}")
         return out.decode("utf-8", "surrogateescape")
 
     def _listen(self, process: subprocess.Popen[bytes], what: str) -> tuple[bytes, bytes]:
@@ -237,10 +237,10 @@ class _Git:
                         waiting.unregister(key.fd)
                     heard[key.fd] += data
                     if len(heard[key.fd]) > _OUTPUT_LIMIT:
-                        raise BuildError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
+                        raise FetchError(f"{what}: the server says more than {_OUTPUT_LIMIT >> 20} MiB")
                 if time.monotonic() - last > self._client.timeout:
                     why = f"the server gave nothing of use for {self._client.timeout:.0f} seconds"
-                    raise BuildError(f"{what}: {why}", "build again, perhaps with a longer --timeout")
+                    raise FetchError(f"{what}: {why}", "build again, perhaps with a longer --timeout")
         out, said = heard.values()
         return bytes(out), bytes(said)
 
@@ -323,7 +323,7 @@ def _only(made: Draft, subdir: str) -> None:
     for name in [part for part in re.split("/+", subdir) if part not in ("", ".")]:
         path = os.path.join(path, name)
         if name == ".." or not os.path.lexists(path) or not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise BuildError(f"invalid subdir {subdir!r} in the repository: not a directory")
+            raise FetchError(f"invalid subdir {subdir!r} in the repository: not a directory")
     if path == made.upper:
         return
     aside, rest = os.path.join(made.folder, "subdir"), os.path.join(made.folder, "rest")

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from builder.environment import Environment
-from builder.errors import BuildError
+from builder.errors import FetchError
 from builder.events import Meter
 from builder.plan.identity import identity
 from builder.plan.ops import FetchUrl
@@ -59,13 +59,13 @@ def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[Cach
     if last is not None and op.checksum:
         return last.key(op), last.snapshot
     if len(os.fsencode(op.name)) > _NAME_LIMIT:
-        raise BuildError(f"{redacted(op.url)} names a file of more than {_NAME_LIMIT} bytes")
+        raise FetchError(f"{redacted(op.url)} names a file of more than {_NAME_LIMIT} bytes")
     parts = urlsplit(op.url)
     try:
         _port = parts.port
     except ValueError:  # its words would show a part of a password
         hint = "in a password, write / as %2F, # as %23, ? as %3F, @ as %40"
-        raise BuildError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
+        raise FetchError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
     headers = {**_known(last), **_credentials(parts, environment.secrets)}
     transport = Transport(
         parts.netloc.rpartition("@")[2],
@@ -79,7 +79,7 @@ def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[Cach
         if response.status == 304 and last is not None:
             return last.key(op), last.snapshot
         if response.status != 200:
-            raise BuildError(f"{redacted(op.url)} answered {response.status}", "check the address")
+            raise FetchError(f"{redacted(op.url)} answered {response.status}", "check the address")
         made = _store(op, response, environment)
     finally:
         transport.close()
@@ -142,7 +142,7 @@ def _store(op: FetchUrl, response: Response, environment: Environment) -> Fetche
         meter.finish()
         digest = "sha256:" + sha.hexdigest()
         if op.checksum and digest != op.checksum:
-            raise BuildError(f"digest mismatch for {redacted(op.url)}: {digest} (expected: {op.checksum})")
+            raise FetchError(f"digest mismatch for {redacted(op.url)}: {digest} (expected: {op.checksum})")
         snapshot = commit(made, [Entry(op.name, FILE, _MODE, size=size, mtime=when, digest=digest[7:])])
     return Fetched(snapshot, digest, response.headers.get("etag", ""), modified)
 
@@ -169,10 +169,10 @@ def _content(op: FetchUrl, response: Response, meter: Meter, environment: Enviro
                 yield inflate.decompress(packed, _CHUNK)
                 packed = inflate.unconsumed_tail
     except (OSError, zlib.error) as error:
-        raise BuildError(f"{redacted(op.url)}: {error}", "build again") from None
+        raise FetchError(f"{redacted(op.url)}: {error}", "build again") from None
     length = response.headers.get("content-length", "")
     if (length.isdigit() and length != str(got)) or (inflate is not None and not inflate.eof):
-        raise BuildError(f"{redacted(op.url)} broke off after {got} of {length} bytes", "build again")
+        raise FetchError(f"{redacted(op.url)} broke off after {got} of {length} bytes", "build again")
 
 
 def _time(modified: str) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from builder.errors import BuildError, UsageError
 from builder.images.local import config_of, reference, remember_platform, rename
-from builder.oci.errors import MissingBlob
+from builder.oci.errors import ImageError, MissingBlob
 from builder.oci.layout import INDEX_FILE
 from builder.oci.manifest import Entry, Index, Manifest, blob_path, parse_index, parse_manifest
 from builder.oci.model import ImageConfig, Platform, host, parse_config
@@ -60,7 +60,7 @@ def load_folder(store: Store, folder: str) -> list[str]:
 def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]:
     """Give images of the store their names; the names, and IDs of those that have none."""
     if not images:
-        raise BuildError("the archive holds no image")
+        raise ImageError("the archive holds no image")
     for name in dict.fromkeys(name for _, names in images for name in names):
         own = [image for image, names in images if name in names]
         platforms = [config_of(store, image).platform for image in own]
@@ -81,7 +81,7 @@ def load_layout(store: Store, place: str, platform: Platform) -> Digest:
     if not at and not os.path.isdir(folder):
         folder, _, tag = folder.rpartition(":")
     if not os.path.isdir(folder):
-        raise BuildError(f"there is no OCI layout at {place}")
+        raise ImageError(f"there is no OCI layout at {place}")
     return _layout(store, folder).oci_image(f"the OCI layout {folder}", tag, wanted, platform)
 
 
@@ -96,7 +96,7 @@ def _blobs(folder: str) -> list[str]:
     try:
         return [f"blobs/sha256/{name}" for name in os.listdir(os.path.join(folder, "blobs/sha256"))]
     except OSError as error:
-        raise BuildError(f"{folder} is not an OCI layout: {error.strerror}") from None
+        raise ImageError(f"{folder} is not an OCI layout: {error.strerror}") from None
 
 
 def _is_meant(entry: Entry, tag: str, wanted: str) -> bool:
@@ -146,9 +146,9 @@ class _Archive:
         try:
             data = read_regular(self._path(name), _SMALL)
         except OSError as error:
-            raise BuildError(f"reading {name!r} of the image: {error.strerror}") from None
+            raise ImageError(f"reading {name!r} of the image: {error.strerror}") from None
         if len(data) > _SMALL:
-            raise BuildError(f"{name!r} in the archive is larger than {_SMALL} bytes")
+            raise ImageError(f"{name!r} in the archive is larger than {_SMALL} bytes")
         return data
 
     # -- docker ----------------------------------------------------------------------------
@@ -156,12 +156,12 @@ class _Archive:
     def docker_images(self) -> list[tuple[Digest, list[str]]]:
         items = loads(self._small("manifest.json"), "manifest.json", _SMALL)
         if not isinstance(items, list):
-            raise BuildError("manifest.json in the archive is not a list")
+            raise ImageError("manifest.json in the archive is not a list")
         out = []
         lacking: BuildError | None = None
         for item in items:
             if not isinstance(item, dict) or not isinstance(item.get("Layers"), list):
-                raise BuildError("manifest.json in the archive does not describe an image")
+                raise ImageError("manifest.json in the archive does not describe an image")
             try:
                 data = self._small(_normal(item.get("Config")))
                 paths = [self._path(_normal(name)) for name in item["Layers"]]
@@ -170,7 +170,7 @@ class _Archive:
                 continue
             tags = item.get("RepoTags") or []
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-                raise BuildError("manifest.json in the archive does not name its images as a list of texts")
+                raise ImageError("manifest.json in the archive does not name its images as a list of texts")
             names = [str(name) for name in map(_reference, tags) if not name.digest]
             out.append((self._add(data, [(path, None) for path in paths]), names))
         if lacking is not None and not out:
@@ -182,7 +182,7 @@ class _Archive:
     def oci_images(self) -> list[tuple[Digest, list[str]]]:
         """Store all images; those that the archive lacks are left out unless it lacks all."""
         if INDEX_FILE not in self.files:
-            raise BuildError(
+            raise ImageError(
                 "the archive has neither index.json nor manifest.json: it is not an image archive"
             )
         found: dict[Digest, list[str]] = {}
@@ -208,11 +208,11 @@ class _Archive:
         if not entries and not tag and not wanted and len(images) == 1:
             entries = images
         if not entries:
-            raise BuildError(f"{what} has no image {tag or wanted or 'called latest'}")
+            raise ImageError(f"{what} has no image {tag or wanted or 'called latest'}")
         top = self.manifest(entries[0].descriptor)
         for manifest in image_manifests(top, self, platform):
             return self._from_manifest(manifest)
-        raise BuildError(f"{what} has no image for {platform}")
+        raise ImageError(f"{what} has no image for {platform}", code="E-PLATFORM")
 
     def _entries(self) -> list[Entry]:
         """Return the entries of index.json that are images."""
@@ -258,7 +258,7 @@ class _Archive:
         """Store a config and its layers; where no descriptor says what a layer is, its bytes tell."""
         parsed = parse_config(config, "the config in the archive")
         if len(parsed.diff_ids) != len(layers):
-            raise BuildError(
+            raise ImageError(
                 f"the config in the archive names {len(parsed.diff_ids)} layers, its manifest {len(layers)}"
             )
         for (path, stated), expected in zip(layers, parsed.diff_ids, strict=True):
@@ -301,7 +301,7 @@ def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:
     with open(fd, "rb") as source, open(copy, "xb") as target:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise BuildError(f"{path} is not a regular file")
+            raise ImageError(f"{path} is not a regular file")
         if stated is not None and found.st_size != stated.size:
             raise _mismatch(stated)
         shutil.copyfileobj(source, target, 1 << 20)
@@ -326,7 +326,7 @@ def _reference(name: str) -> Reference:
     try:
         return reference(name)
     except UsageError as error:  # nobody typed it
-        raise BuildError(f"the archive names an image so: {error.message}") from None
+        raise ImageError(f"the archive names an image so: {error.message}") from None
 
 
 def _name(entry: Entry) -> str | None:

@@ -20,7 +20,7 @@ def reference(name: str) -> Reference:
     try:
         return parse_reference(name)
     except ReferenceError_ as error:
-        raise UsageError(f"{name!r} is not an image name: {error}") from None
+        raise UsageError(f"{name!r} is not an image name: {error}", code="E-NAME") from None
 
 
 def new_name(name: str) -> str:
@@ -52,7 +52,11 @@ def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
     if image is None:
         image = _by_id(store, name.removeprefix("sha256:"))
     if image is None:
-        raise BuildError(f"there is no image {name!r} in the store {store.root}", "pybuild images lists them")
+        raise BuildError(
+            f"there is no image {name!r} in the store {store.root}",
+            "pybuild images lists them",
+            code="E-IMAGE-NOT-FOUND",
+        )
     return image, config_of(store, image)
 
 

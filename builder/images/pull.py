@@ -78,7 +78,7 @@ def find_remote(repository: Repository, platform: Platform) -> FoundImage:
     top = parsed(fetched, f"the manifest of {repository.name}")
     manifest = next(image_manifests(top, repository, platform), None)
     if manifest is None:
-        raise BuildError(f"{repository.name} has no image for {platform}")
+        raise BuildError(f"{repository.name} has no image for {platform}", code="E-PLATFORM")
     what = f"the config of {repository.name}"
     data = read_blob(repository, manifest.config(), what)
     config, layers = parse_config(data, what), manifest.layers()

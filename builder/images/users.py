@@ -7,7 +7,7 @@ import os
 import re
 import stat
 
-from builder.errors import BuildError
+from builder.errors import CopyError, UnknownName
 from cache.layer.merged_tree import Tree
 
 _LIMIT = 10 << 20
@@ -36,10 +36,6 @@ def owner_or_root(tree: Tree, text: str, what: str) -> tuple[int, int]:
         with contextlib.suppress(UnknownName):
             gid = _group(tree, group, what)
     return uid, gid
-
-
-class UnknownName(BuildError):
-    """A name that the image's passwd or group file does not have."""
 
 
 def _user(tree: Tree, name: str, what: str) -> tuple[int, int]:
@@ -77,7 +73,7 @@ def _numeric(text: str) -> bool:
 
 def _id(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_ID):
-        raise BuildError(f"{what}: id {text!r} is not a number between 0 and {_MAX_ID}")
+        raise CopyError(f"{what}: id {text!r} is not a number between 0 and {_MAX_ID}")
     return int(text)
 
 
@@ -93,7 +89,7 @@ def _lines(tree: Tree, path: str) -> list[list[str]]:
     if node is None:
         return []
     if not stat.S_ISREG(node.found.st_mode) or node.found.st_size > _LIMIT:
-        raise BuildError(f"/{path} of the image is not a regular file of at most 10 MiB")
+        raise CopyError(f"/{path} of the image is not a regular file of at most 10 MiB")
     fd = os.open(node.real, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.strip() for line in file]

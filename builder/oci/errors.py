@@ -12,6 +12,10 @@ from builder.errors import BuildError
 class ImageError(BuildError):
     """A manifest, index or config is malformed, or contradicts another one."""
 
+    code = "E-IMAGE"
+
 
 class MissingBlob(ImageError):
     """A descriptor names a blob that is absent."""
+
+    code = "E-IMAGE-BLOB"

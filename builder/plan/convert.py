@@ -156,9 +156,14 @@ def _privileges(node: ast.Run, context: StageContext) -> tuple[str, str]:
     network, security = node.network or "default", node.security or "sandbox"
     if network == "host" and context.network != "host" and "network.host" not in context.allow:
         hint = "build with --network=host, or with --allow network.host for such steps alone"
-        raise PlanError("network.host is not allowed", node.span, hint)
+        raise PlanError("network.host is not allowed", node.span, hint, code="E-PRIVILEGE")
     if security == "insecure" and "security.insecure" not in context.allow:
-        raise PlanError("security.insecure is not allowed", node.span, "build with --allow security.insecure")
+        raise PlanError(
+            "security.insecure is not allowed",
+            node.span,
+            "build with --allow security.insecure",
+            code="E-PRIVILEGE",
+        )
     return network, "" if security == "sandbox" else security
 
 

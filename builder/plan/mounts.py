@@ -37,7 +37,7 @@ def convert_mounts(
         try:
             mount = syntax.parse_mount(flag.value or "", flag.span, expand)
         except DockerfileError as error:
-            raise PlanError(error.message, error.span, error.hint) from None
+            raise PlanError(error.message, error.span, error.hint, code=error.code) from None
         agents = sum(isinstance(other, SshMount) for other in mounts)
         mounts.append(_convert(mount, cwd, context, sources, agents, flag.span))
     # An outer mount may not hide an inner one, whatever the order they are written in.

@@ -242,7 +242,7 @@ class _Planner:
         except Cancelled:
             raise
         except (BuildError, CacheError) as error:
-            raise PlanError(error.message, span, error.hint) from error
+            raise PlanError(error.message, span, error.hint, code=error.code) from error
 
     def _image(self, name: str, span: Span, platform: Platform) -> tuple[FromImage, ImageConfig]:
         reference = check_image_name(name, span)
@@ -255,7 +255,7 @@ class _Planner:
             stages = [stage.node.start.name for stage in self._stages.all if stage.node.start.name]
             if guess := suggestion(name.lower(), stages, 0.75):
                 hint = f"{name!r} is no stage of this file{guess}, so it was taken for an image"
-            raise PlanError(f"{name}: {error.message}", span, hint) from error
+            raise PlanError(f"{name}: {error.message}", span, hint, code=error.code) from error
         self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
 
@@ -362,7 +362,7 @@ def _trigger(text: str, span: Span) -> ast.Instruction:
             raise DockerfileError(f"{type(node).__name__.upper()} isn't allowed as an ONBUILD trigger", span)
         return node
     except DockerfileError as error:
-        raise PlanError(f"the trigger {text!r}: {error.message}", span, error.hint) from None
+        raise PlanError(f"the trigger {text!r}: {error.message}", span, error.hint, code=error.code) from None
 
 
 def _layer_steps(instructions: Iterable[ast.Instruction]) -> int:

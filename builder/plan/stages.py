@@ -202,6 +202,7 @@ class Stages:
         raise PlanError(
             f'target stage "{wanted}" could not be found{suggestion(wanted.lower(), names)}',
             hint=f"the stages are: {', '.join(names)}" if names else "no stage of this file has a name",
+            code="E-STAGE",
         )
 
     def reachable(self, target: int, new: bool = False) -> list[int]:

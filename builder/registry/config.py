@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import RegistryConfigError
 from builder.registry.errors import Blocked
 from grammar.errors import ReferenceError_
 from grammar.reference import Reference, parse_reference
@@ -109,9 +109,9 @@ def _moved(location: str, rest: str, table: Table) -> tuple[str, str]:
     try:
         moved = parse_reference(name)
     except ReferenceError_ as error:
-        raise BuildError(f"{table.file}: {location!r} makes the name {name!r}: {error}") from None
+        raise RegistryConfigError(f"{table.file}: {location!r} makes the name {name!r}: {error}") from None
     if moved.registry != name.partition("/")[0] or moved.digest or moved.tag != "latest":
-        raise BuildError(f"{table.file}: {location!r} makes {name!r}, which is no host/name")
+        raise RegistryConfigError(f"{table.file}: {location!r} makes {name!r}, which is no host/name")
     return moved.registry, moved.repository
 
 
@@ -152,7 +152,7 @@ def _read(path: str) -> list[Table]:
         with open(path, "rb") as file:
             data = file.read(_LIMIT + 1)
         if len(data) > _LIMIT:
-            raise BuildError(f"{path} is larger than {_LIMIT} bytes")
+            raise RegistryConfigError(f"{path} is larger than {_LIMIT} bytes")
         value = tomllib.loads(data.decode("utf-8"))
         if "registries" in value:
             raise ValueError("it is of the old version 1, with [registries...]; write [[registry]] tables")
@@ -162,9 +162,9 @@ def _read(path: str) -> list[Table]:
             raise ValueError(f"there are two [[registry]] tables for {twice}")
         return made
     except OSError as error:
-        raise BuildError(f"reading {path}: {error.strerror}") from None
+        raise RegistryConfigError(f"reading {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise BuildError(f"{path}: {error}") from None
+        raise RegistryConfigError(f"{path}: {error}") from None
 
 
 def _parsed(path: str, item: dict[str, Any]) -> Table:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import BuildError, RegistryConfigError
 from builder.support.json_strict import loads
 from builder.support.paths import in_home
 from builder.support.tethered import Tethered
@@ -96,7 +96,7 @@ class CredentialStore:
             try:
                 value = loads(self._text.encode("utf-8", "surrogateescape"), _ENVIRONMENT, _LIMIT)
                 if not isinstance(value, dict):
-                    raise BuildError(f"{_ENVIRONMENT} is not a JSON object")
+                    raise RegistryConfigError(f"{_ENVIRONMENT} is not a JSON object")
                 yield _ENVIRONMENT, value
             except BuildError as error:
                 self.warnings.append(f"{error.message}: no credentials are used")
@@ -124,7 +124,7 @@ class CredentialStore:
             return f"docker-credential-{helper}"
         auths = config.setdefault("auths", {})
         if not isinstance(auths, dict):
-            raise BuildError(f"{path}: auths is not an object")
+            raise RegistryConfigError(f"{path}: auths is not an object")
         for name in _names(auths, registry):
             del auths[name]
         name = registry if path.endswith("auth.json") else _key(registry)
@@ -159,12 +159,12 @@ class CredentialStore:
                 data = file.read(_LIMIT + 1)
             value = loads(data, path, _LIMIT)
             if not isinstance(value, dict):
-                raise BuildError(f"{path} is not a JSON object")
+                raise RegistryConfigError(f"{path} is not a JSON object")
             return value
         except FileNotFoundError:
             return {}
         except OSError as error:
-            failure = BuildError(f"reading {path}: {error.strerror}")
+            failure: BuildError = RegistryConfigError(f"reading {path}: {error.strerror}")
         except BuildError as error:
             failure = error
         if strict:
@@ -180,7 +180,7 @@ class CredentialStore:
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
             write_atomically(target, (json.dumps(config, indent="\t") + "\n").encode(), temporary)
         except OSError as error:
-            raise BuildError(f"writing {path}: {error.strerror}") from None
+            raise RegistryConfigError(f"writing {path}: {error.strerror}") from None
 
 
 def _files(environ: Mapping[str, str]) -> list[str]:
@@ -258,7 +258,9 @@ def _decoded(entry: object, registry: str) -> Credentials:
             packed = auth.replace("\r", "").replace("\n", "")
             decoded = base64.b64decode(packed, validate=True).decode("utf-8", "surrogateescape")
         except (binascii.Error, ValueError):
-            raise BuildError(f"the credentials for {registry} are not base64: none are used") from None
+            raise RegistryConfigError(
+                f"the credentials for {registry} are not base64: none are used"
+            ) from None
         user, _, password = decoded.rstrip("\0").partition(":")
     return Credentials(user, password, text("identitytoken"), text("registrytoken"))
 
@@ -271,7 +273,7 @@ def _ask(helper: str, server: str, patience: float) -> Credentials:
     user = value.get("Username") if isinstance(value, dict) else None
     secret = value.get("Secret") if isinstance(value, dict) else None
     if not isinstance(user, str) or not isinstance(secret, str):
-        raise BuildError(f"docker-credential-{helper} answered no credentials: none are used")
+        raise RegistryConfigError(f"docker-credential-{helper} answered no credentials: none are used")
     return Credentials(identity_token=secret) if user == "<token>" else Credentials(user, secret)
 
 
@@ -280,7 +282,7 @@ def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes 
     name = f"docker-credential-{helper}"
     path = shutil.which(name) if _HELPER_NAME.fullmatch(helper) else None
     if path is None:
-        raise BuildError(f"{name}, which the docker configuration names, is not installed")
+        raise RegistryConfigError(f"{name}, which the docker configuration names, is not installed")
     end = time.monotonic() + patience
     try:
         with Tethered(
@@ -295,16 +297,16 @@ def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes 
             finally:
                 process.release()
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{name} did not answer in {patience:.0f} seconds") from None
+        raise RegistryConfigError(f"{name} did not answer in {patience:.0f} seconds") from None
     except OSError as error:
-        raise BuildError(f"{name}: {error.strerror}") from None
+        raise RegistryConfigError(f"{name}: {error.strerror}") from None
     if len(out) > _HELPER_LIMIT:
-        raise BuildError(f"{name} answered more than {_HELPER_LIMIT} bytes")
+        raise RegistryConfigError(f"{name} answered more than {_HELPER_LIMIT} bytes")
     if process.returncode == 0:
         return out
     if b"credentials not found" in out:
         return None
-    raise BuildError(f"{name} {action} failed with {process.returncode}")
+    raise RegistryConfigError(f"{name} {action} failed with {process.returncode}")
 
 
 def _talk(process: subprocess.Popen[bytes], given: bytes, end: float) -> bytes:

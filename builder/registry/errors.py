@@ -14,24 +14,36 @@ from builder.errors import BuildError
 
 
 class RegistryError(BuildError):
-    """A registry could not give what was asked of it."""
+    """A registry did not give what was requested."""
+
+    code = "E-REGISTRY"
 
 
 class NotFound(RegistryError):
-    """404."""
+    """The registry answered 404."""
+
+    code = "E-REGISTRY-NOT-FOUND"
 
 
 class Unauthorized(RegistryError):
-    """401 or 403 that a token did not cure."""
+    """The registry answered 401 or 403, also with a token."""
+
+    code = "E-REGISTRY-AUTH"
 
 
 class Unavailable(RegistryError):
-    """No connection, or transient failures until the budget was spent."""
+    """No connection, or transient failures for as long as ``--timeout`` allows."""
+
+    code = "E-REGISTRY-UNAVAILABLE"
 
 
 class Untrusted(RegistryError):
     """A wrong digest or size, an unsafe redirect, a body that contradicts its headers."""
 
+    code = "E-REGISTRY-UNTRUSTED"
+
 
 class Blocked(RegistryError):
     """registries.conf forbids it."""
+
+    code = "E-REGISTRY-BLOCKED"

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from builder.errors import BuildError
+from builder.errors import RegistryConfigError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -26,12 +26,14 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str:
     except ValueError:
         usable = False
     if not usable and proxy.lower().startswith("socks"):
-        raise BuildError(
+        raise RegistryConfigError(
             f"{name.upper()} is a SOCKS proxy, which pybuild cannot ask through",
             "name an HTTP proxy, or the hosts that need none in NO_PROXY",
         )
     if not usable:
-        raise BuildError(f"{name.upper()} is not the URL of an HTTP proxy", "for example: http://proxy:3128")
+        raise RegistryConfigError(
+            f"{name.upper()} is not the URL of an HTTP proxy", "for example: http://proxy:3128"
+        )
     return proxy
 
 

@@ -38,6 +38,7 @@ def check_shared_network() -> None:
             "steps have no network of their own here, and as root of this machine they are not given its own "
             "unasked",
             "install passt or slirp4netns and see that /dev/net/tun is there; or " + _NETWORK_HINT,
+            code="E-NETWORK",
         )
 
 

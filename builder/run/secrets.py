@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from builder.errors import BuildError
+from builder.errors import SecretError
 from builder.plan.ops import SecretMount
 from builder.request import Secret
 
@@ -22,7 +22,7 @@ def read_secret(secrets: Mapping[str, Secret], mount: SecretMount) -> bytes | No
         return _content(mount.id, given)
     if not mount.required:
         return None
-    raise BuildError(
+    raise SecretError(
         f"secret {mount.id}: not found",
         f"give it with --secret id={mount.id},src=FILE or --secret id={mount.id},env=VARIABLE",
     )
@@ -37,7 +37,7 @@ def find_secret(secrets: Mapping[str, Secret], name: str) -> str:
 def one_line(value: str, name: str) -> str:
     """*value*, which is to be a header. Raises BuildError where it cannot be one, without saying it."""
     if not value.isascii() or not value.isprintable():
-        raise BuildError(f"secret {name}: it cannot be sent as a header", "it has to be one line of ASCII")
+        raise SecretError(f"secret {name}: it cannot be sent as a header", "it has to be one line of ASCII")
     return value
 
 
@@ -48,7 +48,7 @@ def _content(name: str, given: Secret) -> bytes:
         with open(given.file, "rb") as file:
             data = file.read(_LIMIT + 1)
     except OSError as error:
-        raise BuildError(f"secret {name}: reading {given.file}: {error.strerror}") from None
+        raise SecretError(f"secret {name}: reading {given.file}: {error.strerror}") from None
     if len(data) > _LIMIT:
-        raise BuildError(f"secret {name}: {given.file} is larger than {_LIMIT >> 10} KiB")
+        raise SecretError(f"secret {name}: {given.file} is larger than {_LIMIT >> 10} KiB")
     return data

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from builder.errors import BuildError
+from builder.errors import BuildError, SecretError
 from builder.plan.ops import SshMount
 from builder.request import Ssh
 from builder.support.tethered import Tethered
@@ -107,7 +107,7 @@ def _connect(path: str) -> socket.socket:
         made.connect(path)
     except OSError as error:
         made.close()
-        raise BuildError(f"the ssh agent at {path}: {error.strerror}") from None
+        raise SecretError(f"the ssh agent at {path}: {error.strerror}") from None
     return made
 
 
@@ -115,7 +115,7 @@ def _connect(path: str) -> socket.socket:
 def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
     """An agent that holds some key files, for as long as one step runs; its socket."""
     if shutil.which("ssh-agent") is None or shutil.which("ssh-add") is None:
-        raise BuildError("--ssh with a key file needs ssh-agent and ssh-add", "install an OpenSSH client")
+        raise SecretError("--ssh with a key file needs ssh-agent and ssh-add", "install an OpenSSH client")
     top = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     path = f"/proc/{os.getpid()}/fd/{top}/agent"
     process = Tethered(
@@ -131,7 +131,7 @@ def _own_agent(keys: tuple[str, ...], folder: str) -> Iterator[str]:
             )  # fmt: skip
             if done.returncode:
                 said = done.stderr.decode("utf-8", "replace").strip().split("\n")[-1]
-                raise BuildError(f"--ssh: reading the key {key}: {said}")
+                raise SecretError(f"--ssh: reading the key {key}: {said}")
         yield path
     finally:
         process.release()
@@ -143,5 +143,5 @@ def _wait_for(path: str, process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + _START
     while not os.path.exists(path):
         if process.poll() is not None or time.monotonic() > end:
-            raise BuildError("ssh-agent did not start")
+            raise SecretError("ssh-agent did not start")
         time.sleep(0.01)

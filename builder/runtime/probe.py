@@ -17,7 +17,8 @@ from builder.runtime.chroot.notify import (
     program,
 )
 from builder.runtime.chroot.processes import Processes
-from builder.runtime.rootless import RootlessError, enter
+from builder.runtime.errors import RootlessError
+from builder.runtime.rootless import enter
 from builder.runtime.spec import CAPABILITY_NAMES, ID_COUNT, ID_SHIFT
 from cache.kernel import keeps_owners
 

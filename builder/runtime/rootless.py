@@ -14,6 +14,7 @@ import errno
 import os
 
 from builder.runtime import syscalls as sc
+from builder.runtime.errors import RootlessError
 
 _CAP_SYS_ADMIN = 21
 _FIRST_SUBID = 1  # id 0 is the user itself
@@ -21,15 +22,6 @@ _FIRST_SUBID = 1  # id 0 is the user itself
 _ENTERED = "_PYBUILD_ENTERED"
 _ROOT, _REAL = "root", "real"
 _NEWGIDMAP_FAILED = 2
-
-
-class RootlessError(Exception):
-    """No user namespace can be had; ``hint`` says what to allow."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
 
 
 def is_real_root() -> bool:

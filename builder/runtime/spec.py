@@ -95,17 +95,6 @@ else:
     ContainerSpec = FrameSpec = MountSpec = VolumeSpec = dict
 
 
-class StepError(Exception):
-    """A container cannot be made as its spec says; the message is for the user.
-
-    ``code`` is what its process ends with, as a shell has it.
-    """
-
-    def __init__(self, message: str, code: int = 125) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 MOST_VOLUMES = 64
 
 # Ids of a step are shifted by this much on the host, so that nothing in a step owns a file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from builder.errors import BuildError
+from builder.errors import BuildError, SharedCacheError
 from builder.events import Notice
 from builder.images.lazy_layers import Layers, fetched
 from builder.oci import media_types
@@ -149,8 +149,8 @@ def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[DiffId
     value = loads(data, "the config", LIMIT)
     found = value.get(INLINE) if isinstance(value, dict) else None
     if not isinstance(found, dict):
-        raise BuildError("it is an image without a cache", "build it with --cache-to type=inline")
+        raise SharedCacheError("it is an image without a cache", "build it with --cache-to type=inline")
     if len(config.diff_ids) != len(layers):
-        raise BuildError("its config and its manifest disagree about its layers")
+        raise SharedCacheError("its config and its manifest disagree about its layers")
     records, _blobs = decode(found, "the cache in the config")
     return Records(records.steps), dict(zip(config.diff_ids, layers, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import BinaryIO
 
-from builder.errors import BuildError
+from builder.errors import SharedCacheError
 from builder.oci import media_types
 from builder.oci.blobs import read_blob
 from builder.oci.layout import Layout
@@ -41,7 +41,7 @@ class LocalBackend:
             if entry.tag == self.tag if self.digest is None else entry.stated_digest == self.digest:
                 return self.manifest(entry.descriptor)
         what = f"no cache {self.digest or self.tag!r}" if entries else "no cache"
-        raise BuildError(f"there is {what} in {self.name}")
+        raise SharedCacheError(f"there is {what} in {self.name}")
 
     def manifest(self, descriptor: Descriptor) -> Index | Manifest:
         what = f"the manifest in {self.name}"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from builder.errors import BuildError
+from builder.errors import SharedCacheError
 from builder.oci.manifest import parse_descriptor
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
@@ -76,14 +76,14 @@ def parse(data: bytes, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     """The records in *data* and the blobs of the layers they name. Raises BuildError."""
     value = loads(data, what, LIMIT)
     if not isinstance(value, dict):
-        raise BuildError(f"{what} is not a JSON object")
+        raise SharedCacheError(f"{what} is not a JSON object")
     return decode(value, what)
 
 
 def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     """See ``parse``."""
     if value.get("version") != _VERSION:
-        raise BuildError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
+        raise SharedCacheError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
     try:
         steps = tuple(map(_record, _typed(value, "steps", list)))
         contents = {_hex(key): _content(item) for key, item in _typed(value, "contents", dict).items()}
@@ -96,7 +96,7 @@ def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Desc
             for layer, item in _typed(value, "layers", dict).items()
         }
     except (TypeError, CacheError) as error:
-        raise BuildError(f"{what} is not what a cache is: {error}") from None
+        raise SharedCacheError(f"{what} is not what a cache is: {error}") from None
     return Records(steps, contents, mounts), layers
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from builder.errors import BuildError
+from builder.errors import SharedCacheError
 from builder.oci import media_types
 from builder.oci.manifest import Index, Manifest
 from builder.oci.model import ImageConfig
@@ -57,7 +57,7 @@ class RegistryBackend:
         with contextlib.suppress(NotFound):
             top = self.top()
             if not isinstance(top, Manifest) or top.artifact_type != media_types.CACHE:
-                raise BuildError(
+                raise SharedCacheError(
                     f"{self.name} is an image, which a cache would take the place of",
                     "give the cache a tag of its own, such as NAME:cache",
                 )

@@ -186,7 +186,7 @@ def test_bad_names_and_options(pybuild: Pybuild) -> None:
     ):
         done = pybuild(*options, context)
         assert done.code in (1, 2) and says in done.err and "Traceback" not in done.err, options
-    assert pybuild(pybuild.work / "nowhere").failed(2).err.startswith("error: the context")
+    assert pybuild(pybuild.work / "nowhere").failed(2).err.startswith("error: the build context")
     assert pybuild().failed(2)
     assert pybuild("--version").ok().out.startswith("pybuild ")
     assert "CONTEXT" in pybuild("--help").ok().out

@@ -16,7 +16,7 @@ from builder.cli.terminal import print_result
 from builder.runtime import probe, rootless
 from builder.runtime import syscalls as sc
 from builder.runtime.container import hierarchies, seccomp
-from builder.runtime.container.cgroup_files import CgroupError
+from builder.runtime.errors import CgroupError, RootlessError
 from builder.runtime.network import uplink
 from builder.runtime.spec import CAPABILITIES
 from cache.errors import CacheError
@@ -162,7 +162,7 @@ def _identity(real: bool, one: bool) -> Check:
 def _enter() -> str:
     try:
         rootless.enter(protect=False)
-    except rootless.RootlessError as error:
+    except RootlessError as error:
         raise OSError(f"{error.message}\0{error.hint}") from None
     return "" if keeps_owners() else _ONE
 

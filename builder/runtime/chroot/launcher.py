@@ -19,9 +19,9 @@ from builder.runtime import syscalls as sc
 from builder.runtime.chroot import landlock
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import wait_and_supervise
-from builder.runtime.container.cgroup_files import CgroupError
 from builder.runtime.container.cgroups import Group
 from builder.runtime.container.seccomp import program as base_program
+from builder.runtime.errors import CgroupError
 from builder.runtime.launcher.protocol import send_spec
 from builder.runtime.launcher.server import Request, Server, Setting
 from builder.runtime.spec import CAPABILITIES, FrameSpec

@@ -22,8 +22,9 @@ from builder.runtime.chroot.answers import Answers
 from builder.runtime.chroot.notify import Listener
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.chroot.reaper import RESULT, Result, reap_steps
+from builder.runtime.errors import StepError
 from builder.runtime.launcher.protocol import EXITED, error_text, receive_spec, send_spec
-from builder.runtime.spec import CAPABILITIES, ContainerSpec, StepError
+from builder.runtime.spec import CAPABILITIES, ContainerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 
-
-class CgroupError(Exception):
-    """A group cannot be made or does not take its limits; the message is for the user."""
-
+from builder.runtime.errors import CgroupError
 
 # -- files ---------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from builder.runtime.container.cgroup_files import CgroupError, read, read_number, write
+from builder.runtime.container.cgroup_files import read, read_number, write
+from builder.runtime.errors import CgroupError
 
 if TYPE_CHECKING:
     from typing import TypedDict

@@ -13,7 +13,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.container import operations as op
 from builder.runtime.container.interfaces import raise_loopback
 from builder.runtime.container.process import set_groups
-from builder.runtime.spec import StepError
+from builder.runtime.errors import StepError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

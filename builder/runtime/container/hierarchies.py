@@ -16,8 +16,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from builder.runtime.container.cgroup_files import CgroupError, read, write_or_explain
+from builder.runtime.container.cgroup_files import read, write_or_explain
 from builder.runtime.container.cgroups import Group, remove_groups
+from builder.runtime.errors import CgroupError
 
 if TYPE_CHECKING:
     from builder.runtime.container.cgroups import Limits

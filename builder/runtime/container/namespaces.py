@@ -14,7 +14,7 @@ from builder.runtime.container.frame import ROOT, SPOT, STORE
 from builder.runtime.container.interfaces import set_address
 from builder.runtime.container.overlays import mount_overlay
 from builder.runtime.container.process import Process, set_owner
-from builder.runtime.spec import StepError
+from builder.runtime.errors import StepError
 from cache.kernel import open_in_root, write_all
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ The store is the working directory, and layers are relative to it.
 import os
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import StepError
+from builder.runtime.errors import StepError
 
 _SNAPSHOTS = b"snapshots/"
 

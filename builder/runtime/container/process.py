@@ -14,7 +14,8 @@ from builder.runtime import syscalls as sc
 from builder.runtime.container import operations as op
 from builder.runtime.container.seccomp import program
 from builder.runtime.container.users import User, find_user
-from builder.runtime.spec import CANNOT_EXECUTE, DEFAULT_PATH, NOT_FOUND, StepError
+from builder.runtime.errors import StepError
+from builder.runtime.spec import CANNOT_EXECUTE, DEFAULT_PATH, NOT_FOUND
 from cache.kernel import hide_abstract_sockets, keeps_owners
 
 if TYPE_CHECKING:

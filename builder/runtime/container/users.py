@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 
-from builder.runtime.spec import StepError
+from builder.runtime.errors import StepError
 from cache.kernel import open_in_root
 
 _PASSWD_LIMIT = 10 << 20

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from builder.runtime import syscalls as sc
 from builder.runtime.container import init
-from builder.runtime.container.cgroup_files import CgroupError
 from builder.runtime.container.cgroups import Group
 from builder.runtime.container.seccomp import program
+from builder.runtime.errors import CgroupError
 from builder.runtime.launcher.host_mounts import open_volume, own_maps, shifted_maps
 from builder.runtime.launcher.protocol import EXITED, send_spec
 from builder.runtime.launcher.server import Request, Server, Setting

@@ -8,7 +8,8 @@ import os
 import socket
 import struct
 
-from builder.runtime.spec import ContainerSpec, StepError
+from builder.runtime.errors import StepError
+from builder.runtime.spec import ContainerSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
+from builder.runtime.errors import NetworkError
 from builder.runtime.helper_process import fork_helper
 from builder.runtime.network import ipv6, nameservers, netlink
 from builder.runtime.network.machine import (
@@ -43,7 +44,7 @@ from builder.runtime.network.packets import (
     source6,
     to_port,
 )
-from builder.runtime.network.slots import NetworkError, exclusively, lock_directory, lock_slot, slot_of
+from builder.runtime.network.slots import exclusively, lock_directory, lock_slot, slot_of
 from builder.runtime.network.uplink import leave_host_network, programs
 
 if TYPE_CHECKING:

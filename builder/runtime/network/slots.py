@@ -12,15 +12,13 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from builder.runtime.errors import NetworkError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Where locks are: the first directory that is writable. All builds of a machine have to see the same.
 _LOCKS = ("/run/pybuild", "/dev/shm/pybuild-networks", "/var/tmp/pybuild-networks")
-
-
-class NetworkError(Exception):
-    """The network of a build cannot be made; the message is for the user."""
 
 
 def slot_of(name: str) -> int | None:

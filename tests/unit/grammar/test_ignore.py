@@ -7,8 +7,8 @@ import time
 import pytest
 from pytest import param
 
-from grammar.errors import IgnoreError
-from grammar.ignore import GlobError, Ignore, State, has_glob, match_glob, parse_ignore
+from grammar.errors import GlobError, IgnoreError
+from grammar.ignore import Ignore, State, has_glob, match_glob, parse_ignore
 
 
 def excluded(ignore: Ignore, path: str) -> bool:

@@ -18,7 +18,7 @@ from cgroup_machines import (
 )
 from fake_cgroups import ALL, FakeKernel, folders, limits_by, open_groups, places
 
-from builder.runtime.container.cgroup_files import CgroupError
+from builder.runtime.errors import CgroupError
 
 V2_WRITES = [
     ("memory.max", b"1073741824"),

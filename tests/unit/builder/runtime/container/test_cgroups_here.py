@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fake_cgroups import limits_by
 
-from builder.runtime.container.cgroup_files import CgroupError
 from builder.runtime.container.cgroups import Group, Limits
 from builder.runtime.container.hierarchies import Hierarchies, find
+from builder.runtime.errors import CgroupError
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cgroup_machines import (
 )
 from fake_cgroups import ALL, WORDS, FakeKernel, folders, limits_by, places
 
-from builder.runtime.container.cgroup_files import CgroupError
+from builder.runtime.errors import CgroupError
 
 ON_EVERY = pytest.mark.parametrize("machine", MACHINES, ids=[machine.setup.__name__ for machine in MACHINES])
 
