@@ -16,7 +16,14 @@ from builder import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("builder", "cache", "grammar")
-DOCUMENTS = ("share/doc/pybuild/architecture.md", "share/doc/pybuild/rules/README.md")
+DOCUMENTS = (
+    "share/doc/pybuild/architecture.md",
+    "share/doc/pybuild/rules/README.md",
+    "share/man/man1/pybuild.1",
+    "share/bash-completion/completions/pybuild",
+    "share/fish/vendor_completions.d/pybuild.fish",
+    "share/zsh/site-functions/_pybuild",
+)
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
