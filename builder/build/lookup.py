@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from builder.images.lazy_layers import Layers
 from builder.plan.graph import Plan, Step
 from builder.steps.kind import EMPTY_ROOT, Key, MadeLayer, ReadyStep, Solved
+from builder.support import debug
 from cache.digest import DiffId, Layer
 from cache.index import StepResult
 from grammar.structs import struct
@@ -52,6 +53,9 @@ class Lookup:
         and each machine has made its own.
         """
         known = self._results(key)
+        if debug.enabled():
+            places = "the store" if self._imports is None else "the store and the shared caches"
+            debug.debug(f"lookup {key.value} in {places}: {', '.join(one.layer for one in known) or 'miss'}")
         if not known:
             return None
         best = known[0]

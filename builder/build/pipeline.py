@@ -30,6 +30,7 @@ from builder.run.cache_mounts import CacheMounts
 from builder.run.containers import Containers
 from builder.steps.contents import StageContents
 from builder.steps.kinds import Kinds
+from builder.support import debug
 from grammar.booleans import truth
 from grammar.lint.linter import Finding
 from grammar.structs import replace, struct
@@ -68,6 +69,7 @@ def build(
     layers = Layers(environment.store, environment.sink)
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, environment, layers, findings) for wanted in requests]
+    debug.debug(f"planned {sum(len(plan.steps) for plan in plans)} steps")
     say_limits(request, plans, environment)
     runs = [step.op for plan in plans for step in plan.steps if isinstance(step.op, RunCommand)]
     networked = any(op.network == "default" for op in runs)
@@ -78,9 +80,11 @@ def build(
     caches = CacheMounts(environment, imports.fill if imports is not None else None)
     work = _Work(request, inputs, environment, layers, contexts, containers, caches)
     built = _solve_all(work, plans, imports)
+    debug.debug("every step has a layer")
     environment.store.sync()
     layers.tag_complete()
     delivered = deliver(request, inputs, built, environment, layers, imports)
+    debug.debug("delivered the outputs")
     if imports is not None:
         imports.close()
     chosen = first_of(built)

@@ -21,6 +21,7 @@ from builder.plan.graph import Plan, Step
 from builder.shared_cache.content_names import Alias
 from builder.steps.kind import EMPTY_ROOT, Key, ReadyStep, Solved, StepKind, Usage
 from builder.steps.kinds import Kinds
+from builder.support import debug
 from cache.errors import CacheError
 from cache.index import StepResult
 from cache.layer.snapshots import withdraw
@@ -95,6 +96,11 @@ class Solver:
                 assert made.key is not None
                 return Solved(made.key, (made.snapshot,), 0)
             case Key() as key:
+                if debug.enabled():
+                    fresh = ", not looked up" if ready.fresh else ""
+                    debug.debug(
+                        f"step {self._numbers[id(ready.step)]} {ready.step.name}: key {key.value}{fresh}"
+                    )
                 with self._store.making(key.value):
                     found = None if ready.fresh else self._lookup.find(ready, key)
                     if found is not None:
@@ -108,6 +114,8 @@ class Solver:
         """Make the layer of a step and record it."""
         made = kind.make(self._shown(step))
         created = time.time_ns()
+        if debug.enabled():
+            debug.debug(f"made {made.snapshot} for key {key.value}")
         try:
             self._store.index.record(key.value, StepResult(made.snapshot, created, key.description))
         except CacheError:

@@ -18,7 +18,7 @@ def main() -> "NoReturn":
         _be_utf8()
         _open_streams()
         code = _main(sys.argv[1:])
-    except KeyboardInterrupt:  # before the build began, or after it ended
+    except KeyboardInterrupt:  # before the build starts, or after it ends
         sys.stderr.write("pybuild: cancelled\n")
         code = 130
     except SystemExit as end:  # argparse, after --help
@@ -43,21 +43,21 @@ def _main(argv: list[str]) -> int:
         argv = take(argv)
     from builder.replay.play import replay
 
-    done, look = replay(argv)
+    done, seen = replay(argv)
     if done:
         return 0
     import gc
 
-    gc.disable()  # one build makes few cycles, and many objects that a collector looks through
+    gc.disable()  # a build makes few cycles, but many objects that a collection would visit
     from builder.cli.dispatch import run
 
-    return run(argv, look)
+    return run(argv, seen)
 
 
 def _be_utf8() -> None:
-    """Execute ourselves anew in UTF-8 mode where the locale says that names of files are anything else.
+    """Execute this program again in UTF-8 mode if the locale has another encoding for file names.
 
-    What is built never depends on the locale, and a running Python cannot change what it takes names for.
+    A build never depends on the locale, and a running Python cannot change its file system encoding.
     """
     if sys.getfilesystemencoding() == "utf-8":
         return
@@ -70,9 +70,9 @@ def _be_utf8() -> None:
 
 
 def _open_streams() -> None:
-    """Make sure that 0, 1 and 2 are open: else files of the store would get these numbers.
+    """Open the descriptors 0, 1 and 2 if they are closed; otherwise files of the store get these numbers.
 
-    To an output that was closed nothing can be written. Text is UTF-8, and any name can be told.
+    Writing to an output that was closed fails. Text is UTF-8, and names in any encoding can be printed.
     """
     for fd in (0, 1, 2):
         try:
@@ -91,7 +91,7 @@ def _open_streams() -> None:
 
 
 def _flush_streams() -> None:
-    """What cannot be written is dropped here, or Python would speak of it as it ends."""
+    """Flush, and drop what cannot be written: otherwise Python reports it at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -22,7 +22,7 @@ _PLACES = ("manifest", "manifest-descriptor", "index", "index-descriptor")
 _FIELD = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)")
 _PLACE = re.compile(r"([a-z-]+)(?:\[([A-Za-z0-9_/-]+)\])?")
 _ESTARGZ = "estargz"
-# Options of BuildKit's exporters that are about its own stores, or about what is never there here.
+# Options of BuildKit's exporters that concern its own stores, or things that do not exist here.
 _NO_EFFECT = {
     "store": "every image is in the store",
     "unpack": "the store unpacks layers when they are needed",
@@ -37,7 +37,7 @@ _NO_EFFECT = {
 
 
 def outputs(options: argparse.Namespace) -> tuple[Output, ...]:
-    """The values of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
+    """Return the outputs of ``-o``, ``--push`` and ``--load``. Raises UsageError."""
     found = [
         _output(text, options.tag) for text in options.output if text != "type=cacheonly"
     ]  # it is cached anyway
@@ -50,7 +50,7 @@ def outputs(options: argparse.Namespace) -> tuple[Output, ...]:
 
 
 def _annotated(found: list[Output], items: list[str]) -> list[Output]:
-    """The outputs with what ``--annotation`` says, where they have a manifest to say it in."""
+    """Return the outputs; those with a manifest also have the annotations of ``--annotation``."""
     own = [annotation for item in items for annotation in _annotation(item)]
     if items and not any(EXPORTERS[output.kind].has_manifest for output in found):
         raise UsageError(
@@ -65,7 +65,7 @@ def _annotated(found: list[Output], items: list[str]) -> list[Output]:
 
 
 def _annotation(item: str) -> list[Annotation]:
-    """``[PLACE[PLATFORM],...:]KEY=VALUE``."""
+    """Return the annotations of ``[PLACE[PLATFORM],...:]KEY=VALUE``, one for each place."""
     name, value = pair(item, "--annotation")
     places, colon, key = name.partition(":")
     if not colon:
@@ -166,7 +166,7 @@ def _check(made: Output, text: str) -> None:
 
 
 def _check_untagged(text: str, names: Sequence[str]) -> None:
-    """Names that are pushed by digest have no tag of their own."""
+    """Raise UsageError for a name with a tag: an image that is pushed by digest gets none."""
     for name in names:
         if ":" in name.rpartition("/")[2]:
             raise UsageError(
@@ -176,7 +176,7 @@ def _check_untagged(text: str, names: Sequence[str]) -> None:
 
 
 def _compression(text: str, fields: dict[str, str]) -> tuple[str, int]:
-    """The kind, and a level that it has: zstd's are brought into range, as BuildKit does."""
+    """Return compression and level; a level of zstd is limited to its range, as in BuildKit."""
     from cache.layer.compression import GZIP, LEVELS, NONE, ZSTD
 
     kind, word = fields.pop("compression", "") or GZIP, fields.pop("compression-level", "") or "0"
@@ -197,7 +197,7 @@ def _compression(text: str, fields: dict[str, str]) -> tuple[str, int]:
 
 
 def _annotations(text: str, fields: dict[str, str]) -> tuple[Annotation, ...]:
-    """``annotation.KEY`` and ``annotation-PLACE[PLATFORM].KEY``, taken out of *fields*."""
+    """Take ``annotation.KEY`` and ``annotation-PLACE[PLATFORM].KEY`` out of *fields*, and return them."""
     found = []
     for name in [name for name in fields if name.startswith("annotation")]:
         match = _FIELD.fullmatch(name)
@@ -210,9 +210,9 @@ def _annotations(text: str, fields: dict[str, str]) -> tuple[Annotation, ...]:
 
 
 def _check_places(found: Sequence[Output], files: dict[str, str]) -> None:
-    """Raise UsageError where two things are to be written to one file or folder, or to standard output.
+    """Raise UsageError if two results have the same file or directory, or both standard output.
 
-    Several images may be in one layout; what goes to a device such as /dev/null goes nowhere.
+    Several images may share a layout. A device such as /dev/null may be used several times.
     """
     taken: dict[str, tuple[str, bool]] = {}
     wanted = [(f"-o type={one.kind}", one.dest, one.folder) for one in found if one.dest]
@@ -226,7 +226,7 @@ def _check_places(found: Sequence[Output], files: dict[str, str]) -> None:
 
 
 def _place(dest: str) -> str:
-    """What tells places apart: a path without links, "-" for standard output, "" for a device."""
+    """Return the identity of a destination: a path without links, "-" (standard output), "" (a device)."""
     if dest == "-":
         return dest
     try:

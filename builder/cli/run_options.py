@@ -13,7 +13,7 @@ from builder.runtime.spec import MOST_VOLUMES
 from grammar.structs import struct
 
 _FILE_LIMIT = 16 << 20
-# Words of docker and podman that change nothing here: volumes are bound, private, and need no labels.
+# Options of docker and podman without effect: volumes are private bind mounts and need no labels.
 _NO_EFFECT = {
     *("", "z", "Z", "cached", "consistent", "delegated", "nocopy"),
     *("private", "rprivate", "bind", "rbind", "copy"),
@@ -53,11 +53,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def changes(options: argparse.Namespace) -> Changes:
-    """The value of the options. Raises UsageError and BuildError."""
+    """Return what the options change. Raises UsageError and BuildError."""
     if len(options.volume) > MOST_VOLUMES:
         raise UsageError(f"there are more than {MOST_VOLUMES} volumes")
     if options.publish and options.network == "host":
-        raise UsageError("--publish: with --network=host the container has this machine's ports anyway")
+        raise UsageError(
+            "--publish: it has no effect with --network=host: the container uses the host's ports"
+        )
     volumes = tuple(map(_volume, options.volume))
     mounts = {"sys_admin", "all"} & set(_capabilities(options))
     if mounts and any(read_only for _, _, read_only in volumes):
@@ -84,13 +86,15 @@ def _capabilities(options: argparse.Namespace) -> list[str]:
 
 
 def _entrypoint(text: str | None) -> tuple[str, ...] | None:
-    """One word, as docker has it; none for an empty one."""
+    """Return one word, as docker does; none for an empty text."""
     return None if text is None else (text,) if text else ()
 
 
 def _lines(path: str) -> list[str]:
-    """The variables of a file, by docker's rules: blanks before a line and one carriage return at its end do
-    not count, nor does a mark of byte order. Raises UsageError and BuildError.
+    """Return the lines of an ``--env-file``, read as docker does.
+
+    Blanks before a line, one carriage return at its end and a byte order mark are ignored. Raises UsageError
+    and BuildError.
     """
     try:
         with open(path, "rb") as file:
@@ -117,7 +121,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _variable(text: str) -> tuple[str, str] | None:
-    """``NAME=VALUE``; or ``NAME`` with its value here, None where it has none."""
+    """Return name and value; the value of a bare ``NAME`` is that of the environment, None if it has none."""
     name, equals, value = text.partition("=")
     if not name or "\0" in text:
         raise UsageError(f"--env {text!r} has no name")
@@ -135,12 +139,14 @@ def _volume(text: str) -> tuple[str, str, bool]:
     if unknown := sorted(words - {"ro", "rw"}):
         raise UsageError(f"--volume {text!r}: there is no option {unknown[0]!r}", "there are ro and rw")
     if len(words) > 1:
-        raise UsageError(f"--volume {text!r} is to be both ro and rw")
+        raise UsageError(f"--volume {text!r} is both ro and rw")
     target = os.path.normpath(target)
     if target in ("/", "//"):
-        raise UsageError(f"--volume {text!r}: the root itself cannot be a volume")
+        raise UsageError(f"--volume {text!r}: the root directory cannot be a volume")
     if "/" not in source and source not in (".", ".."):
-        raise UsageError(f"--volume {text!r}: there are no volumes by name", f"for a folder: ./{source}")
+        raise UsageError(
+            f"--volume {text!r}: named volumes are not supported", f"for a directory: ./{source}"
+        )
     if not os.path.exists(source):
         raise UsageError(f"--volume {text!r}: there is no {source}")
     return os.path.realpath(source), target, words == {"ro"}

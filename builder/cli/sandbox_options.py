@@ -44,8 +44,8 @@ _TAKEN = frozenset(
     )
 )
 _LONGEST = 255  # bytes of a name
-_PERIOD = 100_000  # microseconds: what --cpus is a share of
-_LEAST_MEMORY = 6 << 20  # as docker's: with less nothing starts
+_PERIOD = 100_000  # microseconds; --cpus is a share of it
+_LEAST_MEMORY = 6 << 20  # docker's minimum
 _RESOURCES = {
     name.removeprefix("RLIMIT_").lower(): number
     for name, number in vars(resource).items()
@@ -63,7 +63,7 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sandbox(options: argparse.Namespace) -> Sandbox:
-    """The value of the options. Raises UsageError."""
+    """Return the sandbox that the options make. Raises UsageError."""
     switches = _switches(options.security_opt)
     return Sandbox(
         hosts=tuple(map(_host, options.add_host)),
@@ -107,7 +107,7 @@ def _number(text: str, option: str) -> float:
 
 
 def _size(text: str, option: str) -> int:
-    """Bytes, from what docker takes: a number with b, k, m, g or t behind it."""
+    """Return bytes from a number with the unit b, k, m, g or t, as docker reads it; 0 for none."""
     if text in ("", "0"):
         return 0
     match = _SIZE.fullmatch(text)
@@ -118,7 +118,7 @@ def _size(text: str, option: str) -> int:
 
 
 def _host(text: str) -> tuple[str, str]:
-    """``NAME:ADDRESS``, or with ``=`` between them; an IPv6 address may be in brackets."""
+    """Return name and address of ``NAME:ADDRESS`` or ``NAME=ADDRESS``; IPv6 may be in brackets."""
     name, mark, address = text.partition("=" if "=" in text else ":")
     if not mark or not _HOST.fullmatch(name):
         raise UsageError(f"--add-host {text!r} has no name and address", "for example: db:10.0.0.7")
@@ -164,7 +164,7 @@ def _capabilities(items: list[str], option: str) -> tuple[str, ...]:
 
 
 def _switches(items: list[str]) -> set[str]:
-    """The options that are on; ``apparmor`` and ``label`` may be off, as they are."""
+    """Return the options that are set; ``apparmor=unconfined`` and ``label=disable`` have no effect."""
     out: set[str] = set()
     for item in items:
         name, _, value = item.replace(":", "=", 1).partition("=")
@@ -186,7 +186,7 @@ def _switches(items: list[str]) -> set[str]:
 
 
 def _devices(items: list[str]) -> tuple[tuple[str, str], ...]:
-    """Host devices and where they are shown. Raises UsageError where two would be at one place."""
+    """Return paths of devices on the host and in the container. Raises UsageError if two have one path."""
     out: dict[str, str] = {}
     for text in items:
         host, path = _device(text)
@@ -200,7 +200,7 @@ def _devices(items: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _device(text: str) -> tuple[str, str]:
-    """``HOST[:PATH]``; docker's third part, the permissions, may be there as far as it means all."""
+    """Return the paths of ``HOST[:PATH[:PERMISSIONS]]``; permissions must be all of them."""
     host, _, rest = text.partition(":")
     path, _, permissions = rest.partition(":")
     if path in ("r", "w", "rw", "rm", "rwm", "wm", "m"):

@@ -1,1 +1,1 @@
-"""Sinks: events to text. ``lines`` is shared with replay and imports nothing."""
+"""Forms of progress: sinks that print events. ``lines`` is shared with replay and imports nothing."""

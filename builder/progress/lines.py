@@ -4,7 +4,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-# What a step may not do to the reader's terminal: everything but tab and newline.
+# Control characters that would act on a terminal: all but tab and newline.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
@@ -26,13 +26,13 @@ def failed(number: int, seconds: float) -> str:
 
 
 def output(number: int, seconds: float, text: str) -> str:
-    """The lines of *text*, which have come at one time."""
+    """Return the lines of *text*, which a step wrote *seconds* after its start."""
     start = f"#{number} {seconds:.2f} "
     return start + text.replace("\n", f"\n{start}")
 
 
 def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":
-    """The closing lines: what the checks found, the image's ID, and each name it now has."""
+    """Yield the last lines: findings of the checks, the image ID, the image's names."""
     yield from found(warnings)
     if image:
         yield f"image {image}"
@@ -41,7 +41,7 @@ def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> 
 
 
 def found(warnings: "Sequence[str]") -> "Iterator[str]":
-    """What the checks found, and how much that is."""
+    """Yield the findings of the checks, and their number."""
     for warning in warnings:
         yield "\n".join(map(printable, warning.split("\n")))
     if warnings:
@@ -50,6 +50,6 @@ def found(warnings: "Sequence[str]") -> "Iterator[str]":
 
 
 def printable(text: str) -> str:
-    """*text* with control characters spelled out, safe to print anywhere."""
+    """Return *text* with control characters escaped, safe for any terminal."""
     text = text.translate(_ESCAPES).replace("\n", "\\n")
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -22,18 +22,18 @@ from builder.events import (
 from builder.progress import lines
 
 _LONGEST = 1 << 16  # bytes of one line held back before they are shown in parts
-_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts upon
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters that act on a terminal
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _COLOUR_OR_ACTING = re.compile(f"{_COLOUR.pattern}|{_ACTING.pattern}")
 _RETURNS = re.compile("\r+")
-_ERASE = re.compile(r"\x1b\[[0-2]?K")  # of a line that is new anyway
+_ERASE = re.compile(r"\x1b\[[0-2]?K")  # it erases a line that is new anyway
 _RESET = "\x1b[0m"
 
 
 class Plain:
     """A sink that writes lines to *stream*. Safe to call from several threads.
 
-    ``colours`` is whether those of a step's output are shown.
+    ``colours`` tells whether colours in the output of steps are kept.
     """
 
     colours = False
@@ -68,9 +68,9 @@ class Plain:
                     self.line(("warning: " if event.warning else "") + lines.printable(event.text))
 
     def _output(self, event: StepOutput) -> None:
-        """Show the lines that have ended, all of one piece at once; the start of another is held back."""
+        """Show the complete lines in one write; the start of the next line is held back."""
         data = self._rest.get(event.number, b"") + event.data
-        known = data.rstrip(b"\r")  # what may be half of an end
+        known = data.rstrip(b"\r")  # may be the first half of \r\n
         end = 1 + max(known.rfind(b"\n"), known.rfind(b"\r"))
         if len(data) - end > _LONGEST:
             end = len(data)
@@ -89,13 +89,13 @@ class Plain:
             self.line(lines.output(number, seconds, text))
 
     def transfer(self, event: Transfer) -> None:
-        """A transfer shows once, when it is complete."""
+        """Show a transfer once, when it is complete."""
         if event.finished:
             amount = f"{event.done / 1e6:.1f} MB" if event.unit == "B" else f"{event.done} {event.unit}"
             self.line(f"{event.label}: {amount}")
 
     def line(self, text: str) -> None:
-        """Write one line; a reader that went away, or a full disk, does not stop the build."""
+        """Write one line. A closed pipe or a full disk does not stop the build."""
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
@@ -116,11 +116,11 @@ class Plain:
 
 
 def _shown(text: str, colours: bool) -> str | None:
-    """What a step has written, as lines that are safe to print anywhere; None where there is nothing to see.
+    """Return output of a step as lines that are safe for any terminal; None if there is nothing to show.
 
-    A carriage return ends a line, as what comes after it would hide what came before. Colours are
-    dropped, or with *colours* kept to the end of their line. All is done to the whole text at once: a
-    step writes hundreds of thousands of lines in a second.
+    A carriage return ends a line, because what follows it would overwrite what precedes it. Colours are
+    dropped, or with *colours* kept to the end of their line. The whole text is converted at once: a step can
+    write hundreds of thousands of lines in a second.
     """
     ended = text.endswith("\n")
     text = text.removesuffix("\n")
@@ -136,5 +136,5 @@ def _shown(text: str, colours: bool) -> str | None:
 
 
 def _spelled(found: re.Match[str]) -> str:
-    """A control character spelled out; a colour as it is."""
+    """Return a control character escaped; a colour unchanged."""
     return found[0] if len(found[0]) > 1 else f"\\x{ord(found[0]):02x}"

@@ -23,7 +23,7 @@ from builder.events import (
 )
 from grammar.redact import redacted
 
-_OUTPUT = 1  # the stream that a step's output is said to come from: both are one pipe
+_OUTPUT = 1  # standard output and standard error of a step are one pipe
 
 
 class RawJson:
@@ -33,7 +33,7 @@ class RawJson:
         self._stream = stream
         self._lock = threading.Lock()
         self._vertexes: dict[int, dict[str, object]] = {}
-        self._transfers: dict[str, str] = {}  # when each began
+        self._transfers: dict[str, str] = {}  # start of each
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -101,7 +101,7 @@ class RawJson:
         self._write("warnings", {"vertex": "", "level": level, "short": short})
 
     def _write(self, kind: str, value: dict[str, object]) -> None:
-        """Write one line; a reader that went away does not stop the build."""
+        """Write one line. A closed pipe does not stop the build."""
         try:
             self._stream.write(json.dumps({kind: [value]}, separators=(",", ":")) + "\n")
             self._stream.flush()

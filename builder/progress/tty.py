@@ -1,4 +1,4 @@
-"""Progress on a terminal: the lines of plain progress above tqdm bars of what is under way."""
+"""Progress on a terminal: the lines of plain progress above bars (tqdm) of running steps and transfers."""
 
 from __future__ import annotations
 

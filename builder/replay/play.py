@@ -16,6 +16,7 @@ import os
 import sys
 
 from builder.progress import lines
+from builder.support import debug
 from builder.support.code_digest import edition
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -68,11 +69,14 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, SeenContext | None]":
         with Store(root) as store:
             data = store.memos.build(memo_key(argv))
             if data is None:
+                debug.debug("replay: no record of this command line")
                 return False, None
             memo: Memo = marshal.loads(data)
             if not _holds(memo, store):
+                debug.debug("replay: a file, an image name or a step of the record has changed")
                 return False, None
             same, look = _same_context(memo, store)
+            debug.debug(f"replay: the build context {'is unchanged' if same else 'has changed'}")
             if same:
                 _conclude(memo, store)
             return same, look

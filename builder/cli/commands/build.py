@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from builder.cli.build_options import add_build_options, build_request, call_method
 from builder.cli.command_table import COMMANDS, Invocation
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
         request = build_request(options)
         sink = open_progress(options)
         try:
-            result = _build(request, store, session, isolation, sink, options=options, invocation=invocation)
+            result = _build(request, _Resources(store, session, isolation, sink), options, invocation)
         except (BuildError, CacheError) as error:
             sink.failed(error.code, error.message, error.hint)
             raise
@@ -77,15 +77,17 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     return 0
 
 
+class _Resources(NamedTuple):
+    """What a build works with, open until it ends."""
+
+    store: Store
+    session: Session
+    isolation: Isolation
+    sink: Progress
+
+
 def _build(
-    request: BuildRequest,
-    store: Store,
-    session: Session,
-    isolation: Isolation,
-    sink: Progress,
-    *,
-    options: argparse.Namespace,
-    invocation: Invocation,
+    request: BuildRequest, resources: _Resources, options: argparse.Namespace, invocation: Invocation
 ) -> BuildResult:
     """Build *request*, show what the checks found, and leave a record for the next equal command."""
     from builder.build.inputs import read_inputs
@@ -95,6 +97,7 @@ def _build(
     from builder.environment import Environment
     from builder.replay.record import Shown, remember
 
+    store, session, isolation, sink = resources
     recorder = Recorder(sink)
     environment = Environment(
         store=store,

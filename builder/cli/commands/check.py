@@ -1,6 +1,6 @@
-"""What can be said of a Dockerfile without building it: ``--check`` and ``--call``.
+"""``--check`` and ``--call``: evaluate a Dockerfile without building it.
 
-The JSON is what BuildKit's subrequests answer, so that tools which read one read the other.
+The JSON is that of BuildKit's subrequests, so tools that read those read this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from grammar.span import Span
 def call(
     method: str, request: BuildRequest, inputs: Inputs, environment: Environment, as_json: bool
 ) -> tuple[str, int]:
-    """What a method answers, and the exit code. Raises BuildError."""
+    """Return the answer of *method* and the exit code. Raises BuildError."""
     if method == "targets":
         file = parsed(inputs, environment.store)
         answer = _targets(file)

@@ -1,4 +1,4 @@
-"""``pybuild doctor``: what this machine can do for builds, by trying, and what to change for the rest."""
+"""``pybuild doctor``: test what this machine can do for builds, and show what to change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _GOOD, _LESS, _MISSING = "yes", "limited", "no"
 
 @struct
 class Check:
-    """One row: whether a thing works ("yes", "limited", "no"), what was found, what to do about it."""
+    """One row: a feature, whether it works ("yes", "limited", "no"), what was found, what to do."""
 
     name: str
     works: str
@@ -52,11 +52,11 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
 
 
 def examine(root: str) -> list[Check]:
-    """Try everything. *root* is the store; only what can be tried below it is."""
+    """Test every feature; *root* is the store directory, which need not exist."""
     real = rootless.is_real_root()
     if real:
         rootless.leave_chroot()
-    # All else is tried as it will be: inside the namespace that a build enters.
+    # The rest is tested where a build uses it: inside the namespace that a build enters.
     able, said = probe.attempt(_unshare if real else _enter)
     checks = [_identity(real, able and said == _ONE)]
     if not able:
@@ -67,7 +67,7 @@ def examine(root: str) -> list[Check]:
 
 
 def _isolation(real: bool) -> Check:
-    """The row of a place where steps have namespaces."""
+    """Return the row of a machine where steps have namespaces."""
     if real:
         return Check("isolation", _GOOD, "namespaces")
 
@@ -88,11 +88,11 @@ def _isolation(real: bool) -> Check:
 
 
 def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
-    """The rows of a place that allows no namespaces, or no mounts in them: *said* is why."""
+    """Yield the rows of a machine without namespaces, or without mounts in them; *said* is the reason."""
     if missing := probe.missing_for_chroot():
         yield Check("isolation", _MISSING, f"no namespaces: {said}; no chroot: {missing}", advice)
         return
-    yield Check("isolation", _LESS, f"chroot, as namespaces cannot be had: {said}", advice)
+    yield Check("isolation", _LESS, f"chroot, because namespaces are unavailable: {said}", advice)
     place = _nearest(root)
     usable = os.access(place, os.W_OK) and not os.statvfs(place).f_flag & os.ST_NOEXEC
     advice = "" if usable else "use another --root or PYBUILD_ROOT: it is read-only or noexec"
@@ -104,7 +104,7 @@ def _without_namespaces(root: str, said: str, advice: str) -> Iterator[Check]:
 
 
 def _store(root: str) -> Iterator[Check]:
-    """A row where a store is there that cannot be gone on with."""
+    """Yield a row if there is a store that cannot be used."""
     if not os.path.exists(os.path.join(root, "version")):
         return
     try:
@@ -115,7 +115,7 @@ def _store(root: str) -> Iterator[Check]:
 
 
 def _nearest(root: str) -> str:
-    """The folder that *root* would be made in, or *root* itself."""
+    """Return *root*, or the nearest directory above it that exists."""
     while not os.path.lexists(root):
         root = os.path.dirname(root) or "/"
     return root
@@ -130,7 +130,7 @@ def _unshare() -> str:
 
 
 def _identity(real: bool, one: bool) -> Check:
-    """*one* is whether a namespace was entered, and there was but one id."""
+    """Return the row of the user; *one* tells whether a namespace was entered that has a single ID."""
     if real:
         return Check("who builds", _GOOD, "root")
     if os.geteuid() == 0:
@@ -168,7 +168,7 @@ def _enter() -> str:
 
 
 def _run_inside(root: str) -> list[dict[str, str]]:
-    """The checks, made by a process that has entered a namespace of its own."""
+    """Return the checks that a process makes in a namespace of its own."""
 
     def work() -> str:
         rootless.enter(protect=False)
@@ -280,7 +280,7 @@ def _network(real: bool) -> Iterator[Check]:
 
 
 def _wire() -> None:
-    """Make what a build's network is made of, in a net namespace of our own."""
+    """Make the network of a build in a new network namespace."""
     from builder.runtime.network.setup import try_network
 
     sc.unshare(sc.CLONE_NEWNET)
@@ -288,7 +288,7 @@ def _wire() -> None:
 
 
 def _connect(path: str, scratch: str) -> None:
-    """The same, in one that the program *path* connects."""
+    """Make it in a network namespace that the program *path* connects."""
     from builder.runtime.network.setup import try_network
 
     carrier, said = uplink.leave_host_network(scratch, [path])
@@ -327,7 +327,7 @@ def _tried(
 
 
 def table(checks: list[Check]) -> str:
-    """The checks for people: a line each, advice below."""
+    """Return the checks as text: a line each, advice below."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
