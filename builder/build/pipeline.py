@@ -9,10 +9,11 @@ from builder.build.assemble import assemble
 from builder.build.built import Built, first_of
 from builder.build.cache_export import known_steps
 from builder.build.contexts import open_contexts, save_stat_indexes
-from builder.build.deliver import check_outputs, deliver
+from builder.build.deliver import deliver
 from builder.build.helpers import Session
 from builder.build.inputs import Inputs
 from builder.build.notices import say_limits
+from builder.build.output_checks import check_outputs
 from builder.build.planning import plan_file, shown_findings, with_excerpt
 from builder.build.solve import Solution, Solver
 from builder.copy.context_source import ContextSource
