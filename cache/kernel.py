@@ -106,10 +106,17 @@ def set_owner(path: "int | str | bytes", uid: int, gid: int, dir_fd: "int | None
 
 
 def write_all(fd: int, data: "bytes | memoryview") -> None:
-    """Write all of *data*, however little of it each write(2) takes. Raises OSError."""
+    """Write all of *data*, and wait where *fd* does not block and is full. Raises OSError."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            import select  # standard output of some callers is such a pipe
+
+            waiting = select.poll()
+            waiting.register(fd, select.POLLOUT)
+            waiting.poll()
 
 
 def walk_in_root(root: int, path: bytes, flags: int, mode: int = 0) -> int:

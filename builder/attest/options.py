@@ -14,7 +14,7 @@ _MODES = ("min", "max")
 
 
 @struct
-class Asked:
+class Attestations:
     """The form of the bill of materials and the mode of the provenance, "" for none of it."""
 
     sbom: str = ""
@@ -22,7 +22,7 @@ class Asked:
     builder_id: str = ""
 
 
-def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str]) -> Asked:
+def parse_attestations(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str]) -> Attestations:
     """What the values of the three options ask for; the last word counts. Raises UsageError."""
     form = mode = builder = ""
     for option, given, text in (
@@ -40,7 +40,7 @@ def asked(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str])
             raise UsageError(
                 f"{option} {text!r}: the type is sbom or provenance", "for example: --attest type=sbom"
             )
-    return Asked(form, mode, builder)
+    return Attestations(form, mode, builder)
 
 
 def _fields(option: str, kind: str, text: str) -> dict[str, str]:

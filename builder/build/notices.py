@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from builder.environment import Environment
 from builder.events import Notice
-from builder.oci.model import doubt, host, parse_platform
+from builder.oci.model import host, parse_platform, unknown_platform
 from builder.plan.graph import Plan
 from builder.plan.ops import RunCommand
 from builder.request import HOST_GATEWAY, BuildRequest
@@ -25,7 +25,7 @@ def say_limits(request: BuildRequest, plans: Sequence[Plan], environment: Enviro
     sink, isolation = environment.sink, environment.isolation
     platforms = {made.config.platform for made in plans}
     platforms |= {parse_platform(place, host()) for made in plans for *_, place in made.bases}
-    for text in sorted(filter(None, map(doubt, platforms))):
+    for text in sorted(filter(None, map(unknown_platform, platforms))):
         sink(Notice(text, True))
     runs = [step.op for made in plans for step in made.steps if isinstance(step.op, RunCommand)]
     networked = any(op.network == "default" for op in runs)

@@ -18,7 +18,7 @@ from builder.build.schedule import Schedule
 from builder.errors import BuildError, Cancelled, LayerLost, StepError
 from builder.events import Sink, StepCached, StepFailed, StepFinished, StepOutput, StepStarted
 from builder.plan.graph import Plan, Step
-from builder.shared_cache.content_names import Alias
+from builder.shared_cache.content_keys import ContentKey
 from builder.steps.kind import EMPTY_ROOT, Key, ReadyStep, Solved, StepKind, Usage
 from builder.steps.kinds import Kinds
 from builder.support import debug
@@ -36,7 +36,7 @@ class Solution:
     """The results of a plan, by the ``id`` of steps; the content digests that keys were made of."""
 
     results: Mapping[int, Solved]
-    contents: Mapping[Alias, str]
+    contents: Mapping[ContentKey, str]
 
     def of(self, step: Step) -> Solved:
         return self.results[id(step)]

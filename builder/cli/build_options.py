@@ -177,10 +177,10 @@ def _pull(text: str) -> str:
 def build_request(options: argparse.Namespace) -> BuildRequest:
     """Return the request that *options* make. Raises UsageError, and BuildError for names of images."""
     # Imported once the helper processes are forked, which share this one's memory.
-    from builder.attest.options import asked
+    from builder.attest.options import parse_attestations
     from builder.images.local import new_name
 
-    attestations = asked(options.sbom, options.provenance, options.attest)
+    attestations = parse_attestations(options.sbom, options.provenance, options.attest)
     if options.jobs < 1:
         raise UsageError("--jobs must be at least 1")
     arguments = _build_args(options.build_arg)
@@ -267,10 +267,10 @@ def _allowed(items: list[str]) -> frozenset[str]:
 
 
 def _platforms(items: list[str]) -> tuple[str, ...]:
-    from builder.oci.model import asked_platform
+    from builder.oci.model import platform_option
 
     try:
-        found = [str(asked_platform(word)) for item in items for word in item.split(",")]
+        found = [str(platform_option(word)) for item in items for word in item.split(",")]
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     return tuple(dict.fromkeys(found))

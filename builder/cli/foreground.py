@@ -12,7 +12,7 @@ from builder.errors import BuildError
 from builder.runtime.launcher.client import Launcher, Outcome, Running
 from builder.runtime.network.publish import Publisher
 from builder.runtime.spec import ContainerSpec
-from builder.support.stdout import write_all
+from cache.kernel import write_all
 
 _PASSED_ON = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 from builder.errors import BuildError
 from builder.events import Event
 from builder.progress.lines import printable
-from builder.support.stdout import write_all
+from cache.kernel import write_all
 from grammar.redact import redacted
 
 

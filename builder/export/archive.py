@@ -23,11 +23,11 @@ from builder.export.layout import write_layout
 from builder.oci.layout import INDEX_FILE, VERSION, VERSION_FILE
 from builder.oci.manifest import blob_path, index_bytes, named
 from builder.oci.model import to_json
-from builder.support.stdout import write_all
 from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.entry import DIRECTORY, FILE, Entry
 from cache.fs import atomic_file
+from cache.kernel import write_all
 from cache.layer.pack import header
 from cache.store import Store
 from grammar.reference import parse_reference

@@ -149,20 +149,20 @@ def parse_platform(text: str, default: Platform) -> Platform:
     return Platform(_SYSTEMS.get(parts[0], parts[0]), architecture, variant)
 
 
-def asked_platform(text: str) -> Platform:
-    """The platform that an option of the command line names; ``local`` is this machine. Raises ValueError."""
+def platform_option(text: str) -> Platform:
+    """Return the platform that ``--platform`` names; ``local`` is this machine. Raises ValueError."""
     return host() if text.lower() == "local" else parse_platform(text, host())
 
 
-def doubt(platform: Platform) -> str:
-    """What is to be said of a platform that nobody knows, "" of any other."""
+def unknown_platform(platform: Platform) -> str | None:
+    """Return a warning for a platform that no list knows; None for any other."""
     for what, name, known in (
         ("system", platform.os, _KNOWN_SYSTEMS),
         ("architecture", platform.architecture, _KNOWN_ARCHITECTURES),
     ):
         if name not in known:
             return f"{platform}: no {what} is known by the name {name}{suggestion(name, sorted(known))}"
-    return ""
+    return None
 
 
 @struct

@@ -13,7 +13,7 @@ from builder.oci import media_types
 from builder.oci.manifest import artifact_bytes
 from builder.request import CachePlace, ClientOptions
 from builder.shared_cache.backends import CacheBackend, open_backend
-from builder.shared_cache.content_names import Alias, packed, portable_chain
+from builder.shared_cache.content_keys import ContentKey, packed, portable_chain
 from builder.shared_cache.imports import Imports
 from builder.shared_cache.records import Record, Records, encode, to_bytes
 from builder.support.parallel import each
@@ -48,7 +48,7 @@ class Known:
 
     steps: tuple[StepResult, ...]
     last: frozenset[str]
-    contents: tuple[tuple[Alias, str], ...]
+    contents: tuple[tuple[ContentKey, str], ...]
     mounts: dict[str, list[tuple[str, str]]]
 
 

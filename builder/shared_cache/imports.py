@@ -14,7 +14,7 @@ from builder.oci.model import parse_config
 from builder.oci.walk import image_manifests
 from builder.request import CachePlace, ClientOptions
 from builder.shared_cache.backends import CacheBackend, open_backend
-from builder.shared_cache.content_names import Alias, portable, portable_chain
+from builder.shared_cache.content_keys import ContentKey, portable, portable_chain
 from builder.shared_cache.records import INLINE, LIMIT, Record, Records, decode, parse
 from builder.support.json_strict import loads
 from cache.descriptor import Descriptor
@@ -110,7 +110,7 @@ class Imports:
                     found.setdefault(layer, record.created)
         return found
 
-    def content(self, alias: Alias) -> str | None:
+    def content(self, alias: ContentKey) -> str | None:
         """Return the digest that a cache has of files of stages, None if none has it."""
         key = alias.portable(self.store)
         return self._contents.get(key) if key is not None else None

@@ -15,7 +15,7 @@ from builder.errors import BuildError
 from builder.images.lazy_layers import Layers
 from builder.plan.identity import identity
 from builder.plan.ops import CONTEXT, CopyFiles, Inline, Picked
-from builder.shared_cache.content_names import Alias
+from builder.shared_cache.content_keys import ContentKey
 from builder.steps.contents import StageContents, alias_of
 from builder.steps.kind import EMPTY_ROOT, Key, Made, ReadyStep, Solved, StepKind, Usage, key_of
 from cache.digest import SnapshotId
@@ -70,7 +70,7 @@ class Copy(StepKind):
         with shown, draft(self._layers.store, below) as made:
             return Made(self._copy(made, selection))
 
-    def _alias(self) -> Alias | None:
+    def _alias(self) -> ContentKey | None:
         """Return the name of the content's digest if all of it is files of stages."""
         if not self._ready.sources or self._op.reads_context:
             return None

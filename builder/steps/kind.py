@@ -14,7 +14,7 @@ from typing import Protocol
 from builder.plan.graph import Step
 from builder.plan.identity import identity
 from builder.plan.ops import Op
-from builder.shared_cache.content_names import chained
+from builder.shared_cache.content_keys import chained
 from cache.digest import Layer, SnapshotId
 from cache.keys import CacheKey, derive
 from grammar.structs import struct

@@ -23,7 +23,7 @@ from builder.run.name_files import SHARED_NETWORK
 from builder.runtime.isolation import CHROOT
 from builder.runtime.launcher.client import Outcome
 from builder.runtime.spec import ALL_CAPABILITIES, ContainerSpec
-from builder.shared_cache.content_names import Alias
+from builder.shared_cache.content_keys import ContentKey
 from builder.steps.contents import StageContents, alias_of
 from builder.steps.kind import Key, Made, ReadyStep, StepKind, Usage, key_of
 from cache.layer.snapshots import Draft, commit, draft, tree_of
@@ -93,7 +93,7 @@ class Run(StepKind):
         self._contents.remember(alias, content)
         return content
 
-    def _alias(self, mount: BindMount | CacheMount) -> Alias:
+    def _alias(self, mount: BindMount | CacheMount) -> ContentKey:
         return alias_of("bound", {"path": mount.path}, [], [self._ready.sources[mount.origin]])
 
     # -- the layer -------------------------------------------------------------------------

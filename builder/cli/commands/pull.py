@@ -11,7 +11,7 @@ from builder.cli.terminal import Progress
 from builder.cli.transfer import Transferred, transfer, transfer_parser
 from builder.errors import UsageError
 from builder.images.local import reference, remember_platform
-from builder.oci.model import asked_platform, host
+from builder.oci.model import host, platform_option
 from cache.store import Store
 
 
@@ -25,7 +25,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace, invocation: Invocation) -> int:
     try:
-        platform = asked_platform(options.platform) if options.platform else host()
+        platform = platform_option(options.platform) if options.platform else host()
     except ValueError as error:
         raise UsageError(f"--platform: {error}") from None
     enter_isolation(options)

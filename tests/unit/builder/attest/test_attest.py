@@ -16,7 +16,7 @@ from images import Images
 
 from builder import VERSION
 from builder.attest.databases import Package
-from builder.attest.options import Asked, asked
+from builder.attest.options import Attestations, parse_attestations
 from builder.attest.packages import Distribution, Found
 from builder.attest.provenance import MAX, MIN, BuildRecord, provenance
 from builder.attest.publish import publish
@@ -366,28 +366,28 @@ def test_base_by_manifest(made_store: Store) -> None:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({}, Asked()),
-        ({"sbom": [""]}, Asked("spdx")),
-        ({"sbom": ["true"]}, Asked("spdx")),
-        ({"sbom": ["cyclonedx"]}, Asked("cyclonedx")),
-        ({"sbom": ["cyclonedx", "false"]}, Asked()),
-        ({"provenance": [""]}, Asked("", "min")),
-        ({"provenance": ["mode=max"]}, Asked("", "max")),
-        ({"provenance": ["max"]}, Asked("", "max")),
+        ({}, Attestations()),
+        ({"sbom": [""]}, Attestations("spdx")),
+        ({"sbom": ["true"]}, Attestations("spdx")),
+        ({"sbom": ["cyclonedx"]}, Attestations("cyclonedx")),
+        ({"sbom": ["cyclonedx", "false"]}, Attestations()),
+        ({"provenance": [""]}, Attestations("", "min")),
+        ({"provenance": ["mode=max"]}, Attestations("", "max")),
+        ({"provenance": ["max"]}, Attestations("", "max")),
         (
             {"provenance": ["mode=max,builder-id=https://ci.example.com/1"]},
-            Asked("", "max", "https://ci.example.com/1"),
+            Attestations("", "max", "https://ci.example.com/1"),
         ),
-        ({"provenance": ["false"]}, Asked()),
-        ({"attest": ["type=sbom", "type=provenance,mode=max"]}, Asked("spdx", "max")),
-        ({"attest": ["type=sbom,format=cyclonedx"]}, Asked("cyclonedx")),
-        ({"attest": ["type=provenance,disabled=true"]}, Asked()),
-        ({"attest": ["type=provenance,mode=max"], "provenance": ["false"]}, Asked()),
-        ({"attest": ['type=provenance,"builder-id=a,b"']}, Asked("", "min", "a,b")),
+        ({"provenance": ["false"]}, Attestations()),
+        ({"attest": ["type=sbom", "type=provenance,mode=max"]}, Attestations("spdx", "max")),
+        ({"attest": ["type=sbom,format=cyclonedx"]}, Attestations("cyclonedx")),
+        ({"attest": ["type=provenance,disabled=true"]}, Attestations()),
+        ({"attest": ["type=provenance,mode=max"], "provenance": ["false"]}, Attestations()),
+        ({"attest": ['type=provenance,"builder-id=a,b"']}, Attestations("", "min", "a,b")),
     ],
 )
-def test_asked(options: dict[str, list[str]], wanted: Asked) -> None:
-    assert asked(**({"sbom": [], "provenance": [], "attest": []} | options)) == wanted
+def test_asked(options: dict[str, list[str]], wanted: Attestations) -> None:
+    assert parse_attestations(**({"sbom": [], "provenance": [], "attest": []} | options)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_asked(options: dict[str, list[str]], wanted: Asked) -> None:
 )
 def test_refused(options: dict[str, list[str]]) -> None:
     with pytest.raises(UsageError):
-        asked(**({"sbom": [], "provenance": [], "attest": []} | options))
+        parse_attestations(**({"sbom": [], "provenance": [], "attest": []} | options))
 
 
 # -- registries ----------------------------------------------------------------------------

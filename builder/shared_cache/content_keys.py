@@ -13,7 +13,7 @@ from grammar.structs import struct
 
 
 @struct(eq=False)
-class Alias:
+class ContentKey:
     """How files are taken, on top of which steps, and from which layers."""
 
     kind: str
