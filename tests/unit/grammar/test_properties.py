@@ -43,7 +43,7 @@ WORD_TEXT = st.lists(
     st.sampled_from([*"$\\'\"{}:-+?#%/*abAB_1` ", "${", "${a", "${b:-", "}", "//", "##"]), max_size=20
 ).map("".join)
 
-bounded = settings(max_examples=300, deadline=None, derandomize=True)
+bounded = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def spans(value: object) -> Iterator[Span]:
@@ -168,7 +168,7 @@ PATTERNS = st.lists(
 )
 
 
-@settings(bounded, max_examples=1000)
+@settings(bounded, max_examples=300)
 @given(PATTERNS, st.lists(NAMES, min_size=1, max_size=5))
 def test_ignore_agrees_with_the_naive_rule(patterns: list[tuple[bool, str]], parts: list[str]) -> None:
     ignore = parse_ignore("\n".join(("!" if negated else "") + text for negated, text in patterns))

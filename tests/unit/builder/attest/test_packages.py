@@ -296,7 +296,7 @@ def test_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.gaps) == 6 and found.gaps[-1] == "25 more files could not be read"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes(data: bytes) -> None:
     """Readers take anything, and whatever package they make has a URL."""
@@ -311,7 +311,7 @@ def test_any_bytes(data: bytes) -> None:
     read_os_release(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=10))
 def test_any_names(name: str, version: str, arch: str) -> None:
     """Every package that a database can name has a URL, which is one line of ASCII."""
