@@ -1,4 +1,4 @@
-"""What this machine can do, found by trying it: by a process of its own that leaves nothing behind."""
+"""Features of the machine, found by trying them in a process that leaves nothing behind."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ _NEEDED = ("chown", "dac_override", "fowner", "setgid", "setuid", "sys_chroot") 
 
 
 def attempt(work: "Callable[[], str]") -> tuple[bool, str]:
-    """Call *work* in a child process; whether it came to an end, and its answer or what went wrong."""
+    """Call *work* in a child process; whether it succeeded, and its answer or what went wrong."""
     answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
@@ -119,12 +119,12 @@ def write_maps(pid: int, identity: bool) -> None:
             file.write(text)
 
 
-def mount_overlay(folder: str) -> None:
-    """Mount an overlay of directories in *folder*, which has to be empty, and write to it. Raises OSError."""
+def mount_overlay(directory: str) -> None:
+    """Mount an overlay in the empty *directory*, and write to it. Raises OSError."""
     for name in ("lower", "upper", "work", "merged"):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(os.path.join(folder, name))
-    os.chdir(folder)
+            os.mkdir(os.path.join(directory, name))
+    os.chdir(directory)
     options = b"userxattr,xino=off,volatile,lowerdir=lower,upperdir=upper,workdir=work"
     sc.mount(b"overlay", b"merged", b"overlay", sc.MS_NODEV, options)
     os.close(os.open("merged/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
@@ -139,19 +139,19 @@ def mount_sysfs() -> None:
     os.close(sc.new_mount(b"sysfs", 0))
 
 
-def can_overlay(folder: str) -> bool:
-    """Whether a step can have an overlay of directories in *folder*, which is made for that."""
-    os.mkdir(folder, 0o755)
+def can_overlay(directory: str) -> bool:
+    """Return True if a step can have an overlay of directories in *directory*, which is made for that."""
+    os.mkdir(directory, 0o755)
 
     def work() -> str:
-        in_container(lambda: mount_overlay(folder), True)
+        in_container(lambda: mount_overlay(directory), True)
         return ""
 
     return attempt(work)[0]
 
 
 def can_map_mounts(path: str) -> bool:
-    """Whether the file system of *path* can be mounted with mapped ids, by trying; for root."""
+    """Return True if the file system of *path* can be mounted with mapped ids; only root can try."""
     os.makedirs(path, exist_ok=True)
     own = os.getpid()
     try:
@@ -184,7 +184,7 @@ def can_map_mounts(path: str) -> bool:
 
 
 def missing_for_chroot() -> str:
-    """What this place lacks for steps by chroot, "" if nothing. It is tried by processes of its own."""
+    """Return what this machine lacks for steps in chroots, "" if nothing. Other processes try it."""
     if os.geteuid() != 0:
         return "only root may chroot"
     if not keeps_owners():
@@ -197,7 +197,7 @@ def missing_for_chroot() -> str:
 
 
 def missing_for_namespaces() -> str:
-    """What this place lacks for a user namespace with mounts in it, "" if nothing."""
+    """Return what this machine lacks for a user namespace with mounts in it, "" if nothing."""
 
     def work() -> str:
         try:

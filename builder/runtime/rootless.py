@@ -1,13 +1,12 @@
 """Without root: enter a user namespace once, at the start, and be root of that.
 
-There every path of the builder sees one set of ids, and may mount, chown and make namespaces as
-root may. The ids are
+There the builder sees one set of ids, and may mount, chown and make namespaces as root may. The ids are
 
 * those that /etc/subuid and /etc/subgid give the user, mapped by newuidmap and newgidmap;
 * for a root that is not the machine's (in a container), all that it has;
-* else the user's own alone: owners cannot be kept then, changing them does nothing.
+* otherwise the user's own only: owners cannot be kept then, and changing them does nothing.
 
-To be called while there is one thread and little memory: unshare(2) wants the first, fork the second.
+It is entered while there is one thread, for unshare(2), and little memory, for fork(2).
 """
 
 import errno
@@ -25,7 +24,7 @@ _NEWGIDMAP_FAILED = 2
 
 
 def is_real_root() -> bool:
-    """Whether this process is root and may mount: of the machine, or of a namespace we have entered."""
+    """Return True if this process is root, of the machine or of a namespace, and may mount."""
     if os.geteuid() != 0:
         return False
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
@@ -36,20 +35,20 @@ def is_real_root() -> bool:
 
 
 def entered() -> bool:
-    """Whether ids are those of a namespace that ``enter`` made, and we are in that one."""
+    """Return True if this process is in a namespace that ``enter`` made."""
     return os.environ.get(_ENTERED, "").partition(" ")[0] == _namespace()
 
 
 def has_machines_root() -> bool:
-    """Whether root in the namespace that was entered has the number of the machine's own root.
+    """Return True if root in the namespace that was entered has the number of the machine's own root.
 
-    The machine trusts that number: what is root's in /proc/sys is writable for it, without any capability.
+    The machine trusts that number: root's files in /proc/sys are writable for it, without any capability.
     """
     return entered() and _ROOT in os.environ[_ENTERED].split()
 
 
 def was_real_root() -> bool:
-    """Whether it was real root who entered it, for want of mounts with mapped ids."""
+    """Return True if real root entered it, because mounts with mapped ids are unavailable."""
     return entered() and _REAL in os.environ[_ENTERED].split()
 
 
@@ -58,21 +57,21 @@ def _namespace() -> str:
 
 
 def leave_chroot() -> None:
-    """Make the root directory the root of a mount namespace of our own, where it is that of a chroot.
+    """Make the root directory the root of a mount namespace of its own, if it is that of a chroot.
 
-    The kernel lets nobody make a user namespace inside a chroot. To be called as real root, with one thread;
-    what cannot be done is left, and told by who makes a namespace.
+    The kernel forbids user namespaces inside a chroot. To be called as real root, with one thread. A failure
+    is ignored here; making a namespace reports it.
     """
     try:
         if _mount_of("/") == _mount_of("/proc/1/root/"):
             return
     except OSError:
-        pass  # it is not for us to see
+        pass  # it is hidden from this process
     if not _is_chrooted():
         return
     try:
         path = os.getcwd()
-        folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return
     try:
@@ -88,9 +87,9 @@ def leave_chroot() -> None:
         os.close(tree)
         os.chdir(path)
     except OSError:
-        os.fchdir(folder)
+        os.fchdir(directory)
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def _mount_of(path: str) -> str:
@@ -104,7 +103,7 @@ def _mount_of(path: str) -> str:
 
 
 def _is_chrooted() -> bool:
-    """Whether the kernel refuses us a user namespace, of which root of a machine has enough."""
+    """Return True if the kernel refuses a user namespace, as it does inside a chroot."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -119,8 +118,8 @@ def _is_chrooted() -> bool:
 def enter(protect: bool = True) -> None:
     """Become root of a new user and mount namespace. Raises RootlessError.
 
-    With *protect* a Python that the user could write to is executed anew from a read-only mount:
-    steps could reach it as /proc/self/exe (CVE-2019-5736).
+    With *protect* a Python that the user could write to is executed again from a read-only mount: steps could
+    reach it as /proc/self/exe (CVE-2019-5736).
     """
     outside = os.geteuid(), os.getegid()
     kinds = [_REAL] if is_real_root() else []
@@ -162,7 +161,7 @@ def enter(protect: bool = True) -> None:
 
 
 def hint_for(code: int | None) -> str:
-    """What to change where unshare(2) fails with *code*."""
+    """Return what to change if unshare(2) fails with *code*."""
     if code == errno.ENOSPC:
         return "raise the sysctl user.max_user_namespaces"
     knobs = []
@@ -194,7 +193,7 @@ def hint_for(code: int | None) -> str:
 
 
 def _map_from_outside() -> tuple[int, int]:
-    """Fork who will map ids, as that is done from outside; its pid, and where to write when to do it.
+    """Fork a process that maps ids, as that is done from outside; its pid, and a pipe that starts it.
 
     It ends with 0 if it has mapped ranges, with 1 if it has mapped nothing.
     """
@@ -255,7 +254,7 @@ def _map_all(target: int) -> bool:
 
 
 def _map_own_id(outside: tuple[int, int]) -> None:
-    """The last resort: nothing but ourselves. Raises RootlessError."""
+    """Map the ids of this process only, as the last resort. Raises RootlessError."""
     try:
         uid, gid = outside
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
@@ -268,14 +267,14 @@ def _map_own_id(outside: tuple[int, int]) -> None:
 
 
 def ranges() -> int:
-    """How many ids besides their own the files give this user."""
+    """Return how many additional ids the files give this user."""
     names = (_user_name(os.geteuid()), str(os.geteuid()))
     files = (("/etc/subuid", os.geteuid()), ("/etc/subgid", os.getegid()))
     return min(sum(count for _, count in _subids(path, names, own)) for path, own in files)
 
 
 def has_name() -> bool:
-    """Whether this user has an entry in passwd, without which newuidmap maps nothing."""
+    """Return True if this user has an entry in passwd, without which newuidmap maps nothing."""
     return bool(_user_name(os.geteuid()))
 
 
@@ -289,9 +288,10 @@ def _user_name(uid: int) -> str:
 
 
 def _subids(path: str, names: tuple[str, ...], own: int) -> list[tuple[int, int]]:
-    """The ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5)).
+    """Return the ranges that a file like /etc/subuid gives a user, by name or by number (subuid(5)).
 
-    Of ranges that overlap, the first, and without the user's *own* id: none can be mapped twice.
+    Of ranges that overlap only the first is taken, and the user's *own* id is cut out: none can be mapped
+    twice.
     """
     found: list[tuple[int, int]] = []
     try:
@@ -324,7 +324,7 @@ def _succeeds(arguments: list[str]) -> bool:
 
 
 def _protect(path: str) -> None:
-    """Execute ourselves anew from a read-only mount of the interpreter *path*, if it is ours to write."""
+    """Execute this program again from a read-only mount of the interpreter *path*, if it is writable."""
     import sys
 
     if not os.access(path, os.W_OK):

@@ -1,4 +1,4 @@
-"""What a container is made of, as plain values that travel to the launcher by ``marshal``."""
+"""The description of a container, as plain values that are sent to the launcher by ``marshal``."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
         gid: int
 
     class VolumeSpec(TypedDict):
-        """A file or folder of this machine, by its absolute path, that is shown in a container."""
+        """A file or directory of the machine, by its absolute path, that is bound into a container."""
 
         source: bytes
         target: bytes
         read_only: bool
 
     class FrameSpec(TypedDict):
-        """What a container needs to know to be made before it is asked for.
+        """The part of a spec by which a container is prepared before its step is known.
 
-        ``network`` is default, none, host (as asked for) or shared (for want of any other).
-        ``masked``: what is dangerous in /proc and /sys is hidden. ``devices`` are the host's paths by
-        those in /dev, ``limits`` those of the cgroup below ``cgroup_parent``.
+        ``network`` is default, none, host (as asked for) or shared (the machine's, because no other is
+        available). ``masked``: sensitive paths in /proc and /sys are hidden. ``devices`` are paths of the
+        machine by those in /dev, ``limits`` those of the cgroup below ``cgroup_parent``.
         """
 
         network: str
@@ -55,17 +55,16 @@ if TYPE_CHECKING:
     class ContainerSpec(TypedDict):
         """All that the child needs to know; nothing is looked up later.
 
-        Layer paths are relative to the store, which the launcher holds open. ``lowers`` run
-        from the top layer down; without any, ``upper`` is all of the root. ``files`` are made
-        on a tmpfs and bound read-only over the paths they name, so they never reach a layer.
-        ``scripts`` are executable files in /dev/pipes. ``capabilities`` is a bit mask, for root
-        in the step's own user namespace. ``filtered``: there is a seccomp filter, with
-        ``any_socketcall`` the one for images of the 32-bit ABI, with ``fake_owners`` one that
-        makes chown a success without effect. ``rlimits`` are soft and hard limits by number
-        (-1: none). ``address`` is that of eth0, its mask and the gateway, when there is a default network.
-        ``placed`` is what is put somewhere instead of being mounted: where, as what kind of file system it
-        is to be seen, and whether read-only. ``not_before``: the clock that files are dated by has to be
-        past this time, in ns, when the command starts. ``devices_work``: nodes in /dev can be opened.
+        Layer paths are relative to the store, which the launcher holds open. ``lowers`` are the layers from
+        the top down; without any, ``upper`` is the whole root. ``files`` are made on a tmpfs and bound
+        read-only over the paths they name, so they never reach a layer. ``scripts`` are executable files in
+        /dev/pipes. ``capabilities`` is a bit mask, for root in the step's own user namespace. ``filtered``:
+        there is a seccomp filter, with ``any_socketcall`` the one for images of the 32-bit ABI. ``rlimits``
+        are soft and hard limits by number (-1: unlimited). ``address`` is that of eth0, its mask and the
+        gateway, if the network is the default one. ``placed`` are files that are put into the root instead of
+        being mounted: the path, the kind of file system it is shown as, and whether it is read-only.
+        ``not_before``: the clock that files are dated by has to be past this time, in ns, when the command
+        starts. ``devices_work``: nodes in /dev can be opened.
         """
 
         frame: FrameSpec

@@ -1,4 +1,4 @@
-"""The kernel's calls that Python 3.11 lacks; one function per call, named as the call.
+"""System calls that Python 3.11 lacks: one function per call, named as the call.
 
 Every function raises OSError on failure. The library is loaded with PyDLL, so the
 interpreter lock is held across a call: required for clone3, whose child must not find the
@@ -185,9 +185,9 @@ def set_seccomp_filter(program: bytes) -> None:
 
 
 def set_seccomp_listener(program: bytes) -> int:
-    """Add a BPF *program* whose calls to be decided elsewhere are heard on the descriptor returned.
+    """Add a BPF *program*; the calls that it leaves to a supervisor arrive on the descriptor returned.
 
-    seccomp_unotify(2). Raises OSError, EBUSY where this process has such a filter already.
+    seccomp_unotify(2). Raises OSError, EBUSY if this process has such a filter already.
     """
     buffer = ctypes.create_string_buffer(program, len(program))
     filter_ = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
@@ -199,7 +199,7 @@ def set_seccomp_listener(program: bytes) -> int:
 
 
 def raw_stat(directory: int, path: bytes, flags: int) -> bytes:
-    """The bytes of the struct stat that the kernel gives, as newfstatat(2) of this machine's ABI has it."""
+    """Return the bytes of struct stat, as newfstatat(2) of this machine's ABI gives them."""
     machine = os.uname().machine
     out = ctypes.create_string_buffer(_STAT_BYTES[machine])
     _check(_libc.syscall(_NEWFSTATAT[machine], directory, path, out, flags), "stat")
@@ -207,7 +207,7 @@ def raw_stat(directory: int, path: bytes, flags: int) -> bytes:
 
 
 def raw_statx(directory: int, path: bytes, flags: int, mask: int) -> bytes:
-    """The same for struct statx, the same on every ABI."""
+    """Return the bytes of struct statx, which is the same on every ABI."""
     out = ctypes.create_string_buffer(_STATX_BYTES)
     number = _STATX[os.uname().machine]
     _check(_libc.syscall(number, directory, path, flags, ctypes.c_uint(mask), out), "statx")
@@ -228,7 +228,7 @@ def has_no_new_privileges() -> bool:
 
 
 def open_tree(directory: int, path: bytes, recursive: bool = False) -> int:
-    """A detached copy of the mount at *path*, with *path* as its root."""
+    """Return a detached copy of the mount at *path*, with *path* as its root."""
     flags = OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
     flags |= (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
     return _check(
@@ -251,7 +251,7 @@ def mount_setattr(fd: int, path: bytes, attributes: int, userns: int = 0, recurs
 
 
 def new_mount(kind: bytes, attributes: int, options: "Iterable[tuple[bytes, bytes | None]]" = ()) -> int:
-    """fsopen, fsconfig and fsmount in one: a detached mount of a new file system.
+    """Return a detached mount of a new file system: fsopen, fsconfig and fsmount in one.
 
     *options* are names with their values, None for a flag.
     """

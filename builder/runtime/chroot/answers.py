@@ -1,4 +1,4 @@
-"""What a supervisor answers to system calls about /proc, /sys, /dev, and what must not be changed."""
+"""The answers of a supervisor to system calls: about /proc, /sys and /dev, and about read-only mounts."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from builder.runtime import syscalls as sc
 from builder.runtime.chroot import skeleton
-from builder.runtime.chroot.files import Files, Place, is_folder, special
+from builder.runtime.chroot.files import Files, Place, is_directory, special
 from builder.runtime.chroot.notify import (
     ABI,
     ARGUMENTS,
@@ -55,7 +55,7 @@ class Answers:
     def __init__(
         self, spec: ContainerSpec, root: int, path: bytes, processes: Processes, errors: int
     ) -> None:
-        """*root* is the step's root, *path* where that is here, *errors* the step's standard error."""
+        """*root* is a descriptor of the step's root, *path* its path here, *errors* standard error."""
         self._errors = errors
         self._root = root
         self._path = path
@@ -75,7 +75,10 @@ class Answers:
         self._terminals.clear()
 
     def to(self, listener: Listener) -> Callable[[], None]:
-        """What takes one call from *listener* and answers it: the path of most calls is short."""
+        """Return a function that takes one call from *listener* and answers it.
+
+        Most calls take a short way.
+        """
         receive, let_pass, read_path = listener.receive, listener.let_pass, self._processes.read_path
         forget, is_fixed = self._processes.forget, self._is_fixed
         table = {
@@ -147,7 +150,7 @@ class Answers:
         listener.fail(cookie, errno.EPERM)
 
     def _is_fixed(self, pid: int, address: int) -> bool:
-        """Return whether the path at *address* is one that the step must not change, as far as it tells."""
+        """Return True if the path at *address* is inside a read-only mount, as far as its text tells."""
         path = self._processes.read_path(pid, address)
         if path is None:
             return False
@@ -155,7 +158,7 @@ class Answers:
         return any(target == place or target.startswith(place + b"/") for place in self._fixed)
 
     def _answered(self, listener: Listener, call: Notification, name: str, where: int, path: bytes) -> bool:
-        """Answer a call that may be about what is not in the root; whether it was."""
+        """Answer a call that may be about a file outside the root; True if it was."""
         try:
             return self._answer(listener, call, name, where, path)
         except OSError as error:
@@ -175,7 +178,7 @@ class Answers:
         return target if special(target) else path
 
     def _absolute(self, pid: int, path: bytes) -> bytes:
-        """*path* from the root on, as far as its text tells."""
+        """Return *path* as an absolute path, as far as its text tells."""
         if path.startswith(b"/"):
             return os.path.normpath(path)
         try:
@@ -186,7 +189,7 @@ class Answers:
         return os.path.normpath(cwd + b"/" + path)
 
     def _answer(self, listener: Listener, call: Notification, name: str, where: int, path: bytes) -> bool:
-        """Answer a call that may be about what is not in the root; whether it was."""
+        """Answer a call that may be about a file outside the root; True if it was."""
         arguments = call.arguments
         if name in _EXECS:
             place = self._files.resolve(call.pid, path, True)
@@ -228,7 +231,7 @@ class Answers:
         return self._stat(listener, call, name, where, place)
 
     def _open(self, listener: Listener, call: Notification, flags: int, place: Place) -> bool:
-        wants_folder = bool(flags & os.O_DIRECTORY)
+        wants_directory = bool(flags & os.O_DIRECTORY)
         if place.kind == "link":
             listener.fail(call.cookie, errno.ELOOP)  # O_NOFOLLOW
             return True
@@ -248,9 +251,9 @@ class Answers:
                     fd = open_in_root(self._root, place.path, (flags & ~os.O_CREAT) | os.O_NONBLOCK)
             elif place.kind == "open":
                 fd = self._open_again(call.pid, place, flags)
-            elif is_folder(place.path):
+            elif is_directory(place.path):
                 fd = self._list(place)
-            elif wants_folder:
+            elif wants_directory:
                 raise NotADirectoryError(errno.ENOTDIR, "")
             else:
                 if mode != os.O_RDONLY and not place.pid:
@@ -267,9 +270,9 @@ class Answers:
         return True
 
     def _open_again(self, pid: int, place: Place, flags: int) -> int:
-        """Open anew what a process has open; of what is outside of its root only what it could open by name.
+        """Open a file again that a process has open; outside its root, only one that it could open by name.
 
-        All is decided by one descriptor: the process may put another file in the place of its own meanwhile.
+        All is decided by one descriptor: the process may replace its own meanwhile.
         """
         with self._processes.as_owner(place.pid):
             handle = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
@@ -296,21 +299,21 @@ class Answers:
         if (terminal := self._terminals.get(path)) is not None:
             return os.open(f"/proc/self/fd/{terminal}", kept & ~os.O_NOFOLLOW)
         place = self._files.resolve(pid, path, False) if special(path) else None
-        if place is None or place.kind != "file" or is_folder(place.path) or flags & os.O_ACCMODE:
+        if place is None or place.kind != "file" or is_directory(place.path) or flags & os.O_ACCMODE:
             raise PermissionError(errno.EACCES, "")
         with self._processes.as_owner(pid):
             return os.open(place.path, kept)
 
     def _list(self, place: Place) -> int:
-        """A descriptor of a folder in the root that shows the folder of this machine at *place*."""
+        """Return a descriptor of a directory in the root that shows the machine's directory at *place*."""
         if not place.pid:
-            return skeleton.list_folder(self._root, place.path)
+            return skeleton.list_directory(self._root, place.path)
         links = {}
         with self._processes.as_owner(place.pid):
             for name in os.listdir(place.path):
                 with contextlib.suppress(OSError):
                     links[name] = self._processes.inside(os.readlink(place.path + b"/" + name))
-        return skeleton.list_folder(self._root, place.path, links)
+        return skeleton.list_directory(self._root, place.path, links)
 
     def _access(self, listener: Listener, call: Notification, wanted: int, place: Place) -> bool:
         if wanted & ~7:
@@ -335,7 +338,7 @@ class Answers:
         return True
 
     def _stat(self, listener: Listener, call: Notification, name: str, where: int, place: Place) -> bool:
-        """Answer one of the stat family with what the kernel says of the file meant."""
+        """Answer a call of the stat family with the kernel's answer for the file that is meant."""
         fd, directory, path, flags = -1, -100, place.path, 0
         if place.kind == "text":
             path = b"/proc/version"
@@ -364,7 +367,7 @@ class Answers:
         return True
 
     def _execute(self, call: Notification, where: int, path: bytes, place: Place) -> bool:
-        """Have the kernel execute what /proc/PID/exe leads to: a link to it takes the place of that path."""
+        """Have the kernel execute the target of /proc/PID/exe, by a symlink in place of that path."""
         self._executed += 1
         spot = b"x%02x" % (self._executed % _SPOTS)
         link = b"/proc/%s/exe" % spot  # named so, as the kernel names the process after it, and no longer
@@ -408,7 +411,7 @@ class Answers:
         return True
 
     def _keep_terminal(self, fd: int) -> None:
-        """Remember the other side of the pseudo-terminal *fd*: its number may be another's later."""
+        """Keep the other side of the pseudo-terminal *fd* open: another one may get its number later."""
         number = bytearray(4)
         fcntl.ioctl(fd, _TIOCGPTN, number)
         path = b"/dev/pts/%d" % int.from_bytes(number, "little")

@@ -1,14 +1,14 @@
-"""What a step finds in /proc, /sys and /dev, which nobody can mount for it.
+"""The paths of /proc, /sys and /dev for a step, where these cannot be mounted.
 
-A ``Place`` says what a path there means: a file of this machine that is opened for the step, a link of
-/proc that leads back into its root, a text, a folder. Of other processes than its own a step sees
-nothing, and nothing outside of /proc can be written to.
+A ``Place`` says what such a path means: a file of the machine that is opened for the step, a symlink of /proc
+that leads back into its root, a text. A step sees only its own processes, and can write only to
+/proc.
 """
 
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.container.devices import STREAM_LINKS
@@ -37,8 +37,8 @@ MOUNTS = ("overlay", "/", "overlay"), ("proc", "/proc", "proc"), ("tmpfs", "/dev
 )  # fmt: skip
 
 
-# Files of these folders are copied with their contents, for programs that open them by a descriptor of
-# the folder; those of others are found by their paths alone.
+# Files of these directories are copied with their contents, for programs that open them by a descriptor of
+# the directory. Files of others are found by their paths only.
 WITH_CONTENT = (b"/sys/devices/system", b"/sys/fs/cgroup", b"/proc/sys")
 _SHOWN = (
     *(*WITH_CONTENT, b"/sys/block", b"/sys/class", b"/sys/devices/virtual/net"),
@@ -49,15 +49,15 @@ _SHOWN = (
 class Place(NamedTuple):
     """What a path means, by ``kind``.
 
-    file    the file or folder ``path`` of this machine; ``pid`` is the process it is of, 0 for none
-    open    what is open at the descriptor named ``path`` of the process ``pid``
+    file    the file or directory ``path`` of the machine; ``pid`` is the process it belongs to, 0 for none
+    open    the file behind the descriptor named ``path`` of the process ``pid``
     inside  ``path``, inside the step's root
-    text    a file of these bytes
-    link    a link, not followed, that says ``path``
-    none    nothing, the errno ``code``
+    text    a file with the contents ``path``
+    link    a symlink to ``path``, not followed
+    none    no file: the errno ``code``
     """
 
-    kind: str
+    kind: Literal["file", "open", "inside", "text", "link", "none"]
     path: bytes = b""
     pid: int = 0
     code: int = errno.ENOENT
@@ -75,7 +75,7 @@ class Files:
     """The paths of one step."""
 
     def __init__(self, processes: Processes, masked: bool, placed: list[tuple[bytes, bytes, bool]]) -> None:
-        """*masked* is whether what is dangerous is hidden; *placed* is shown as mounts."""
+        """With *masked*, sensitive paths are hidden. *placed* is shown as mounts."""
         self._processes = processes
         self._hidden_in_proc: frozenset[bytes] = _HIDDEN_IN_PROC if masked else frozenset()
         self._hidden_in_sys = _HIDDEN_IN_SYS if masked else ()
@@ -84,9 +84,9 @@ class Files:
         self._read_only = {"/sys", *(target for target, _, read_only in shown if read_only)}
 
     def resolve(self, pid: int, path: bytes, follow: bool) -> Place | None:
-        """What the absolute *path* means to the thread *pid*; None where the kernel finds it in the root.
+        """Return what the absolute *path* means to the thread *pid*; None if the kernel finds it in the root.
 
-        Without *follow* a link at its end is not followed. Raises OSError.
+        Without *follow* a symlink at its end is not followed. Raises OSError.
         """
         for _ in range(8):
             parts = _normal(path)
@@ -123,7 +123,7 @@ class Files:
             return self._of_process(wanted, rest, follow, b"/proc/%d" % wanted)
         if name in self._hidden_in_proc:
             there = os.path.exists(b"/proc/" + name) and not rest
-            return Place("text") if there and not is_folder(b"/proc/" + name) else _NOTHING
+            return Place("text") if there and not is_directory(b"/proc/" + name) else _NOTHING
         if name in (b"mounts", b"net"):
             if not rest and not follow:
                 return Place("link", b"self/" + name)
@@ -136,7 +136,7 @@ class Files:
         return Place("file", path) if os.path.lexists(path) else None
 
     def _of_process(self, pid: int, rest: list[bytes], follow: bool, top: bytes) -> Place:
-        """What lies below *top*, the folder of the process *pid* or of a thread of it."""
+        """Return the place below *top*, the directory of the process *pid* or of a thread of it."""
         if not rest:
             return Place("file", top, pid)
         name, more = rest[0], rest[1:]
@@ -163,12 +163,12 @@ class Files:
         return _NOTHING if name in _HIDDEN_OF_PROCESS else Place("file", b"/".join([top, *rest]), pid)
 
     def _link(self, pid: int, path: bytes) -> bytes:
-        """The text of a link of /proc, as the step sees it. Raises OSError."""
+        """Return the target of a symlink of /proc, as the step sees it. Raises OSError."""
         with self._processes.as_owner(pid):
             return self._processes.inside(os.readlink(path))
 
     def _mount_table(self, name: bytes) -> bytes:
-        """The mounts that a step would have."""
+        """Return the mounts that a step would have in namespaces."""
         lines = []
         for number, (source, place, kind) in enumerate(self._mounts, 100):
             access = "ro" if place in self._read_only else "rw"
@@ -201,16 +201,16 @@ def _normal(path: bytes) -> list[bytes]:
 
 
 def _real(path: bytes, follow: bool) -> bytes:
-    """*path* without links, but for one at its end if that is not to be followed."""
+    """Return *path* with symlinks resolved, except one at its end if that is not to be followed."""
     if follow:
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def shown_names(real: bytes) -> list[bytes]:
-    """The names in the folder *real* of /proc or /sys that a step sees.
+    """Return the names in the directory *real* of /proc or /sys that a step sees.
 
-    Of most of /sys, which is large, none: its files are found by their paths. Raises OSError.
+    Most of /sys, which is large, shows none: its files are found by their paths. Raises OSError.
     """
     if real.startswith(b"/sys/") and real.count(b"/") > 2 and not real.startswith(_SHOWN):
         return []
@@ -223,6 +223,6 @@ def shown_names(real: bytes) -> list[bytes]:
     return out
 
 
-def is_folder(path: bytes) -> bool:
-    """Return whether *path* of this machine is a folder. Raises OSError."""
+def is_directory(path: bytes) -> bool:
+    """Return True if *path* of the machine is a directory. Raises OSError."""
     return stat.S_ISDIR(os.lstat(path).st_mode)

@@ -1,4 +1,4 @@
-"""What keeps a step without namespaces to its own: Landlock, and the end of all its processes."""
+"""Landlock domains of steps without namespaces, and the tree of processes."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from cache.kernel import (
 
 # linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
 _ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-_WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a folder
+_WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a directory
 _USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
 _LIST = 1 << 3
 _DEVICES = (*(f"/dev/{name.decode()}" for name in DEVICES if name != b"tty"), "/dev/ptmx")
@@ -24,10 +24,10 @@ _SCOPES = 3  # abstract sockets and signals
 
 
 def restrict(root: int, network: str) -> bool:
-    """Keep this process, and what it starts, to the folder *root*; whether the kernel can. Raises OSError.
+    """Restrict this process, and what it starts, to the directory *root*; True if the kernel can.
 
-    Signals and abstract sockets stay among those processes too, where the kernel knows how (6.12), and
-    with *network* "none" there is no TCP (6.7).
+    Signals and abstract sockets are restricted to these processes too, from Linux 6.12 on. With the *network*
+    "none" there is no TCP, from Linux 6.7 on. Raises OSError.
     """
     version, handled = landlock_version(), _handled()
     if not handled:
@@ -57,19 +57,19 @@ def has_scopes() -> bool:
 
 
 def restrict_supervisor(session: str) -> None:
-    """Keep this process to the folder *session*, /proc, /sys and some of /dev, where the kernel can.
+    """Restrict this process to the directory *session*, /proc, /sys and some of /dev, if the kernel can.
 
-    What a step may make it do by mistake ends there. The step's own domain has to lie inside this one, or its
-    memory could not be read; so it is entered before the root is known. Raises OSError.
+    A step cannot make it reach other files by mistake. The step's own domain has to be inside this one,
+    otherwise its memory could not be read; so this one is entered before the root is known. Raises OSError.
     """
     handled = _handled()
     if not handled:
         return
     ruleset = landlock_ruleset(handled)
     try:
-        folders = {session: handled, "/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
+        directories = {session: handled, "/proc": _READ | _WRITE, "/sys": _READ, "/dev/pts": handled & _USE}
         devices = dict.fromkeys(_DEVICES, handled & _USE & ~_LIST)
-        for path, rights in (folders | devices).items():
+        for path, rights in (directories | devices).items():
             with contextlib.suppress(FileNotFoundError):
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
                 try:
@@ -82,13 +82,13 @@ def restrict_supervisor(session: str) -> None:
 
 
 def _handled() -> int:
-    """All accesses to files that this kernel can refuse, 0 without a Landlock that is good enough."""
+    """Return all accesses to files that this kernel can refuse, 0 if its Landlock is too old."""
     version = landlock_version()
     return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
 
 
 def own_capabilities() -> int:
-    """The capabilities that this process has."""
+    """Return the capabilities of this process."""
     with open("/proc/self/status", "rb") as file:
         for line in file:
             if line.startswith(b"CapPrm:"):
@@ -97,12 +97,12 @@ def own_capabilities() -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The pids of the children of the process *pid*."""
+    """Return the pids of the children of the process *pid*."""
     return [child for child, parent in _parents().items() if parent == pid]
 
 
 def descendants() -> list[int]:
-    """The pids of all processes below this one."""
+    """Return the pids of all descendants of this process."""
     above, own, found = _parents(), os.getpid(), []
     for pid in above:
         parent: int | None = pid
@@ -114,7 +114,7 @@ def descendants() -> list[int]:
 
 
 def _parents() -> dict[int, int]:
-    """The parent of every process."""
+    """Return the parent of every process."""
     above: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():

@@ -1,10 +1,10 @@
-"""seccomp user notifications: which system calls of a step wait for an answer, and how it is given.
+"""seccomp user notifications: the system calls of a step that wait for an answer, and how it is given.
 
 A filter (seccomp_unotify(2)) hands the calls that take a path to the supervisor, as far as the number
 and the plain arguments can tell; all others pass. The structures are those of linux/seccomp.h.
 
-It is no boundary: a path may change between our look at it and the kernel's. What a step may touch is
-decided by chroot, its ids and Landlock.
+This is not a security boundary: a path may change between the supervisor's read and the kernel's. Access is
+limited by chroot, ids and Landlock.
 """
 
 import errno
@@ -157,7 +157,7 @@ def can_ask(machine: str) -> bool:
 
 @functools.cache
 def calls(machine: str) -> dict[tuple[int, int], str]:
-    """The names of the calls that are asked about, by AUDIT_ARCH and number."""
+    """Return the names of the calls that wait for an answer, by AUDIT_ARCH and number."""
     return {
         (_AUDIT[abi], number): name
         for abi in _ABIS[machine]
@@ -167,14 +167,16 @@ def calls(machine: str) -> dict[tuple[int, int], str]:
 
 
 def own_abi(machine: str) -> int:
-    """AUDIT_ARCH of the machine's own ABI."""
+    """Return AUDIT_ARCH of the machine's own ABI."""
     return _AUDIT[machine]
 
 
 @functools.cache
 def program(machine: str, internet: bool, changes: bool = False, chroots: bool = False) -> bytes:
-    """The filter, as struct sock_filter items. Without *internet* no socket of it can be made; with
-    *changes* those of ``CHANGES`` are asked about, too, and without *chroots* chroot(2) is.
+    """Return the filter, as struct sock_filter items.
+
+    Without *internet* it refuses sockets of the internet. With *changes* the calls of ``CHANGES`` wait for an
+    answer too; without *chroots* chroot(2) does.
     """
     out: list[Instruction] = [(_LOAD, 0, 0, _ARCH)]
     for abi in _ABIS[machine]:
@@ -225,7 +227,7 @@ def _section(abi: str, internet: bool, changes: bool, chroots: bool) -> list[Ins
 
 
 def _when(number: int, test: list[Instruction]) -> list[Instruction]:
-    """*test*, which ends in a verdict, for the call *number*."""
+    """Return *test*, which ends in a verdict, for the call *number* only."""
     return [(_JUMP_EQUAL, 0, len(test), number), *test]
 
 
@@ -256,9 +258,9 @@ class Listener:
             pass  # before Linux 6.6
 
     def receive(self) -> tuple[int, ...] | None:
-        """The next call, or None where its thread has meanwhile been killed.
+        """Receive the next call; None if its thread was killed meanwhile.
 
-        It is the plain fields of a struct seccomp_notif, as most calls need nothing more than a look.
+        It is the plain fields of a struct seccomp_notif, as most calls pass at once.
         """
         buffer = self._buffer
         buffer[:] = _ZEROS

@@ -1,4 +1,4 @@
-"""The processes of a step, as its supervisor sees them: whose they are, and their memory.
+"""The processes of a step, as its supervisor sees them: their owners and their memory.
 
 Memory of a process with other ids is read with those ids (ptrace(2), PTRACE_MODE_FSCREDS); one that
 changed them without an exec can be read by nobody here.
@@ -20,8 +20,9 @@ class Processes:
     """Everything below one root."""
 
     def __init__(self, root: bytes, first: int, hidden: int = -1) -> None:
-        """*root* is the path of the step's root here, *first* the pid of its first process; *hidden* is that
-        of one that is none of the step's, wherever its root is.
+        """*root* is the path of the step's root on the machine, *first* the pid of its first process.
+
+        *hidden* is the pid of a process that does not belong to the step, whatever its root is.
         """
         self._root = root
         self.first = first
@@ -31,7 +32,7 @@ class Processes:
     # -- memory ----------------------------------------------------------------------------
 
     def read_path(self, pid: int, address: int) -> bytes | None:
-        """The text at *address* up to its NUL, None where it cannot be read."""
+        """Return the text at *address* up to its NUL, None if it cannot be read."""
         for _ in range(2):
             fd = self._memory.get(pid)
             if fd is None:
@@ -60,7 +61,7 @@ class Processes:
         return None
 
     def write(self, pid: int, address: int, data: bytes) -> bool:
-        """Write *data* at *address*; whether that worked."""
+        """Write *data* at *address*; False if that fails."""
         fd = self._memory.get(pid, -1)
         try:
             return fd >= 0 and os.pwrite(fd, data, address) == len(data)
@@ -68,7 +69,7 @@ class Processes:
             return False
 
     def forget(self, pid: int) -> None:
-        """Take note that a thread executes another program: its memory is another then."""
+        """Forget the memory of a thread that executes another program."""
         fd = self._memory.pop(pid, -1)
         if fd >= 0:
             os.close(fd)
@@ -93,7 +94,7 @@ class Processes:
         self._memory[pid] = fd
         return fd
 
-    # -- who they are ----------------------------------------------------------------------
+    # -- owners ----------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def as_owner(self, pid: int) -> Iterator[None]:
@@ -118,12 +119,12 @@ class Processes:
             sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGTERM)  # a change of ids has cleared it
 
     def status(self, pid: int) -> dict[bytes, bytes]:
-        """The lines of /proc/PID/status. Raises OSError."""
+        """Return the lines of /proc/PID/status. Raises OSError."""
         with open(b"/proc/%d/status" % pid, "rb") as file:
             return dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
 
     def group(self, pid: int) -> int:
-        """The process that the thread *pid* belongs to. Raises OSError."""
+        """Return the process that the thread *pid* belongs to. Raises OSError."""
         return int(self.status(pid)[b"Tgid"])
 
     def owns(self, pid: int) -> bool:
@@ -138,11 +139,11 @@ class Processes:
         return root == self._root or root.startswith(self._root + b"/")
 
     def all(self) -> list[int]:
-        """The pids of this step's processes."""
+        """Return the pids of the step's processes."""
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and self.owns(int(name))]
 
     def inside(self, path: bytes) -> bytes:
-        """A path of this machine as the step sees it; what is elsewhere stays as it is."""
+        """Return a path of the machine as the step sees it; a path outside its root stays as it is."""
         if path == self._root:
             return b"/"
         return path.removeprefix(self._root) if path.startswith(self._root + b"/") else path

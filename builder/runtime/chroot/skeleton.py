@@ -1,7 +1,7 @@
-"""/proc, /sys and /dev of a step as plain files in its root, for calls that no supervisor answers.
+"""/proc, /sys and /dev of a step as plain files in its root, for calls that the supervisor does not answer.
 
-Device nodes are made where that is allowed; what is listed is made when a step opens the folder. All
-is made by descriptors, and no link of a step is followed. Nothing here reaches a layer.
+Device nodes are made if that is allowed. The entries of a directory are made when a step opens it. All is
+made by descriptors, and no symlink of a step is followed. Nothing here reaches a layer.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from builder.runtime.chroot.files import MOUNTS, WITH_CONTENT, shown_names
 from builder.runtime.container.devices import DEVICES, LINKS
 from cache.kernel import write_all
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEV_FOLDERS = {b"pts": 0o755, b"shm": 0o1777, b"mqueue": 0o1777, b"pipes": 0o755}
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEV_DIRECTORIES = {b"pts": 0o755, b"shm": 0o1777, b"mqueue": 0o1777, b"pipes": 0o755}
 _PROC_FILES = (
     *(b"cpuinfo", b"filesystems", b"loadavg", b"meminfo", b"stat", b"uptime", b"version"),
     *(b"cgroups", b"devices", b"diskstats", b"misc", b"modules", b"partitions", b"swaps", b"vmstat"),
@@ -24,11 +24,11 @@ _LARGEST = 1 << 16  # bytes of a copied file
 
 
 def prepare(root: int) -> bool:
-    """Fill the empty /proc and /dev below the folder *root*; whether its devices can be used.
+    """Fill the empty /proc and /dev below the directory *root*; False if its devices cannot be opened.
 
-    Where one of them is no folder of the root itself, it is left as it is. Raises OSError.
+    One of them that is not a directory of the root itself is left as it is. Raises OSError.
     """
-    with _folder(root, b"proc") as proc:
+    with _directory(root, b"proc") as proc:
         if proc >= 0:
             for name in _PROC_FILES:
                 _copy(b"/proc/" + name, proc, name)
@@ -38,7 +38,7 @@ def prepare(root: int) -> bool:
             with contextlib.suppress(OSError):
                 os.symlink(b"self/mounts", b"mounts", dir_fd=proc)
                 os.symlink(b"self/net", b"net", dir_fd=proc)
-            with _folder(proc, b"self") as self:
+            with _directory(proc, b"self") as self:
                 if self >= 0:
                     lines = [f"{source} {place} {kind} rw 0 0\n" for source, place, kind in MOUNTS]
                     _write(self, b"mounts", "".join(lines).encode())
@@ -49,10 +49,10 @@ def prepare(root: int) -> bool:
 
 def _fill_dev(root: int) -> bool:
     usable = True
-    with _folder(root, b"dev") as dev:
+    with _directory(root, b"dev") as dev:
         if dev < 0:
             return True
-        for name, mode in _DEV_FOLDERS.items():
+        for name, mode in _DEV_DIRECTORIES.items():
             os.mkdir(name, mode, dir_fd=dev)
             os.chmod(name, mode, dir_fd=dev)
         for name, target in LINKS.items():
@@ -73,7 +73,7 @@ def _fill_dev(root: int) -> bool:
 
 def write_scripts(root: int, scripts: dict[bytes, bytes]) -> None:
     """Make the executable files of /dev/pipes. Raises OSError."""
-    with _folder(root, b"dev") as dev, _folder(dev, b"pipes") as pipes:
+    with _directory(root, b"dev") as dev, _directory(dev, b"pipes") as pipes:
         if pipes < 0:
             return
         for old in os.listdir(pipes):
@@ -82,10 +82,10 @@ def write_scripts(root: int, scripts: dict[bytes, bytes]) -> None:
             _write(pipes, name, content, 0o755)
 
 
-def list_folder(root: int, real: bytes, links: dict[bytes, bytes] | None = None) -> int:
-    """Make the folder *real* of /proc or /sys show in the root what it holds here; a descriptor of it.
+def list_directory(root: int, real: bytes, links: dict[bytes, bytes] | None = None) -> int:
+    """Make the directory *real* of /proc or /sys in the root show the entries of the machine's.
 
-    *links* are the texts of the links in it, where they differ. Raises OSError.
+    *links* are the targets of the symlinks in it that differ. Returns a descriptor of it. Raises OSError.
     """
     here = os.dup(root)
     for part in real.strip(b"/").split(b"/"):
@@ -95,7 +95,7 @@ def list_folder(root: int, real: bytes, links: dict[bytes, bytes] | None = None)
                 os.mkdir(part, 0o755, dir_fd=above)
             except FileExistsError:
                 pass
-            here = os.open(part, _FOLDER, dir_fd=above)
+            here = os.open(part, _DIRECTORY, dir_fd=above)
         finally:
             os.close(above)
     found = {name: os.lstat(real + b"/" + name).st_mode for name in shown_names(real)}
@@ -122,8 +122,8 @@ def list_folder(root: int, real: bytes, links: dict[bytes, bytes] | None = None)
 
 
 def list_processes(root: int, pids: list[int]) -> None:
-    """Make /proc show a folder for each of *pids*. Raises OSError."""
-    with _folder(root, b"proc") as proc:
+    """Make /proc show a directory for each of *pids*. Raises OSError."""
+    with _directory(root, b"proc") as proc:
         if proc < 0:
             return
         wanted = {b"%d" % pid for pid in pids}
@@ -135,22 +135,22 @@ def list_processes(root: int, pids: list[int]) -> None:
             _remove(proc, name)
 
 
-def link(root: int, folder: bytes, name: bytes, target: bytes) -> None:
-    """Make the link *name* in the *folder* of /proc say *target*. Raises OSError."""
-    with _folder(root, b"proc") as proc:
+def link(root: int, directory: bytes, name: bytes, target: bytes) -> None:
+    """Make the symlink *name* in the *directory* of /proc lead to *target*. Raises OSError."""
+    with _directory(root, b"proc") as proc:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o755, dir_fd=proc)
-        with _folder(proc, folder) as here:
+            os.mkdir(directory, 0o755, dir_fd=proc)
+        with _directory(proc, directory) as here:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=here)
             os.symlink(target, name, dir_fd=here)
 
 
 @contextlib.contextmanager
-def _folder(above: int, name: bytes) -> Iterator[int]:
-    """A descriptor of a folder, -1 where there is none."""
+def _directory(above: int, name: bytes) -> Iterator[int]:
+    """Provide a descriptor of a directory, -1 if there is none."""
     try:
-        fd = os.open(name, _FOLDER, dir_fd=above)
+        fd = os.open(name, _DIRECTORY, dir_fd=above)
     except OSError:
         yield -1
         return
@@ -160,8 +160,8 @@ def _folder(above: int, name: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def _copy(source: bytes, folder: int, name: bytes) -> None:
-    """Copy a small file of the kernel; what cannot be read is empty."""
+def _copy(source: bytes, directory: int, name: bytes) -> None:
+    """Copy a small file of the kernel; an unreadable one becomes empty."""
     data = b""
     try:
         if not os.lstat(source).st_mode & 0o004:
@@ -177,28 +177,28 @@ def _copy(source: bytes, folder: int, name: bytes) -> None:
     except OSError:
         pass
     with contextlib.suppress(OSError):
-        _write(folder, name, data)
+        _write(directory, name, data)
 
 
-def _write(folder: int, name: bytes, data: bytes, mode: int = 0o444) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
+def _write(directory: int, name: bytes, data: bytes, mode: int = 0o444) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
     try:
         write_all(fd, data)
     finally:
         os.close(fd)
 
 
-def _remove(folder: int, name: bytes) -> None:
-    """Remove a folder of two levels at most."""
-    with contextlib.suppress(OSError), _folder(folder, name) as here:
+def _remove(directory: int, name: bytes) -> None:
+    """Remove a directory of two levels at most."""
+    with contextlib.suppress(OSError), _directory(directory, name) as here:
         for entry in os.listdir(here):
             try:
                 os.unlink(entry, dir_fd=here)
             except OSError:
-                with _folder(here, os.fsencode(entry)) as inner:
+                with _directory(here, os.fsencode(entry)) as inner:
                     for last in os.listdir(inner) if inner >= 0 else ():
                         with contextlib.suppress(OSError):
                             os.unlink(last, dir_fd=inner)
                 with contextlib.suppress(OSError):
                     os.rmdir(entry, dir_fd=here)
-        os.rmdir(name, dir_fd=folder)
+        os.rmdir(name, dir_fd=directory)

@@ -230,7 +230,7 @@ class _Step:
 
 
 def _all_gone() -> bool:
-    """Return whether no process is left: those of the step, and its keeper, are our descendants."""
+    """Return True if no process is left: those of the step, and its reaper, are descendants of this one."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

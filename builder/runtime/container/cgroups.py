@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import TypedDict
 
     class Limits(TypedDict, total=False):
-        """What a step may use at most; what is missing or nothing is not limited.
+        """The most that a step may use; a resource that is missing or 0 is not limited.
 
         ``memory``     bytes; there is no swap besides
         ``cpu_quota``  microseconds of CPU time in every 100 ms
@@ -45,15 +45,15 @@ class Usage:
 
 
 class Group:
-    """The group of one step: at most one directory in each hierarchy, perhaps none at all."""
+    """The group of one step: at most one directory in each hierarchy, possibly none."""
 
     def __init__(self) -> None:
-        self.fd = -1  # the v2 part, for clone3 with CLONE_INTO_CGROUP; -1 if there is none
+        self.fd = -1  # of the v2 directory, for clone3 with CLONE_INTO_CGROUP; -1 if there is none
         self._v2 = b""
         self._v1: list[bytes] = []
 
     def add(self, path: bytes, unified: bool) -> None:
-        """Take in the directory *path*, just made."""
+        """Add the directory *path*, which was just made."""
         if not unified:
             self._v1.append(path)
             return
@@ -64,7 +64,7 @@ class Group:
             raise CgroupError(f"opening the cgroup {os.fsdecode(path)}: {error.strerror}") from None
 
     def enter(self, pid: int, *, into_v2: bool = False) -> None:
-        """Put the process *pid* into every v1 part, and into the v2 part unless clone3 has done so."""
+        """Move the process *pid* into each v1 directory, with *into_v2* also into that of v2."""
         for path in (*self._v1, self._v2) if into_v2 and self._v2 else self._v1:
             try:
                 write(path + b"/cgroup.procs", b"%d" % pid)
@@ -73,7 +73,7 @@ class Group:
                 raise CgroupError(why) from None
 
     def usage(self) -> Usage:
-        """What the processes of the group have used so far."""
+        """Return what the processes of the group have used so far."""
         peak, microseconds, oom_kills = -1, -1, -1
         if self._v2:
             peak = read_number(self._v2 + b"/memory.peak")
@@ -122,7 +122,7 @@ def _kill(path: bytes) -> None:
 
 
 def remove_groups(paths: list[bytes], patience: float) -> None:
-    """Remove groups; kill what is in them. Those that have died may need a moment to be gone."""
+    """Remove groups and kill the processes in them. Killed processes may need a moment to end."""
     left = [path for path in paths if not _is_removed(path)]
     end, pause = time.monotonic() + patience if left else 0.0, 0.001
     while left:
@@ -136,7 +136,7 @@ def remove_groups(paths: list[bytes], patience: float) -> None:
 
 
 def _is_removed(path: bytes) -> bool:
-    """Try to remove a group; false if trying again may help."""
+    """Try to remove a group; False if another try may help."""
     try:
         os.rmdir(path)
     except OSError as error:

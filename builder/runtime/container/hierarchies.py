@@ -1,13 +1,13 @@
 """The hierarchies of cgroups, v1, hybrid and v2, and the groups of steps in them.
 
-Unless --cgroup-parent names a place, groups are made inside our own group, so that whatever
-limits this build limits its steps too. The one exception are groups with limits on v2: they
-are made beside our own group, because one that holds processes, as ours does, cannot pass
-controllers on (only the root of all groups can).
+Unless --cgroup-parent names a group, groups are made inside the group of this process, so that the limits of
+this build limit its steps too. Groups with limits on v2 are the exception: they are made next to the group of
+this process. A group that holds processes, as this one does, cannot pass controllers on (except the root
+group).
 
-Starting a process in a v2 group costs nothing; putting one into a v1 group takes the kernel
-about 10 ms. So a v2 group is made wherever one can be, and in a v1 hierarchy only for a limit,
-or for a --cgroup-parent that exists there, which somebody may have limited.
+Starting a process in a v2 group costs nothing; moving one into a v1 group takes the kernel about 10 ms. So a
+v2 group is made if possible. In a v1 hierarchy a group is made only for a limit, or for a --cgroup-parent
+that exists there, which may have limits.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Hierarchy:
         return f"cgroup {'v2' if self.unified else 'v1'} at {os.fsdecode(self.top)}"
 
     def spot(self, parent: bytes, limited: bool) -> bytes:
-        """Where groups are to be made, *limited* or not; empty if nowhere."""
+        """Return the directory where groups are to be made, *limited* or not; empty if there is none."""
         if parent:
             return os.path.normpath(self.top + b"/" + parent)
         if limited and self.unified and self._own not in (b"", self.top):
@@ -71,7 +71,7 @@ class _Hierarchy:
         return self._own
 
     def place(self, parent: bytes, limited: bool) -> bytes:
-        """Where groups can be made; raises CgroupError if nowhere."""
+        """Return the directory where groups can be made. Raises CgroupError if there is none."""
         place = self._places.get(limited, b"")
         if not place:
             place = self.spot(parent, limited)
@@ -100,7 +100,7 @@ class _Hierarchy:
         write_or_explain(group + b"/cgroup.subtree_control", b"+" + controller.encode())
 
     def fill_cpuset(self, group: bytes) -> None:
-        """Give a v1 group CPUs and memory nodes; until it has both, no process can be put into it."""
+        """Give a v1 group CPUs and memory nodes; until it has both, no process can be moved into it."""
         for name in (b"/cpuset.mems", b"/cpuset.cpus"):
             if group != self.top and not read(group + name).strip():
                 above = os.path.dirname(group)
@@ -124,7 +124,7 @@ class _Hierarchy:
             raise CgroupError(f"{os.fsdecode(place)} is not writable")
         if not self.unified:
             return
-        # Who moves a process needs the right to do so in the closest group above both ends.
+        # To move a process, one needs write access to the closest group above both ends.
         shared = os.path.commonpath([place, self._own or place])
         if not os.access(shared + b"/cgroup.procs", os.W_OK):
             raise CgroupError(f"{os.fsdecode(shared)}/cgroup.procs is not writable")
@@ -133,7 +133,7 @@ class _Hierarchy:
 
 
 def _has_type(group: bytes) -> bool:
-    """Whether a v2 group is not the root of them all."""
+    """Return True if a v2 group is not the root group."""
     return os.access(group + b"/cgroup.type", os.F_OK)
 
 
@@ -151,7 +151,7 @@ class Hierarchies:
 
     @property
     def can(self) -> frozenset[str]:
-        """Which of memory, cpu, cpuset and pids can be limited; found out by trying, once."""
+        """Those of memory, cpu, cpuset and pids that can be limited; tried once."""
         if self._can is None:
             self._can = frozenset(name for name in _CONTROLLERS if self._try(name))
         return self._can
@@ -206,7 +206,7 @@ class Hierarchies:
         remove_groups(stale, _SWEEP_PATIENCE)
 
     def prefix(self) -> bytes:
-        """What the names of this process's groups begin with: a dash and a number are to follow."""
+        """Return how the names of this process's groups begin; a dash and a number follow."""
         namespace, start = 0, time.monotonic_ns()
         try:
             namespace, start = _pid_namespace(self._proc), _start_time(self._proc, b"self")
@@ -215,7 +215,7 @@ class Hierarchies:
         return b"%s-%d-%d-%d" % (_PREFIX, namespace, os.getpid(), start)
 
     def _holder(self, controller: str) -> _Hierarchy:
-        """The hierarchy with *controller*; the kernel gives each to one."""
+        """Return the hierarchy with *controller*; the kernel gives each to one."""
         hierarchy = self._v1.get(controller, self._v2)
         if hierarchy is None:
             where = os.fsdecode(self._root)
@@ -240,7 +240,7 @@ class Hierarchies:
                 hierarchy.fill_cpuset(path)
         except CgroupError as error:
             if not controllers and not self._parent:
-                return b""  # it would have been of use, no more
+                return b""  # the step runs without it
             raise CgroupError(f"{_cannot(controllers)}{error}") from None
         return path
 
@@ -261,7 +261,7 @@ class Hierarchies:
 
 
 def _values(limits: Limits) -> dict[str, bytes]:
-    """The limits by their controllers, as the kernel is told."""
+    """Return the limits by their controllers, as they are written to the kernel."""
     values = {}
     if limits.get("memory"):
         values["memory"] = b"%d" % limits["memory"]
@@ -286,14 +286,14 @@ def _limit(group: bytes, controller: str, files: tuple[tuple[bytes, bytes], ...]
 
 
 def _cannot(controllers: list[str]) -> str:
-    """How the message begins when groups for *controllers* cannot be had."""
+    """Return how a message begins if groups for *controllers* cannot be made."""
     if not controllers:
         return "--cgroup-parent: "
     return f"cannot limit {' and '.join(_WORDS[name] for name in controllers)} of a step: "
 
 
 def find(parent: bytes = b"", root: bytes = b"/sys/fs/cgroup", proc: bytes = b"/proc") -> Hierarchies:
-    """The hierarchies mounted at or below *root*. Nothing is made yet.
+    """Return the hierarchies mounted at or below *root*. Nothing is made yet.
 
     *parent*, the value of --cgroup-parent, is a path below each hierarchy's mount where groups
     are made instead of near our own; what is missing of it is made, and stays.
@@ -318,7 +318,7 @@ def find(parent: bytes = b"", root: bytes = b"/sys/fs/cgroup", proc: bytes = b"/
 
 
 def _mounts(root: bytes, proc: bytes) -> dict[bytes, tuple[bytes, set[bytes]]]:
-    """Where hierarchies are mounted: the group shown there, and options, an empty one for v2."""
+    """Return the mounts of hierarchies: the group shown at each, and its options, an empty one for v2."""
     mounts = {}
     for line in read(proc + b"/self/mountinfo").splitlines():
         if b" - cgroup" not in line:
@@ -332,13 +332,13 @@ def _mounts(root: bytes, proc: bytes) -> dict[bytes, tuple[bytes, set[bytes]]]:
 
 
 def _unescape(path: bytes) -> bytes:
-    """A path of mountinfo, where blanks are written ``\\040``."""
+    """Return a path of mountinfo, where blanks are written ``\\040``."""
     head, *rest = path.split(b"\\")
     return head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
 def _locate(top: bytes, shown: bytes, own: bytes) -> bytes:
-    """The directory of the group *own* in a mount of the group *shown*; empty if it is not in it."""
+    """Return the directory of the group *own* in a mount of the group *shown*; empty if it is not in it."""
     shown, own = shown.rstrip(b"/"), own.rstrip(b"/")
     if own != shown and not own.startswith(shown + b"/"):
         return b""
@@ -347,13 +347,14 @@ def _locate(top: bytes, shown: bytes, own: bytes) -> bytes:
 
 
 def _pid_namespace(proc: bytes) -> int:
-    """The inode of our pid namespace."""
+    """Return the inode of this pid namespace."""
     return int(os.readlink(proc + b"/self/ns/pid").removeprefix(b"pid:[").removesuffix(b"]"))
 
 
 def _start_time(proc: bytes, pid: bytes) -> int:
-    """When a process began, in ticks since boot, 0 for one that has ended and is not reaped yet;
-    raises ValueError if there is none.
+    """Return when a process began, in ticks since boot; 0 if it has ended and is not reaped yet.
+
+    Raises ValueError if there is none.
     """
     _name, closed, rest = read(b"%s/%s/stat" % (proc, pid)).rpartition(b")")
     if not closed:
@@ -363,7 +364,7 @@ def _start_time(proc: bytes, pid: bytes) -> int:
 
 
 def _is_stale(name: bytes, proc: bytes) -> bool:
-    """Whether the process of our pid namespace that made the group *name* is gone."""
+    """Return True if the process of this pid namespace that made the group *name* is gone."""
     try:
         pid, start = (int(field) for field in name.split(b"-")[2:4])
         try:
@@ -374,4 +375,4 @@ def _is_stale(name: bytes, proc: bytes) -> bool:
     except ProcessLookupError:
         return True
     except (OSError, ValueError, OverflowError):
-        return False  # nobody can tell
+        return False  # unknown

@@ -167,7 +167,7 @@ def _mount_operation(mount: MountSpec) -> RootOperation:
 
 
 def _limits(spec: ContainerSpec) -> list[op.Limit]:
-    """No core files, and what the command line says."""
+    """Return the resource limits: no core files, and those of the command line."""
     limits = {resource.RLIMIT_CORE: (0, 0)} | spec["rlimits"]
     return [op.Limit(number, soft, hard) for number, (soft, hard) in limits.items()]
 

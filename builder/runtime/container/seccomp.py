@@ -1,7 +1,7 @@
-"""The system calls of a step: a filter of the shape of docker's default profile, as a BPF program.
+"""The seccomp filter of a step, with the structure of docker's default profile, as a BPF program.
 
-``syscalls.tbl`` says what is allowed. Refused calls answer EPERM; what this table does not know,
-clone3 and the x32 ABI answer ENOSYS, for which libraries have something to fall back to. Both the
+``syscalls.tbl`` lists the allowed calls. Refused calls fail with EPERM. Calls that the table does not know,
+clone3 and the x32 ABI fail with ENOSYS, for which libraries have a fallback. Both the
 machine's own ABI and its 32-bit one are filtered; any other kills the process.
 
 The kernel skips the filter for calls whose number alone decides that they are allowed, so the
@@ -31,7 +31,7 @@ _ALLOW = 0x7FFF0000
 _KILL = 0x80000000
 _EPERM = 0x00050000 | 1
 _ENOSYS = 0x00050000 | 38
-_SUCCESS = 0x00050000  # an error that is none: the call is not made
+_SUCCESS = 0x00050000  # the errno 0: the call is not made, and succeeds
 
 # clone may make threads and processes, but no namespace.
 _NAMESPACES = 0x7E020000
@@ -50,12 +50,12 @@ _OWNERSHIP = frozenset(
 def program(
     machine: str, capabilities: int, any_socketcall: bool = False, fake_owners: bool = False
 ) -> bytes:
-    """The filter for steps that hold the bit mask *capabilities*, as struct sock_filter items.
+    """Return the filter for steps that hold the bit mask *capabilities*, as struct sock_filter items.
 
-    32-bit x86 programs of the C library make sockets by a call whose arguments no filter can read.
-    It is refused, or AF_ALG and AF_VSOCK would be open, but for images of that architecture:
-    *any_socketcall*. With *fake_owners* changing an owner succeeds and does nothing. Empty for a
-    machine that the table does not know.
+    32-bit x86 programs make sockets by a call whose arguments no filter can read. It is refused, otherwise
+    AF_ALG and AF_VSOCK would be open; *any_socketcall* allows it, for images of that architecture. With
+    *fake_owners* changing an owner succeeds and does nothing. The filter is empty for a machine that the
+    table does not know.
     """
     abis = _ABIS.get(machine, ())
     held = {name for bit, name in enumerate(CAPABILITY_NAMES) if capabilities >> bit & 1}
@@ -74,7 +74,7 @@ def program(
 
 
 def _section(column: int, held: set[str], any_socketcall: bool, fake_owners: bool) -> list[Instruction]:
-    """What is done with the calls of one ABI."""
+    """Return the part of the filter for the calls of one ABI."""
     name = _COLUMNS[column]
     argument = _ARGUMENTS + (4 if name == "s390x" else 0)  # where the low half of the first one is
     second = argument + 8
@@ -154,6 +154,6 @@ def _all_but(argument: int, values: tuple[int, ...]) -> list[Instruction]:
 
 
 def _domains(argument: int) -> list[Instruction]:
-    """The address families of socket(2). Its low half counts: the kernel takes an int."""
+    """Return the verdict on the address family of socket(2). Its low half counts: the kernel takes an int."""
     refused = _all_but(argument, _DOMAINS_REFUSED)
     return [refused[0], (_JUMP_GREATER, len(refused) - 2, 0, _LAST_DOMAIN), *refused[1:]]

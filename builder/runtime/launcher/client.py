@@ -1,4 +1,4 @@
-"""The builder's side of the launcher: start it, ask for a container, hear how it went."""
+"""The builder's side of the launcher: start it, request a container, and follow it to its end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Running:
             os.close(self._pidfd)
 
     def follow(self, outputs: Mapping[int, Callable[[bytes], None]]) -> Outcome:
-        """Hand what is written to each pipe of *outputs* to its function, and wait for the end.
+        """Pass the data of each pipe of *outputs* to its function, and wait for the end.
 
         The container's end closes the pipes, because no process of it survives.
         """
@@ -79,10 +79,10 @@ class Running:
         return self._wait()
 
     def _hear(self) -> bool:
-        """Take a message of the launcher; False at the end of them.
+        """Receive a message of the launcher; False if there is none left.
 
-        A launcher that dies kills its containers, but one that has asked the kernel not to
-        be killed with its parent is killed here.
+        A container dies with its launcher, unless it has asked the kernel for something else; it is killed
+        here.
         """
         data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1)
         self._heard += data

@@ -65,7 +65,7 @@ class _Container:
         self.group = group
         self.channel: socket.socket | None = None
         self.address: list[bytes] = []
-        self.note = b""  # what the user should know of its network
+        self.warning = b""  # about its network, for the user
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -121,11 +121,11 @@ class NamespaceLauncher(Server):
                 self._make(frame)
 
     def _make_filter(self, capabilities: int, any_socketcall: bool) -> None:
-        """Make the filter of system calls that children will find made: it takes longer than all they do."""
+        """Make the seccomp filter before the child is forked: it takes longer than all that a child does."""
         program(self._machine, capabilities, any_socketcall, self._fake_owners)
 
     def _make(self, frame: FrameSpec) -> None:
-        """Make a container, and give it to who waits for one. Raises OSError and CgroupError."""
+        """Make a container, and give it to a step that waits for one. Raises OSError and CgroupError."""
         if frame["network"] != "default":
             self._give(self._clone(frame))
             return
@@ -146,7 +146,7 @@ class NamespaceLauncher(Server):
             os.close(namespace)
 
     def _give(self, container: _Container) -> None:
-        """Have the container run what has waited longest for one of its frame, or keep it."""
+        """Give the container to the step that has waited longest for one of its frame, or keep it."""
         request = _first(self._waiting, container.frame)
         if request is None:
             self._spare.append(container)
@@ -155,13 +155,13 @@ class NamespaceLauncher(Server):
             self._dispatch(container, request)
 
     def _refuse(self, frame: FrameSpec, kind: Refusal, why: bytes) -> None:
-        """Answer all who wait for a container of *frame* that there is none."""
+        """Refuse all steps that wait for a container of *frame*."""
         while (request := _first(self._waiting, frame)) is not None:
             self._waiting.remove(request)
             request.refuse(kind, why)
 
     def _wired(self) -> None:
-        """The network helper has answered for the container that has waited longest."""
+        """Take the network helper's answer for the container that has waited longest."""
         assert self.network is not None
         answer = self.network.recv(4096)
         if not answer:
@@ -169,7 +169,7 @@ class NamespaceLauncher(Server):
             return
         container = self._wiring.pop(0)
         if answer[:1] == b"A":
-            address, _, container.note = answer[1:].partition(b"\n")
+            address, _, container.warning = answer[1:].partition(b"\n")
             container.address = address.split()
             self._give(container)
             return
@@ -191,9 +191,9 @@ class NamespaceLauncher(Server):
     # -- containers ------------------------------------------------------------------------
 
     def _clone(self, frame: FrameSpec) -> _Container:
-        """A child in new namespaces and a cgroup, its ids mapped, that prepares and waits for a spec.
+        """Fork a child in new namespaces and a cgroup, with mapped ids. It prepares and waits for a spec.
 
-        Raises OSError, and CgroupError where a limit cannot be set.
+        Raises OSError, and CgroupError if a limit cannot be set.
         """
         group = self.make_group(frame)
         nodes = -1
@@ -240,9 +240,9 @@ class NamespaceLauncher(Server):
             return
         _raise_limits(container.pid, request.spec["rlimits"])
         request.spec["address"] = container.address
-        if container.note:
+        if container.warning:
             with contextlib.suppress(OSError):
-                os.write(request.stdio[2], b"pybuild: warning: " + container.note + b"\n")
+                os.write(request.stdio[2], b"pybuild: warning: " + container.warning + b"\n")
         try:  # should this process die, the builder can still end the step
             socket.send_fds(request.channel, [b"P"], [container.pidfd])
         except OSError:
@@ -321,7 +321,7 @@ class NamespaceLauncher(Server):
     # -- ids -------------------------------------------------------------------------------
 
     def _map_namespace(self) -> int:
-        """A user namespace that carries the id map for idmapped mounts of the store."""
+        """Return a user namespace with the id map for mapped mounts of the store."""
         own = os.getpid()
         pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
         if pid == 0:
@@ -342,7 +342,7 @@ class NamespaceLauncher(Server):
 
 
 def _first(items: list[_Item], frame: FrameSpec) -> _Item | None:
-    """The one of *items* that has been there longest and is of *frame*."""
+    """Return the oldest of *items* with this frame."""
     return next((item for item in items if item.frame == frame), None)
 
 
@@ -358,7 +358,7 @@ def _why(error: OSError | CgroupError) -> bytes:
 
 
 def _raise_limits(pid: int, limits: dict[int, tuple[int, int]]) -> None:
-    """Let a step have more than its parents may; where this fails, the step says so."""
+    """Raise the hard limits of a child; if this fails, the child reports it."""
     for number, (_, hard) in limits.items():
         try:
             soft, highest = resource.prlimit(pid, number)

@@ -1,7 +1,7 @@
-"""IPv6 for steps, on machines that have a way to the outside by it: addresses of their own, and NAT.
+"""IPv6 for steps, on machines that have a default route by it: addresses of their own, and NAT.
 
-Each link has a prefix for itself, of which our end is ``::1`` and the step's ``::2``. The rules are those of
-IPv4 (builder.runtime.network.setup), but that what neighbours have to ask each other is let in.
+Each link has a prefix of its own; the machine's end is ``::1``, the step's ``::2``. The rules are those of
+IPv4 (builder.runtime.network.setup), and neighbour discovery is accepted.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ POOL = bytes.fromhex("fdb19d0e7a60")  # of unique local addresses (RFC 4193)
 OURS, LINK = 7, 8  # bytes of an address that are a build's, and a link's
 PREFIX = 64  # bits of a link's
 LEAST_MTU = 1280
-# Where clouds tell their machines secrets.
+# Where clouds serve secrets to their machines.
 METADATA = tuple(socket.inet_pton(socket.AF_INET6, text) for text in ("fd00:ec2::254", "fd20:ce::254"))
 _SETTINGS = "/proc/sys/net/ipv6/conf"
 
 
 def is_there() -> bool:
-    """Whether this net namespace has a way to the outside by IPv6."""
+    """Return True if this net namespace has a default route by IPv6."""
     try:
         with open("/proc/net/ipv6_route", encoding="ascii") as file:
             rows = [line.split() for line in file]
@@ -38,7 +38,7 @@ def is_there() -> bool:
 
 
 def prefix(slot: int, host: int) -> bytes:
-    """The first bytes of the addresses of a link."""
+    """Return the first bytes of the addresses of a link."""
     return POOL + bytes((slot, host))
 
 
@@ -47,7 +47,7 @@ def address(slot: int, host: int, end: int) -> str:
 
 
 def forward() -> None:
-    """Have the machine forward packets; it goes on to take its own routes from routers. Raises OSError."""
+    """Have the machine forward packets; it still takes its own routes from routers. Raises OSError."""
     if _setting("all", "forwarding") == "1":
         return
     for name in os.listdir(_SETTINGS):
@@ -68,7 +68,7 @@ def _set(interface: str, name: str, value: str) -> None:
 
 
 def connect(links: netlink.Links, name: str, namespace: int, slot: int, host: int) -> None:
-    """Give both ends of the link *name* their addresses, and the step a way out. Raises OSError."""
+    """Give both ends of the link *name* their addresses, and the step a default route. Raises OSError."""
     links.add_address6(socket.if_nametoindex(name), address(slot, host, 1), PREFIX)
     with _inside(namespace), netlink.Links() as others:
         index = socket.if_nametoindex("eth0")
@@ -79,7 +79,7 @@ def connect(links: netlink.Links, name: str, namespace: int, slot: int, host: in
 
 @contextlib.contextmanager
 def _inside(namespace: int) -> Iterator[None]:
-    """In a net namespace for a moment; to be called where there is one thread."""
+    """Enter a net namespace for the block. There must be one thread."""
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         sc.setns(namespace, sc.CLONE_NEWNET)

@@ -9,7 +9,7 @@ _LIMIT = 1 << 16
 
 
 def resolv_conf() -> str:
-    """The text of the machine's resolv.conf; what systemd-resolved asks where only that answers."""
+    """Return the machine's resolv.conf; if it names systemd-resolved only, the servers that this asks."""
     text = _read(_OWN)
     if servers(text) == ["127.0.0.53"] and os.path.exists(_RESOLVED):
         return _read(_RESOLVED)
@@ -17,10 +17,10 @@ def resolv_conf() -> str:
 
 
 def reachable(text: str, outside: bool = False, ipv6: bool = False) -> list[str]:
-    """The servers that a step can ask, by IPv6 if it has that; the machine's loopback is not its own.
+    """Return the servers that a step can reach, with *ipv6* also those by IPv6; none is on loopback.
 
-    With *outside* none is on any address of this machine: what carries the network without root is kept
-    from those.
+    With *outside* no server is on an address of this machine: the program that carries the network without
+    root cannot reach those.
     """
     out = []
     for server in servers(text):

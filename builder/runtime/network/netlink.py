@@ -1,8 +1,8 @@
 """Network interfaces and packet filters of a net namespace: pyroute2's messages over plain sockets.
 
-Its own sockets are made of asyncio: to import them takes four times as long as to import the messages,
-and each request takes a millisecond more. Here one question is asked at a time, and answered at once
-(netlink(7), rtnetlink(7), linux/netfilter/nf_tables.h).
+pyroute2's own sockets use asyncio: importing them takes four times as long as importing the messages, and
+each request takes a millisecond more. Here one request is sent at a time, and answered at once (netlink(7),
+rtnetlink(7), linux/netfilter/nf_tables.h).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _HOOKS = {"input": 1, "forward": 2, "postrouting": 4}
 
 
 def load() -> None:
-    """Import what is used of pyroute2, without what it imports besides.
+    """Import the modules of pyroute2 that are used, without those that it would import with them.
 
-    What goes wrong here goes wrong once more, and is reported, when something is asked for.
+    An error here comes again, and is reported, with the first request.
     """
     found = importlib.util.find_spec("pyroute2")
     if found is None or found.submodule_search_locations is None:
@@ -80,7 +80,7 @@ class _Socket:
         self._socket.close()
 
     def _do(self, *messages: Message) -> None:
-        """Send *messages* at once, and hear that each that asks for it was done. Raises OSError."""
+        """Send *messages* at once, and wait for the acknowledgements. Raises OSError."""
         data, waiting = b"", set()
         for message in messages:
             data += self._encoded(message)
@@ -95,7 +95,7 @@ class _Socket:
                 _check(body)
 
     def _dump(self, message: Message) -> list[Message]:
-        """All that *message* asks for; it is asked again when something changed meanwhile."""
+        """Return all answers to *message*. It is sent again if something changed meanwhile."""
         message["header"]["flags"] = _REQUEST | _DUMP
         out: list[Message] = []
         for _ in range(_TRIES):
@@ -106,7 +106,7 @@ class _Socket:
         return out
 
     def _collect(self, kind_of_message: Message, out: list[Message]) -> bool:
-        """Read the answer to a dump; whether something changed meanwhile. Raises OSError."""
+        """Read the answer to a dump into *out*; True if something changed meanwhile. Raises OSError."""
         changed = False
         while True:
             for kind, flags, sequence, body in self._answers():
@@ -129,7 +129,7 @@ class _Socket:
         return bytes(message.data)
 
     def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """The messages of one read: kind, flags, sequence number, all of it."""
+        """Yield the messages of one read: kind, flags, sequence number, and the whole message."""
         data = self._socket.recv(_ANSWER)
         while len(data) >= _HEADER:
             size = int.from_bytes(data[:4], sys.byteorder)
@@ -139,7 +139,7 @@ class _Socket:
 
 
 def _check(answer: bytes) -> None:
-    """Raise OSError for an answer that says what went wrong; one that says that all went well has a 0."""
+    """Raise OSError unless the error code of an answer is 0."""
     code = -int.from_bytes(answer[_HEADER : _HEADER + 4], sys.byteorder, signed=True)
     if code:
         raise OSError(code, os.strerror(code))
@@ -152,11 +152,11 @@ class Links(_Socket):
         super().__init__(_ROUTE)
 
     def all(self) -> list[Message]:
-        """Every interface, as pyroute2's ifinfmsg."""
+        """Return every interface, as pyroute2's ifinfmsg."""
         return self._dump(_link(_GETLINK))
 
     def addresses(self) -> list[str]:
-        """The IPv4 addresses."""
+        """Return the IPv4 addresses."""
         from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
         message: Message = ifaddrmsg()
@@ -166,7 +166,7 @@ class Links(_Socket):
         return [str(address) for address in found if address]
 
     def routes(self, family: int = socket.AF_INET) -> list[Message]:
-        """The routes of a family, as pyroute2's rtmsg."""
+        """Return the routes of a family, as pyroute2's rtmsg."""
         from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
         message: Message = rtmsg()
@@ -248,13 +248,13 @@ class Filters(_Socket):
         self._waiting: list[Message] = []
 
     def tables(self) -> set[str]:
-        """The names of the tables."""
+        """Return the names of the tables."""
         return {
             str(item.get_attr("NFTA_TABLE_NAME")) for item in self._dump(self._message("table", _GETTABLE))
         }
 
     def chains(self) -> list[Message]:
-        """Every chain, as pyroute2's nft_chain_msg."""
+        """Return every chain, as pyroute2's nft_chain_msg."""
         return [
             item
             for item in self._dump(self._message("chain", _GETCHAIN))
@@ -262,7 +262,7 @@ class Filters(_Socket):
         ]
 
     def rules(self, table: str, chain: str) -> list[Message]:
-        """The rules of a chain, as pyroute2's nft_rule_msg."""
+        """Return the rules of a chain, as pyroute2's nft_rule_msg."""
         return self._dump(self._message("rule", _GETRULE, TABLE=table, CHAIN=chain))
 
     def add_table(self, name: str) -> None:
@@ -272,7 +272,7 @@ class Filters(_Socket):
         self._waiting.append(self._message("table", _DELTABLE, NAME=name))
 
     def add_chain(self, table: str, name: str, kind: str, priority: int, policy: int) -> None:
-        """A base chain of *kind*, at the hook that it is named for."""
+        """Add a base chain of *kind*, at the hook that it is named for."""
         hook = {"attrs": [("NFTA_HOOK_HOOKNUM", _HOOKS[name]), ("NFTA_HOOK_PRIORITY", priority)]}
         self._waiting.append(
             self._message(
@@ -281,7 +281,7 @@ class Filters(_Socket):
         )
 
     def add_rule(self, table: str, chain: str, rule: Rule, comment: str = "") -> None:
-        """A rule at the end of a chain."""
+        """Add a rule at the end of a chain."""
         more = {"USERDATA": comment} if comment else {}
         self._waiting.append(
             self._message(
@@ -293,7 +293,7 @@ class Filters(_Socket):
         self._waiting.append(self._message("rule", _DELRULE, TABLE=table, CHAIN=chain, HANDLE=handle))
 
     def commit(self) -> None:
-        """Do what waits. Raises OSError, and has done nothing then."""
+        """Send what was added, as one transaction. Raises OSError; then nothing was changed."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             self._do(_batch(_BATCH_BEGIN), *waiting, _batch(_BATCH_END))
@@ -309,7 +309,7 @@ class Filters(_Socket):
 
 
 def _batch(kind: int) -> Message:
-    """What begins or ends a transaction."""
+    """Return the message that begins or ends a transaction."""
     from pyroute2.netlink.nfnetlink import nfgen_msg
 
     message: Message = nfgen_msg()
@@ -322,12 +322,12 @@ def _batch(kind: int) -> Message:
 
 
 def expression(name: str, **fields: object) -> Expression:
-    """One expression of a rule."""
+    """Return one expression of a rule."""
     data = [(f"NFTA_{name.upper()}_{key.upper()}", value) for key, value in fields.items()]
     return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": data})]}
 
 
 def verdict(code: int) -> Expression:
-    """The end of a rule: accept or drop."""
+    """Return the end of a rule: accept or drop."""
     data = {"attrs": [("NFTA_DATA_VERDICT", {"attrs": [("NFTA_VERDICT_CODE", code)]})]}
     return expression("immediate", dreg=0, data=data)

@@ -1,7 +1,7 @@
-"""Ports of a container on this machine: connections are passed on by threads of this process.
+"""Published ports of a container: threads of this process pass connections on.
 
-No rule of the machine's is changed and no right is needed: what is accepted here is connected anew
-from inside the container's net namespace, to its loopback, where servers on all addresses listen too.
+No rule of the machine is changed and no privilege is needed. For each accepted connection, another is made
+inside the container's net namespace, to its loopback, where servers on all addresses listen too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Port(NamedTuple):
 
 
 class Publisher:
-    """Listens from its creation on; passes connections on once it is told which process the container is."""
+    """Published ports: it listens from the start, and passes connections on after ``start``."""
 
     def __init__(self, ports: tuple[Port, ...]) -> None:
-        """Raises OSError where one cannot be listened on."""
+        """Listen. Raises OSError if that fails for a port."""
         self._servers: list[tuple[socket.socket, int]] = []
         try:
             for port in ports:
@@ -44,12 +44,12 @@ class Publisher:
             raise
 
     def listening(self) -> list[str]:
-        """Where, as text."""
+        """Return the addresses and ports, as text."""
         names = (server.getsockname()[:2] for server, _inside in self._servers)
         return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
 
     def start(self, pidfd: int) -> None:
-        """Pass on what connects, to the container whose first process *pidfd* is."""
+        """Pass connections on to the container whose first process is *pidfd*."""
         for server, inside in self._servers:
             threading.Thread(target=_accept, args=(server, inside, pidfd), daemon=True).start()
 
@@ -59,7 +59,7 @@ class Publisher:
 
 
 def _accept(server: socket.socket, inside: int, pidfd: int) -> None:
-    """Accept until the server is closed, because the container has ended; in want of descriptors, wait."""
+    """Accept connections until the server is closed; wait while there are no descriptors."""
     while True:
         try:
             connection, _address = server.accept()

@@ -31,7 +31,7 @@ def slot_of(name: str) -> int | None:
 
 @contextlib.contextmanager
 def exclusively(locks: str) -> Iterator[None]:
-    """Hold the lock under which networks are made and removed."""
+    """Hold the lock for making and removing networks."""
     fd = _open_lock(locks, "networks")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

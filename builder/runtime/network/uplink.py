@@ -1,13 +1,14 @@
-"""The way out of a net namespace that no root made: pasta or slirp4netns, whichever is there.
+"""The way out of a net namespace that was made without root: pasta or slirp4netns, whichever is installed.
 
-Without root nothing can be added to the machine's own network. So the process that wires steps
-(builder.runtime.network.setup) moves into a net namespace of its own, where it may do as root does on
-the host, and a program of the user's carries what leaves it, by sockets of the user.
+Without root nothing can be added to the machine's own network. So the process that connects steps
+(builder.runtime.network.setup) moves into a net namespace of its own, where it has the rights of root. A
+program carries the packets that leave it, by sockets of the user.
 """
 
 import os
 import signal
 import time
+from typing import NamedTuple
 
 from builder.runtime import syscalls as sc
 from builder.runtime.network import nameservers
@@ -18,7 +19,7 @@ _TICK = 0.002
 
 
 def programs() -> list[str]:
-    """The paths of what can be used, best first."""
+    """Return the paths of the programs that can be used, best first."""
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return []
     import shutil
@@ -27,19 +28,27 @@ def programs() -> list[str]:
     return [path for path in found if path is not None]
 
 
-def leave_host_network(scratch: str, paths: list[str]) -> tuple[int, str]:
-    """Move this process, of one thread, into a net namespace of its own, which is connected if that can be.
+class Uplink(NamedTuple):
+    """The program that carries the network, or 0 and why there is none, as on a machine without a network.
 
-    *scratch* is a folder; what it holds afterwards is seen by us alone. *paths* are ``programs()``.
-    Returns the pid of the program that carries the network, to be killed in the end (it ends with us
-    in any case), and ""; or 0 and why nothing is connected, as on a machine without a network. Raises
+    The program is to be killed in the end; it ends with this process in any case.
+    """
+
+    pid: int
+    warning: str
+
+
+def leave_host_network(scratch: str, paths: list[str]) -> Uplink:
+    """Move this process, of one thread, into a net namespace of its own, and connect that if possible.
+
+    *scratch* is a directory that only this process sees afterwards; *paths* are ``programs()``. Raises
     OSError.
     """
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(b"tmpfs", os.fsencode(scratch), b"tmpfs", 0, b"mode=0700")
-    said = []
+    tried = []
     for number, path in enumerate(paths):
-        # Given by its path, as who carries it may not look into our /proc.
+        # Given by its path, as the program may not read the /proc of this process.
         namespace = f"{scratch}/uplink{number}"
         os.close(os.open(namespace, os.O_CREAT | os.O_CLOEXEC, 0o600))
         waiting, ready = os.pipe()
@@ -55,13 +64,13 @@ def leave_host_network(scratch: str, paths: list[str]) -> tuple[int, str]:
         os.write(ready, b"1")
         os.close(ready)
         if _comes_up(carrier):
-            return carrier, ""
-        said.append(os.path.basename(path))
-    return 0, f"steps reach nothing outside: {' and '.join(said)} could not connect them"
+            return Uplink(carrier, "")
+        tried.append(os.path.basename(path))
+    return Uplink(0, f"steps reach nothing outside: {' and '.join(tried)} could not connect them")
 
 
 def _carry(path: str, waiting: int, namespace: str) -> None:
-    """Become *path*, in the net namespace that our parent leaves, for the one it goes to."""
+    """Become *path*, in the net namespace that the parent leaves, for the one that it enters."""
     try:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
