@@ -18,8 +18,9 @@ from builder.runtime.chroot.notify import (
 )
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.errors import RootlessError
+from builder.runtime.id_maps import open_user_namespace, own_maps, shifted_maps, write_maps
 from builder.runtime.rootless import enter
-from builder.runtime.spec import CAPABILITY_NAMES, ID_COUNT, ID_SHIFT
+from builder.runtime.spec import CAPABILITY_NAMES
 from cache.kernel import keeps_owners
 
 TYPE_CHECKING = False
@@ -96,7 +97,7 @@ def in_container(work: "Callable[[], None]", identity: bool) -> None:
     os.close(answer)
     os.close(ready)
     try:
-        write_maps(pid, identity)
+        write_maps(pid, own_maps() if identity else shifted_maps())
         os.write(go, b"1")
     finally:
         os.close(go)
@@ -106,17 +107,6 @@ def in_container(work: "Callable[[], None]", identity: bool) -> None:
         os.close(pidfd)
     if said != b"+":
         raise OSError(said.decode("utf-8", "replace") or "it could not be tried")
-
-
-def write_maps(pid: int, identity: bool) -> None:
-    for name in ("uid_map", "gid_map"):
-        text = f"0 {ID_SHIFT} {ID_COUNT}"
-        if identity:
-            with open(f"/proc/self/{name}", encoding="ascii") as file:
-                rows = [line.split() for line in file]
-            text = "\n".join(f"{first} {first} {count}" for first, _, count in rows)
-        with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-            file.write(text)
 
 
 def mount_overlay(directory: str) -> None:
@@ -153,16 +143,8 @@ def can_overlay(directory: str) -> bool:
 def can_map_mounts(path: str) -> bool:
     """Return True if the file system of *path* can be mounted with mapped ids; only root can try."""
     os.makedirs(path, exist_ok=True)
-    own = os.getpid()
     try:
-        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
-    except OSError:
-        return False
-    if pid == 0:
-        sc.wait_to_be_killed(own)
-    try:
-        write_maps(pid, False)
-        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        namespace = open_user_namespace(own_maps())
         try:
             tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))
             try:
@@ -171,13 +153,9 @@ def can_map_mounts(path: str) -> bool:
                 os.close(tree)
         finally:
             os.close(namespace)
-        return True
     except OSError:
         return False
-    finally:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(pidfd)
+    return True
 
 
 # -- isolation -----------------------------------------------------------------------------

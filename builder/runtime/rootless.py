@@ -240,14 +240,11 @@ def _map_ranges(target: int) -> int:
 
 
 def _map_all(target: int) -> bool:
-    """Map what a root in a container has, to the same ids."""
+    """Map all ids of a root in a container, each to itself."""
+    from builder.runtime.id_maps import own_maps, write_maps  # seldom needed
+
     try:
-        for name in ("uid_map", "gid_map"):
-            with open(f"/proc/self/{name}", encoding="ascii") as file:
-                rows = [line.split() for line in file]
-            text = "\n".join(f"{inside} {inside} {count}" for inside, _outside, count in rows)
-            with open(f"/proc/{target}/{name}", "w", encoding="ascii") as file:
-                file.write(text)
+        write_maps(target, own_maps())
     except OSError:
         return False
     return True

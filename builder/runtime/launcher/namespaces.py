@@ -24,9 +24,10 @@ from builder.runtime.container import init
 from builder.runtime.container.cgroups import Group
 from builder.runtime.container.seccomp import program
 from builder.runtime.errors import CgroupError
-from builder.runtime.launcher.host_mounts import open_volume, own_maps, shifted_maps
+from builder.runtime.id_maps import open_user_namespace, own_maps, shifted_maps, write_maps
 from builder.runtime.launcher.protocol import EXITED, send_spec
 from builder.runtime.launcher.server import Request, Server, Setting
+from builder.runtime.launcher.volumes import open_volume
 from builder.runtime.rootless import has_machines_root
 from builder.runtime.spec import CAPABILITIES, CAPABILITY_NAMES, ID_SHIFT, FrameSpec
 from cache.kernel import keeps_owners
@@ -78,7 +79,7 @@ class NamespaceLauncher(Server):
         super().__init__(control, network, setting)
         self._store = os.open(setting.store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._maps = shifted_maps() if setting.shift else own_maps()
-        self._userns = self._map_namespace() if setting.shift else -1
+        self._userns = open_user_namespace(self._maps) if setting.shift else -1
         self._guarded = has_machines_root()
         self._fake_owners = not keeps_owners()  # children remember the answer: /proc is out of their reach
         with open("/proc/self/oom_score_adj", "rb") as file:
@@ -214,7 +215,7 @@ class NamespaceLauncher(Server):
                 os.close(nodes)
         container = _Container(frame, pid, pidfd, ours, group)
         try:
-            self._write_maps(pid)
+            write_maps(pid, self._maps)
             group.enter(pid)
             with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as file:
                 file.write(b"%d" % self._oom_score)
@@ -317,28 +318,6 @@ class NamespaceLauncher(Server):
         for container in containers:
             os.waitpid(container.pid, 0)
             container.group.close()
-
-    # -- ids -------------------------------------------------------------------------------
-
-    def _map_namespace(self) -> int:
-        """Return a user namespace with the id map for mapped mounts of the store."""
-        own = os.getpid()
-        pid, pidfd = sc.clone3(sc.CLONE_NEWUSER)
-        if pid == 0:
-            sc.wait_to_be_killed(own)
-        try:
-            self._write_maps(pid)
-            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(pidfd)
-
-    def _write_maps(self, pid: int) -> None:
-        for name, text in zip(("uid_map", "gid_map"), self._maps, strict=True):
-            fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, text)
-            os.close(fd)
 
 
 def _first(items: list[_Item], frame: FrameSpec) -> _Item | None:

@@ -1,4 +1,4 @@
-"""The machine's directories and ids in a container: volumes with mapped owners, and the id maps."""
+"""Files and directories of the machine in a container: volumes with mapped owners."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 
 from builder.runtime import syscalls as sc
-from builder.runtime.spec import ID_COUNT, ID_SHIFT, VolumeSpec
+from builder.runtime.spec import VolumeSpec
 
 # File systems of the kernel's own, where ids cannot be mapped and need not be.
 _OWNERLESS = {
@@ -71,19 +71,3 @@ def _mounts_at(path: bytes) -> tuple[bytes, list[bytes]]:
             elif place.startswith(path.rstrip(b"/") + b"/"):
                 inside.append(place[len(path.rstrip(b"/")) + 1 :])
     return kind, inside
-
-
-def shifted_maps() -> tuple[bytes, bytes]:
-    """Return the uid and gid maps of steps that root starts."""
-    row = b"0 %d %d" % (ID_SHIFT, ID_COUNT)
-    return row, row
-
-
-def own_maps() -> tuple[bytes, bytes]:
-    """Return the ids of this process's namespace, as maps that change nothing."""
-    out = []
-    for name in ("uid_map", "gid_map"):
-        with open(f"/proc/self/{name}", "rb") as file:
-            rows = [line.split() for line in file]
-        out.append(b"\n".join(b"%s %s %s" % (first, first, count) for first, _, count in rows))
-    return out[0], out[1]
