@@ -144,7 +144,7 @@ def can_map_mounts(path: str) -> bool:
     """Return True if the file system of *path* can be mounted with mapped ids; only root can try."""
     os.makedirs(path, exist_ok=True)
     try:
-        namespace = open_user_namespace(own_maps())
+        namespace = open_user_namespace(shifted_maps())
         try:
             tree = sc.open_tree(sc.AT_FDCWD, os.fsencode(path))
             try:
