@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pytest
 from confinement import X86, compile_c, said
-from harness import PYBUILD, Pybuild, make_tree
+from harness import PROCESS, PYBUILD, Pybuild, make_tree
 
 pytestmark = pytest.mark.e2e
 
@@ -248,7 +248,7 @@ def make_world(probe: Path, held: contextlib.ExitStack) -> World:
     held.callback(os.close, master)
     held.callback(os.close, slave)
     libc = ctypes.CDLL(None, use_errno=True)
-    key = 0x70000000 | os.getpid() << 4 | len(folders)
+    key = 0x70000000 | int(PROCESS, 16) << 4 | len(folders)
     segment = libc.shmget(key, 4096, 0o1666)
     assert segment >= 0
     held.callback(libc.shmctl, segment, 0, None)

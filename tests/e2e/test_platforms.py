@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform as machine
 import subprocess
 import tarfile
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Pybuild, Tree
+from harness import PROCESS, Pybuild, Tree
 from servers import registry
 
 from builder.oci.model import host
@@ -259,7 +258,7 @@ def emulator(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[None]:
         '#include <stdio.h>\nint main(int n, char **a) { printf("emulated %s %s\\n", a[1], n > 2 ? a[2] : ""); }\n'
     )
     subprocess.run(["gcc", "-static", "-o", program, source], check=True)
-    name = f"pybuild-test-{os.getpid()}"
+    name = f"pybuild-test-{PROCESS}"
     magic = "".join(f"\\x{byte:02x}" for byte in foreign_program()[:20])
     mask = "\\xff" * 20
     (place / "register").write_text(f":{name}:M::{magic}:{mask}:{program}:{request.param}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from daemons import LIMITS, dockerd, remove_cgroups
-from harness import PYBUILD, Pybuild, Tree, remove_cgroup
+from harness import PROCESS, PYBUILD, Pybuild, Tree, remove_cgroup
 from oci import Image
 from places import opened
 from rootless import Installation, Rootless, command
@@ -153,7 +153,7 @@ def test_limit_that_cannot_be_set(pybuild: Pybuild) -> None:
 def test_cgroup_parent(pybuild: Pybuild) -> None:
     """A group that somebody has limited limits what is put below it."""
     parent = next(
-        place / f"pybt-{os.getpid()}"
+        place / f"pybt-{PROCESS}"
         for place in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
         if (place / "cgroup.procs").exists()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ from oci import Image, read_image
 from zygote import Invocation, Zygote, can_be
 
 PYBUILD = str(Path(sys.executable).with_name("pybuild"))  # the installed command
+PROCESS = secrets.token_hex(
+    3
+)  # names what this test process makes on the machine: its pid may be another's, too
 ZYGOTE = Zygote()
 atexit.register(ZYGOTE.stop)
 

@@ -7,6 +7,7 @@ copied to a folder on tmpfs, and run by the distribution's own interpreter.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import PYBUILD, Pybuild, Result
+from harness import PROCESS, PYBUILD, Pybuild, Result
 
 PYTHON = "/usr/bin/python3"
 _MAIN = "from builder.cli.main import main; main()"
@@ -143,19 +144,22 @@ class Installation:
 def installed() -> Iterator[Installation]:
     """Make the users and the copy; both are gone at the end, and so is what the users still run."""
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}.", dir=_PLACE))
-    folder.chmod(0o711)
+    folder = Path(_PLACE, _FOLDER + PROCESS)
+    folder.mkdir(0o711)
+    lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     users: list[User] = []
     try:
         program = folder / "program"
         _copy_program(program)
         for letter in "rs":
-            users.append(_make_user(f"{_PREFIX}{os.getpid()}{letter}", folder, with_ranges=letter == "r"))
+            users.append(_make_user(f"{_PREFIX}{PROCESS}{letter}", folder, with_ranges=letter == "r"))
         yield Installation(folder, program, _tun(folder), *users)
     finally:
         for user in users:
             _remove_user(user)
         subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+        os.close(lock)
 
 
 def nothing_runs(user: User, patience: float = 5.0) -> list[int]:
@@ -216,15 +220,29 @@ def _remove_user(user: User) -> None:
 
 
 def _sweep() -> None:
-    """Remove what a run that was killed has left."""
+    """Remove what a run that was killed has left: nobody holds the lock of its folder."""
     for entry in pwd.getpwall():
-        number = entry.pw_name.removeprefix(_PREFIX)[:-1]
-        if entry.pw_name.startswith(_PREFIX) and number.isdigit() and not Path("/proc", number).exists():
+        folder = Path(_PLACE, _FOLDER + entry.pw_name.removeprefix(_PREFIX)[:-1])
+        if entry.pw_name.startswith(_PREFIX) and not _is_locked(folder):
             first = 100_000_000 + entry.pw_uid * _RANGE
             _remove_user(User(entry.pw_name, entry.pw_uid, entry.pw_gid, first, Path("/nonexistent")))
     for folder in Path(_PLACE).glob(_FOLDER + "*"):
-        if not Path("/proc", folder.name.removeprefix(_FOLDER).partition(".")[0]).exists():
+        if not _is_locked(folder):
             subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _patiently(*words: str) -> None:
