@@ -38,7 +38,8 @@ class Environment:
 
     ``packer`` is the process that packs layers while files are copied, None where nothing is copied.
     ``isolation`` is how steps are separated from the machine. With ``shares_network``, steps that want the
-    default network have this machine's. ``client`` is how servers are talked to.
+    default network have this machine's. ``client`` is how servers are talked to. With ``no_cache``
+    nothing that an earlier build derived is used.
     """
 
     store: Store
@@ -49,4 +50,5 @@ class Environment:
     isolation: Isolation = NAMESPACES
     shares_network: bool = False
     client: ClientOptions = field(factory=ClientOptions)
+    no_cache: bool = False
     cancellation: Cancellation = field(factory=Cancellation)

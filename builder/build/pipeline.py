@@ -147,10 +147,10 @@ def _solve(work: _Work, plan: Plan, imports: Imports | None, first: int) -> Buil
 
     *first* is the number that the first step is shown with.
     """
-    store, no_cache = work.environment.store, work.request.no_cache
-    contents = StageContents(store.memos, imports, no_cache)
+    store = work.environment.store
+    contents = StageContents(store.memos, imports, work.environment.no_cache)
     kinds = Kinds(work.environment, work.layers, work.contexts, contents, work.containers, work.caches)
-    solver = Solver(plan, kinds, imports, no_cache=no_cache, first=first)
+    solver = Solver(plan, kinds, imports, first)
     work.environment.sink(SolveStarted(len(plan.steps)))
     _empty_caches(work, plan)
     try:
@@ -166,7 +166,7 @@ def _solve(work: _Work, plan: Plan, imports: Imports | None, first: int) -> Buil
 def _empty_caches(work: _Work, plan: Plan) -> None:
     """Empty the cache mounts of the RUN steps that are not to come from the build cache."""
     for step in plan.steps:
-        if isinstance(step.op, RunCommand) and (work.request.no_cache or id(step) in plan.fresh):
+        if isinstance(step.op, RunCommand) and (work.environment.no_cache or id(step) in plan.fresh):
             work.caches.empty(step.op.mounts, None)
 
 

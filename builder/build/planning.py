@@ -13,7 +13,7 @@ from builder.images.lazy_layers import Layers
 from builder.plan.graph import Plan
 from builder.plan.planner import plan
 from builder.request import BuildRequest
-from builder.support.code_digest import edition
+from builder.support.code_digest import code_digest
 from cache.store import Store
 from grammar import ast
 from grammar.errors import DockerfileError, excerpt, file_lines
@@ -49,7 +49,7 @@ def plan_file(
     *layers* learns where the layers of base images are. Raises BuildError with an excerpt of the file.
     """
     try:
-        file = parsed(inputs, environment.store, request.no_cache)
+        file = parsed(inputs, environment.store, environment.no_cache)
     except BuildError as error:
         findings += _findings_before(error.span, request, inputs)
         raise
@@ -111,7 +111,7 @@ def parsed(inputs: Inputs, store: Store, no_cache: bool = False) -> ast.Dockerfi
     With *no_cache* a kept tree is not read. Raises BuildError with an excerpt of the file.
     """
     text = inputs.text
-    data = store.memos.syntax_tree(edition(), text) if not no_cache else None
+    data = store.memos.syntax_tree(code_digest(), text) if not no_cache else None
     if data is not None:
         with contextlib.suppress(Exception):  # a damaged record: parse again
             stored: ast.Dockerfile = pickle.loads(data)
@@ -124,7 +124,7 @@ def parsed(inputs: Inputs, store: Store, no_cache: bool = False) -> ast.Dockerfi
         failure = PlanError(error.message, error.span, error.hint, code=error.code)
         raise with_excerpt(failure, inputs) from None
     if redacted(text) == text:  # the index holds no passwords
-        store.memos.set_syntax_tree(edition(), text, pickle.dumps(tree))
+        store.memos.set_syntax_tree(code_digest(), text, pickle.dumps(tree))
     return tree
 
 

@@ -45,11 +45,10 @@ class Solution:
 class Solver:
     """One solve of one plan."""
 
-    def __init__(
-        self, plan: Plan, kinds: Kinds, imports: Imports | None, *, no_cache: bool, first: int = 1
-    ) -> None:
+    def __init__(self, plan: Plan, kinds: Kinds, imports: Imports | None, first: int = 1) -> None:
         """*first* is the number that the first step is shown with."""
-        self._plan, self._kinds, self._no_cache = plan, kinds, no_cache
+        self._plan, self._kinds = plan, kinds
+        self._no_cache = kinds.environment.no_cache
         self._sink: Sink = kinds.environment.sink
         self._store = kinds.environment.store
         self._numbers = {id(step): number for number, step in enumerate(plan.steps, first)}

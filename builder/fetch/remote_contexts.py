@@ -34,8 +34,9 @@ def context_of_url(url: str, environment: Environment, keep_git_dir: bool) -> Fi
     """
     if (git := context_git_ref(url)) is not None:
         op = git.op(keep_git_dir or git.keep_git_dir is True)
-        return Files(*fetch_git(op, environment, fresh=False))
-    return _unpacked(Files(*fetch_url(FetchUrl(url, FILE_NAME, ""), environment, fresh=False)), environment)
+        return Files(*fetch_git(op, environment, fresh=environment.no_cache))
+    fetched = fetch_url(FetchUrl(url, FILE_NAME, ""), environment, fresh=environment.no_cache)
+    return _unpacked(Files(*fetched), environment)
 
 
 def context_of_stream(read: Callable[[int], bytes], environment: Environment) -> tuple[Files, bool]:
@@ -86,7 +87,7 @@ def _unpacked(files: Files, environment: Environment) -> Files:
 
 
 def _known(key: CacheKey, environment: Environment) -> SnapshotId | None:
-    return environment.store.memos.context(key)
+    return environment.store.memos.context(key) if not environment.no_cache else None
 
 
 def _remember(files: Files, environment: Environment) -> Files:

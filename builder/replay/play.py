@@ -1,13 +1,13 @@
 """Answer a build in which nothing changed without parsing, planning or solving anything.
 
-A successful build leaves a memo under its command line: what it read (the Dockerfile, the
-ignore file, image names, context selections with their digests, directories that wildcards
-listed) and what it concluded (each step's key and snapshot, the image). If all of that still
-holds, a full build would derive the same keys, hit on every one and make the same image; so
-its conclusion is repeated. On any doubt this module steps aside.
+A successful build leaves a record under its command line. The record has what the build read (the
+Dockerfile, the ignore file, image names, digests of context selections, directories that wildcards listed)
+and what came of it (the key and layer of each step, the image). If all of that still holds, a full build
+would find every key in the cache and make the same image; so the result is repeated. In any other case the
+full build runs.
 
-Only modules that cost little are imported: this is the path of most builds in CI, and it is
-measured (benchmarks/README.md).
+Most builds in CI end here, so only modules that cost little are imported, and it is measured
+(benchmarks/README.md). builder.replay.fields says how each option is treated.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import sys
 
 from builder.progress import lines
 from builder.support import debug
-from builder.support.code_digest import edition
+from builder.support.code_digest import code_digest
 from cache.digest import Digest
 from cache.errors import CacheError
 from cache.store import Store, default_root
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from builder.copy.filters import ScanFilter, SeenContext, Selector
 
-    class Memo(TypedDict):
-        """What a build read and concluded; see ``holds``."""
+    class Record(TypedDict):
+        """What a build read, and what came of it."""
 
         files: list[tuple[str, str]]
         refs: list[tuple[str, str]]
@@ -55,50 +55,50 @@ _ENVIRONMENT = ("PYBUILD_ROOT", "XDG_DATA_HOME", "HOME", "SOURCE_DATE_EPOCH")
 
 
 def replay(argv: "Sequence[str]") -> "tuple[bool, SeenContext | None]":
-    """Repeat the conclusion of the last build with this command line, if everything still holds.
+    """Repeat the result of the last build with this command line, if everything still holds.
 
-    Returns whether it did, and if not what it had seen of the context by then.
+    Return True if it did; otherwise False, and what was scanned of the build context by then.
     """
     try:
         root = _root(argv)
-    except CacheError:  # the full build says it
+    except CacheError:  # the full build reports it
         root = None
     if root is None or not os.path.exists(os.path.join(root, "version")):
         return False, None
     try:
         with Store(root) as store:
-            data = store.memos.build(memo_key(argv))
+            data = store.memos.build(record_key(argv))
             if data is None:
                 debug.debug("replay: no record of this command line")
                 return False, None
-            memo: Memo = marshal.loads(data)
-            if not _holds(memo, store):
+            record: Record = marshal.loads(data)
+            if not _holds(record, store):
                 debug.debug("replay: a file, an image name or a step of the record has changed")
                 return False, None
-            same, look = _same_context(memo, store)
+            same, seen = _same_context(record, store)
             debug.debug(f"replay: the build context {'is unchanged' if same else 'has changed'}")
             if same:
-                _conclude(memo, store)
-            return same, look
+                _repeat(record, store)
+            return same, seen
     except (CacheError, OSError, ValueError, EOFError, TypeError, KeyError):
-        return False, None  # a damaged memo, or something the full build says better
+        return False, None  # a damaged record, or an error that the full build explains
 
 
-def memo_key(argv: "Sequence[str]") -> str:
-    """The name of the memo of a command line in this folder and environment."""
+def record_key(argv: "Sequence[str]") -> str:
+    """Return the key of the record of a command line in this directory and environment."""
     # A bare --build-arg NAME takes its value from the environment.
     bare = [item.rpartition("=")[2] for item in argv]
     environment = [(name, os.environ.get(name)) for name in (*_ENVIRONMENT, *bare)]
     try:
         folder = os.getcwd()
-    except OSError:  # it has been removed: who names nothing in it can do without
+    except OSError:  # it was removed; a command line without relative paths needs none
         folder = ""
-    text = repr((edition(), folder, list(argv), environment)).encode("utf-8", "surrogateescape")
+    text = repr((code_digest(), folder, list(argv), environment)).encode("utf-8", "surrogateescape")
     return hashlib.sha256(text).hexdigest()
 
 
 def _root(argv: "Sequence[str]") -> "str | None":
-    """The store that the command line names, without parsing the rest of it."""
+    """Return the store that the command line names, without parsing the rest of it."""
     for number, item in enumerate(argv):
         if item == "--root":
             return argv[number + 1] if number + 1 < len(argv) else None
@@ -107,22 +107,22 @@ def _root(argv: "Sequence[str]") -> "str | None":
     return default_root()
 
 
-def _holds(memo: "Memo", store: Store) -> bool:
-    """Whether all but the context is as it was, and the steps are still cached."""
-    for path, digest in memo["files"]:
+def _holds(record: "Record", store: Store) -> bool:
+    """Return True if everything except the context is unchanged, and the steps are still cached."""
+    for path, digest in record["files"]:
         if file_digest(path) != digest:
             return False
-    for name, image in memo["refs"]:
+    for name, image in record["refs"]:
         if store.resolve(name) != image:
             return False
-    if not store.index.unchanged(memo["steps"]):
+    if not store.index.unchanged(record["steps"]):
         return False
-    store.read_blob(Digest(memo["image"]))  # raises when it is damaged or gone
+    store.read_blob(Digest(record["image"]))  # raises when it is damaged or gone
     return True
 
 
 def file_digest(path: str) -> str:
-    """The sha256 hex of a file that steers a build, "" when there is none. Raises OSError."""
+    """Return the sha256 of a file as hex, "" for a file that does not exist. Raises OSError."""
     from cache.kernel import read_regular
 
     try:
@@ -133,37 +133,37 @@ def file_digest(path: str) -> str:
 
 
 def listing_digest(path: str) -> str:
-    """A digest of the names in a directory."""
+    """Return a digest of the names in a directory."""
     names = sorted(os.listdir(path))
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _same_context(memo: "Memo", store: Store) -> "tuple[bool, SeenContext | None]":
-    """Whether the context holds what it held."""
-    if not memo["selections"] and not memo["listings"]:
+def _same_context(record: "Record", store: Store) -> "tuple[bool, SeenContext | None]":
+    """Return True if the context holds what it held; and what was scanned of it."""
+    if not record["selections"] and not record["listings"]:
         return True, None
-    for path, digest in memo["listings"]:
-        if listing_digest(os.path.join(memo["context"], path)) != digest:
+    for path, digest in record["listings"]:
+        if listing_digest(os.path.join(record["context"], path)) != digest:
             return False, None
     from builder.copy.filters import SeenContext, selector_name
     from cache.context_scan import StatIndex, scan
 
-    look = SeenContext(
-        memo["context"], memo["ignore"], StatIndex(store.path("contexts", memo["context_name"]))
+    seen = SeenContext(
+        record["context"], record["ignore"], StatIndex(store.path("contexts", record["context_name"]))
     )
-    top = os.path.realpath(memo["context"])
-    root = os.open(memo["context"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    top = os.path.realpath(record["context"])
+    root = os.open(record["context"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for selector, digest in memo["selections"]:
+        for selector, digest in record["selections"]:
             path = selector[0]
             if os.path.realpath(os.path.join(top, path)) != os.path.join(top, path).rstrip("/"):
-                return False, look  # a link has come into the path
-            look.scanned[selector] = scan(root, path, _filter(memo["ignore"], selector))
-            if look.index.known(selector_name(selector), look.scanned[selector]) != digest:
-                return False, look
+                return False, seen  # a symlink has come into the path
+            seen.scanned[selector] = scan(root, path, _filter(record["ignore"], selector))
+            if seen.index.known(selector_name(selector), seen.scanned[selector]) != digest:
+                return False, seen
     finally:
         os.close(root)
-    return True, look
+    return True, seen
 
 
 def _filter(ignore: bytes, selector: "Selector") -> "ScanFilter | None":
@@ -175,23 +175,23 @@ def _filter(ignore: bytes, selector: "Selector") -> "ScanFilter | None":
     return scan_filter(parse_ignore(ignore), selector)
 
 
-def _conclude(memo: "Memo", store: Store) -> None:
-    """Show the build as cached and give the image its names again."""
-    image = Digest(memo["image"])
-    for tag in memo["tags"]:
+def _repeat(record: "Record", store: Store) -> None:
+    """Show the build as cached, and give the image its names again."""
+    image = Digest(record["image"])
+    for tag in record["tags"]:
         if store.resolve(tag) != image:
             from builder.images.local import rename
 
             rename(store, tag, image)
-    if memo["iidfile"]:
-        with open(memo["iidfile"], "w", encoding="ascii") as file:
+    if record["iidfile"]:
+        with open(record["iidfile"], "w", encoding="ascii") as file:
             file.write(image)
-    if memo["quiet"]:
+    if record["quiet"]:
         sys.stdout.write(image + "\n")
         sys.stdout.flush()
         return
-    if memo["silent"]:
+    if record["silent"]:
         return
-    shown = [lines.cached(number, name) for number, name in enumerate(memo["names"], 1)]
-    shown += lines.conclusion(image, memo["tags"], memo["warnings"])
+    shown = [lines.cached(number, name) for number, name in enumerate(record["names"], 1)]
+    shown += lines.conclusion(image, record["tags"], record["warnings"])
     sys.stderr.write("\n".join(shown) + "\n")

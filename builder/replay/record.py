@@ -1,4 +1,4 @@
-"""Write what ``builder.replay.play`` reads: the memo of a build that succeeded."""
+"""Write what ``builder.replay.play`` reads: the record of a build that succeeded."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from builder.build.inputs import Inputs
 from builder.build.pipeline import Finished
 from builder.oci.model import host
 from builder.plan.ops import Fetch
-from builder.replay.play import listing_digest, memo_key
-from builder.request import STDIN, BuildRequest
+from builder.replay.fields import can_be_replayed
+from builder.replay.play import listing_digest, record_key
+from builder.request import BuildRequest
 from cache.kernel import keeps_owners
 from cache.store import Store
 from grammar.structs import struct
@@ -39,28 +40,14 @@ def remember(
     platform, nor for contexts other than one directory.
     """
     plan, result = done.built.plan, done.result
-    if request.remote or request.contexts or request.dockerfile == STDIN:
+    if not can_be_replayed(request):
         return
-    if (
-        request.metadata_file
-        or request.outputs
-        or request.no_cache
-        or request.no_cache_stages
-        or request.pull in ("always", "newer")
-        or request.cache_to
-        or request.platforms
-        or request.sbom
-        or request.provenance
-    ):
-        return  # asked for anew each time
     if result.unused_args:  # to be warned of each time
         return
-    if not keeps_owners():  # who has more ids the next time gets nothing of this store
-        return
-    if request.secrets or request.ssh:  # their files have to be there, which replay does not look at
+    if not keeps_owners():  # a user with more ids the next time can use nothing of this store
         return
     context = done.contexts[""]
-    if context.followed:  # links led to what was copied, and may lead elsewhere next time
+    if context.followed:  # symlinks led to what was copied, and may lead elsewhere next time
         return
     foreign = any(platform != str(host()) for _, _, platform in plan.bases)
     if foreign or any(isinstance(step.op, Fetch) for step in plan.steps):
@@ -72,7 +59,7 @@ def remember(
         for step in plan.steps
         if (found := done.built.solution.of(step)).made is not None
     ]
-    memo = {
+    record = {
         "files": files,
         "refs": [(name, image) for name, image, _ in plan.bases],
         "context": request.context,
@@ -89,7 +76,7 @@ def remember(
         "quiet": shown.quiet,
         "silent": shown.silent,
     }
-    store.memos.set_build(memo_key(argv), marshal.dumps(memo))
+    store.memos.set_build(record_key(argv), marshal.dumps(record))
 
 
 def _read(inputs: Inputs) -> list[tuple[str, bytes]]:

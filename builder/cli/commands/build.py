@@ -108,6 +108,7 @@ def _build(
         isolation=isolation,
         shares_network=session.shares_network,
         client=request.client,
+        no_cache=request.no_cache,
     )
     findings: list[Finding] = []
     inputs = read_inputs(request, environment)
