@@ -1,4 +1,4 @@
-"""From a 401's challenge to what answers it: Basic, or a bearer token from a token server; without I/O."""
+"""Answer the challenge of a 401: by Basic, or by a bearer token from a token server. No I/O happens here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_LIFETIME = 86400.0
 
 
 def parse_challenges(header: str) -> list[tuple[str, dict[str, str]]]:
-    """``Negotiate, Bearer realm="...",service="..."`` as schemes with their parameters; lenient."""
+    """``Negotiate, Bearer realm="...",service="..."`` to schemes with their parameters, leniently."""
     found: list[tuple[str, dict[str, str]]] = []
     for word, equals, quoted, plain in _PART.findall(header):
         if not equals:
@@ -34,7 +34,7 @@ def parse_challenges(header: str) -> list[tuple[str, dict[str, str]]]:
 
 @struct
 class Grant:
-    """The value of an Authorization header, and for how many seconds it is good."""
+    """The value of an Authorization header and its lifetime in seconds."""
 
     value: str
     lifetime: float = math.inf
@@ -42,7 +42,7 @@ class Grant:
 
 @struct
 class TokenRequest:
-    """What to ask of a token server: GET, or POST where there is a body."""
+    """A request to a token server: POST if it has a body, else GET."""
 
     url: str
     headers: dict[str, str]
@@ -56,9 +56,9 @@ def authorization(
     scopes: tuple[str, ...],
     credentials: Credentials,
 ) -> Generator[TokenRequest, bytes, Grant]:
-    """Yield the request for a token, if one has to be made, receive its body, return what answers
-    one of the *challenges* (WWW-Authenticate headers): Bearer's if there is one, else Basic. Others are
-    passed over.
+    """Yield a request for a token if one is needed, receive the body of its answer, and return the grant.
+
+    *challenges* are WWW-Authenticate headers. Bearer goes before Basic; other schemes are ignored.
 
     The realm must be https (or http on the host of a registry that is itself *plain*) and not a
     private address other than the registry's (REG-06). Raises Unauthorized and Untrusted.
@@ -85,7 +85,7 @@ def authorization(
 
 
 def _realm_host(realm: str, registry: str, plain: bool) -> str:
-    """The host of a token server that may be asked. Raises Untrusted."""
+    """Return the host of a token server after checking its URL. Raises Untrusted."""
     try:
         parts = urlsplit(realm)
         host, _port = parts.hostname or "", parts.port
@@ -102,7 +102,7 @@ def _realm_host(realm: str, registry: str, plain: bool) -> str:
 
 
 def _lifetime(stated: object) -> float:
-    """Seconds, from what a token server says of them."""
+    """Return the lifetime in seconds that a token server states, within limits."""
     if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
         return min(float(stated), _LONGEST_LIFETIME)
     return _LIFETIME

@@ -36,7 +36,7 @@ class Fetched:
 
 
 class Registry:
-    """One registry, for any number of threads. A context manager. It is first asked when it is used."""
+    """One registry, for any number of threads. A context manager. It connects when it is first used."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Registry:
     # -- pulling ---------------------------------------------------------------------------
 
     def manifest(self, repository: str, reference: str) -> Fetched:
-        """A manifest or index by tag or digest. Raises RegistryError."""
+        """Return a manifest or index by tag or digest. Raises RegistryError."""
         what = f"{self.name}/{repository}{'@' if ':' in reference else ':'}{reference}"
         for last in (False, True):
             fetched = self._manifest(repository, reference, what)
@@ -98,8 +98,8 @@ class Registry:
     ) -> None:
         """Write a blob to *sink* (at its start, seekable), verified by size and digest.
 
-        A broken connection is resumed where it broke; wrong bytes are tried once more from the
-        start. Raises RegistryError; what *sink* holds then is to be thrown away.
+        A broken download is resumed; wrong bytes are fetched once more from the start. Raises RegistryError,
+        and then the content of *sink* is useless.
         """
         for last in (False, True):
             sink.seek(0)
@@ -129,7 +129,7 @@ class Registry:
         raise Untrusted(f"{self.name}/{repository} sent something else than {what}")
 
     def _download(self, repository: str, descriptor: Descriptor, write: Callable[[bytes], object]) -> bool:
-        """Write as many bytes as a blob has; False where the registry has more or fewer of them.
+        """Write the bytes of a blob; return False where the registry sends more or fewer than its size.
 
         Raises RegistryError.
         """
@@ -171,7 +171,7 @@ class Registry:
     # -- pushing ---------------------------------------------------------------------------
 
     def has_blob(self, repository: str, descriptor: Descriptor) -> bool:
-        """Whether the repository has a blob already."""
+        """Return whether the repository has a blob."""
         return has_blob(self._open(), repository, descriptor)
 
     def push_blob(
@@ -184,15 +184,15 @@ class Registry:
     ) -> bool:
         """Upload the file *path*, or have it mounted from the repository *mount_from*.
 
-        Returns whether bytes were sent. An upload that breaks off goes on where it broke, or is begun
-        anew. Raises RegistryError.
+        Returns whether bytes were sent. A broken upload is resumed, or
+        started anew. Raises RegistryError.
         """
         return Upload(self._open(), repository, descriptor, path, progress).run(mount_from)
 
     def push_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> bool:
         """PUT a manifest or index under a tag or its digest. Raises RegistryError.
 
-        Returns whether the registry lists it among what refers to its subject (OCI-Subject).
+        Return True if the registry lists the manifest as a referrer of its subject (OCI-Subject).
         """
         session = self._open()
         what = f"pushing the manifest {self.name}/{repository}:{reference}"
@@ -207,7 +207,7 @@ class Registry:
         return "oci-subject" in response.headers
 
     def check_login(self) -> None:
-        """Whether the credentials are good, as /v2/ says. Raises Unauthorized."""
+        """Check the credentials by a request for /v2/. Raises Unauthorized."""
         session = self._open()
         response = session.ask("GET", f"{session.base}/", (), {})
         if response.status != 200:

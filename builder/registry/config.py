@@ -1,4 +1,4 @@
-"""Where images are asked for instead of, or before, the registry in their name: registries.conf.
+"""registries.conf: mirrors and other places of images, and registries that are blocked.
 
 Version 2 of containers-registries.conf(5), that is its ``[[registry]]`` tables. Short names are
 docker.io's, as for docker, so what the file says of those is not read.
@@ -24,7 +24,7 @@ _PULLS = ("all", "digest-only", "tag-only")
 
 @struct
 class Endpoint:
-    """A place that an image may be asked for at."""
+    """A repository at a registry that an image can be read from."""
 
     registry: str
     repository: str
@@ -56,9 +56,9 @@ class Table:
 
 
 def endpoints(reference: Reference, tables: tuple[Table, ...], insecure: frozenset[str]) -> list[Endpoint]:
-    """The places to ask for *reference*, in their order; hosts in *insecure* are, too.
+    """Return the places to read *reference* from, in order. Hosts in *insecure* are marked as insecure.
 
-    The table with the longest prefix counts alone. Raises Blocked, and BuildError for a location that
+    Only the table with the longest prefix applies. Raises Blocked, and BuildError for a location that
     makes no name.
     """
     table, length = _table(reference, tables)
@@ -80,7 +80,7 @@ def endpoints(reference: Reference, tables: tuple[Table, ...], insecure: frozens
 
 
 def _table(reference: Reference, tables: tuple[Table, ...]) -> tuple[Table | None, int]:
-    """The table for a reference, and how many characters of it its prefix covers."""
+    """Return the table for a reference, and how many characters of the name its prefix covers."""
     found = max(tables, key=lambda table: _covered(str(reference), table.prefix), default=None)
     length = _covered(str(reference), found.prefix) if found else 0
     return (found, length) if length else (None, 0)
@@ -104,7 +104,7 @@ def _endpoint(registry: str, repository: str, its_insecure: bool, insecure: froz
 
 
 def _moved(location: str, rest: str, table: Table) -> tuple[str, str]:
-    """Registry and repository of what a location and the rest of a name make. Raises BuildError."""
+    """Return registry and repository of a location joined with the rest of a name. Raises BuildError."""
     name = location + rest
     try:
         moved = parse_reference(name)
@@ -119,8 +119,8 @@ def _moved(location: str, rest: str, table: Table) -> tuple[str, str]:
 
 
 def read_tables(environ: Mapping[str, str]) -> tuple[Table, ...]:
-    """The tables of the file in CONTAINERS_REGISTRIES_CONF alone; else of the user's file and its folder
-    of more; else of the system's, and both folders. Of equal prefixes the last counts. Raises BuildError.
+    """Read the file of CONTAINERS_REGISTRIES_CONF; else the user's file and its drop-in directory; else the
+    system's file and both drop-in directories. Of equal prefixes the last wins. Raises BuildError.
     """
     if path := environ.get("CONTAINERS_REGISTRIES_CONF"):
         return tuple(_read(path))

@@ -1,8 +1,8 @@
 """Credentials for registries, where docker and podman keep them: config.json, auth.json, and helpers that
 they name.
 
-What cannot be read is a warning and no credentials, as for docker; secrets are never in an
-argument, an error or a log.
+An unreadable file counts as no credentials, and is a warning. Secrets never appear in an argument, an
+error or a log.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class CredentialStore:
         return Credentials()
 
     def _configs(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each place with what it holds; what cannot be read is a warning."""
+        """Yield each place with its content. An unreadable one is a warning."""
         if self._text.strip():
             try:
                 value = loads(self._text.encode("utf-8", "surrogateescape"), _ENVIRONMENT, _LIMIT)
@@ -113,8 +113,9 @@ class CredentialStore:
         )
 
     def store(self, registry: str, user: str, password: str) -> str:
-        """Keep credentials; where they are now: in the place that is asked first among those that have
-        some of this registry. Raises BuildError.
+        """Store credentials in the first place that has some for this registry. Return that place.
+
+        Raises BuildError.
         """
         path = next((path for path in self._files if self._has(path, registry)), self.path)
         config = self._read(path, strict=True)
@@ -137,7 +138,7 @@ class CredentialStore:
         return bool(_names(config.get("auths"), registry) or _names(config.get("credHelpers"), registry))
 
     def erase(self, registry: str) -> bool:
-        """Forget credentials, wherever they are; whether there were any. Raises BuildError."""
+        """Erase credentials from all places. Return True if there were any. Raises BuildError."""
         found = False
         for path in self._files:
             config = self._read(path, strict=True)
@@ -173,7 +174,7 @@ class CredentialStore:
         return {}
 
     def _write(self, path: str, config: dict[str, Any]) -> None:
-        """Replace the file whole, for its owner's eyes only."""
+        """Replace the file atomically, readable by its owner only."""
         target = os.path.realpath(path)
         temporary = f"{target}.pybuild-{os.urandom(8).hex()}"
         try:
@@ -184,7 +185,7 @@ class CredentialStore:
 
 
 def _files(environ: Mapping[str, str]) -> list[str]:
-    """The files that may hold credentials, in the order they are asked in."""
+    """Return the files that may hold credentials, in the order in which they are read."""
     if path := environ.get("REGISTRY_AUTH_FILE"):
         return [path]
     folder = environ.get("DOCKER_CONFIG")
@@ -198,27 +199,27 @@ def _files(environ: Mapping[str, str]) -> list[str]:
 
 
 def _key(registry: str) -> str:
-    """What docker calls a registry in its files."""
+    """Return the key of a registry in docker's files."""
     return _HUB_KEY if registry == _HUB else registry
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Host and path of a key: docker wrote URLs for years, and takes all that has the host."""
+    """Return host and path of a key. Older keys are URLs."""
     host, _, path = name.removeprefix("https://").removeprefix("http://").partition("/")
     path = path.strip("/")
     return _HUB if host in _HUB_HOSTS else host, "" if path in ("v1", "v2") else path
 
 
 def _names(entries: object, registry: str) -> list[str]:
-    """The keys of *entries* for a whole registry."""
+    """Return the keys of *entries* that are for a whole registry."""
     found = entries if isinstance(entries, dict) else {}
     return [name for name in found if _split(name) == (registry, "")]
 
 
 def _best(entries: object, registry: str, repository: str, whole: bool) -> str | None:
-    """The key of *entries* that is for a registry and most of the path of the repository there.
+    """Return the key of *entries* that covers most of a repository's path.
 
-    Without one, if *whole*, any key of the registry, as docker looks at nothing but hosts.
+    If none does and *whole* is set, return any key of the registry: docker compares only hosts.
     """
     ranks: dict[str, int] = {}
     for name in entries if isinstance(entries, dict) else {}:
@@ -235,7 +236,7 @@ def _best(entries: object, registry: str, repository: str, whole: bool) -> str |
 
 
 def _helper(config: dict[str, Any], registry: str, repository: str) -> str:
-    """The helper that keeps what is of a registry, "" where the file does: also where it is named ""."""
+    """Return the name of a registry's credential helper; "" if the file itself holds the credentials."""
     helpers = config.get("credHelpers")
     name = _best(helpers, registry, repository, whole=True)
     named = helpers[name] if isinstance(helpers, dict) and name is not None else None
@@ -243,7 +244,7 @@ def _helper(config: dict[str, Any], registry: str, repository: str) -> str:
 
 
 def _decoded(entry: object, registry: str) -> Credentials:
-    """An entry, in the forms that docker and podman write. Raises BuildError."""
+    """Return the credentials of an entry, as docker and podman write them. Raises BuildError."""
     if not isinstance(entry, dict):
         return Credentials()
 
@@ -278,7 +279,10 @@ def _ask(helper: str, server: str, patience: float) -> Credentials:
 
 
 def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes | None:
-    """What a credential helper answers, None where it has nothing. Raises BuildError, without secrets."""
+    """Return the answer of a credential helper, None where it has nothing. Errors hold no secrets.
+
+    Raises BuildError.
+    """
     name = f"docker-credential-{helper}"
     path = shutil.which(name) if _HELPER_NAME.fullmatch(helper) else None
     if path is None:
@@ -310,8 +314,9 @@ def _run_helper(helper: str, action: str, given: str, patience: float) -> bytes 
 
 
 def _talk(process: subprocess.Popen[bytes], given: bytes, end: float) -> bytes:
-    """Tell a helper something and hear what it says, until *end* (monotonic seconds); of too much only so
-    much that it can be told. Raises TimeoutExpired.
+    """Write to a helper and return its answer, cut at one byte over the limit.
+
+    Raises TimeoutExpired at *end* (monotonic seconds).
     """
     assert process.stdin is not None and process.stdout is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:

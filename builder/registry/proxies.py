@@ -1,4 +1,4 @@
-"""Which proxy a URL is asked through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as curl and Go read them."""
+"""The proxy for a URL: HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as curl and Go read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> str:
-    """The proxy's URL, or "" where none is to be used: loopback never has one. Raises BuildError."""
+    """Return the URL of the proxy, "" for none. Loopback never has one. Raises BuildError."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     name = f"{parts.scheme}_proxy"
@@ -38,7 +38,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address says that it is this machine."""
+    """Return whether a host's name or address is that of this machine's loopback."""
     if host == "localhost":
         return True
     try:
@@ -48,7 +48,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _setting(environ: Mapping[str, str], name: str) -> str:
-    """The lower-case spelling counts before the other. HTTP_PROXY of a CGI program is its client's."""
+    """Return a setting. Lower case wins. A CGI program must ignore HTTP_PROXY: its client sets it."""
     if name == "http_proxy" and "REQUEST_METHOD" in environ:
         return environ.get(name, "").strip()
     return (environ.get(name) or environ.get(name.upper()) or "").strip()

@@ -1,4 +1,4 @@
-"""Requests to one registry with the credentials it wants: a token for each scope, renewed in time."""
+"""Requests to one registry, authorized by a token for each scope that is renewed before it expires."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EARLY = 60.0  # seconds before its end that a token is renewed, or a quarter of
 
 @struct
 class _Token:
-    """An Authorization header, until when it is good (monotonic seconds), what it answers."""
+    """An Authorization header, when it expires (monotonic seconds), and the challenges that it answers."""
 
     value: str
     until: float
@@ -128,7 +128,7 @@ class Session:
         return self._renewed(scopes, token.value, token.challenges)
 
     def _renewed(self, scopes: tuple[str, ...], old: str | None, challenges: tuple[str, ...]) -> str:
-        """A token other than *old*: the one that another thread got meanwhile, or a new one."""
+        """Return a token other than *old*: one that another thread has got meanwhile, or a new one."""
         with self._authorizing:
             token = self._tokens.get(scopes)
             if token is None or token.value == old:
@@ -157,7 +157,7 @@ class Session:
         raise AssertionError("a token takes one request")
 
     def _found(self, repository: str) -> Credentials:
-        """The credentials that are kept for a repository ("": for the registry)."""
+        """Return the stored credentials for a repository ("": for the registry)."""
         if repository not in self._credentials:
             store = CredentialStore()
             self._credentials[repository] = store.find(self.name, repository)
@@ -168,7 +168,7 @@ class Session:
         return "; ".join([*self._warnings, f"pybuild login {self.name}"])
 
     def failure(self, response: Response, what: str) -> RegistryError:
-        """The error for an answer that was not hoped for."""
+        """Return the error for an answer with an unexpected status."""
         detail = response.detail()
         response.discard()
         if response.status == 404:
@@ -184,7 +184,7 @@ def _header(token: str | None) -> dict[str, str]:
 
 
 def _speaks_http(host: str) -> bool:
-    """Whether a registry answers plain HTTP (one that wants TLS does not); asked without credentials."""
+    """Return whether a registry answers plain HTTP. The probe sends no credentials."""
     if proxies.proxy_for(f"http://{host}/v2/", os.environ):
         return True  # who is insecure and behind a proxy cannot be looked at
     parts = urlsplit(f"//{host}")

@@ -1,4 +1,4 @@
-"""Which repositories are known to have a blob: a registry can mount it from one into another."""
+"""Remembers which repositories have a blob: a registry can mount it from one into another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_SOURCES = 8
 
 
 def remember_source(store: Store, reference: Reference, digest: Digest) -> None:
-    """Keep in mind that a repository has a blob: another of the registry can have it mounted."""
+    """Remember that a repository has a blob, so that it can be mounted into another one."""
     known = [name for name in _sources(store, reference.registry, digest) if name != reference.repository]
     names = [reference.repository, *known][:_MOST_SOURCES]
     store.memos.set_repositories(reference.registry, digest, names)

@@ -1,4 +1,4 @@
-"""The proxies that docker's configuration has for containers. Every build looks, so little is imported."""
+"""The proxies for containers in docker's configuration. Every build reads it, so few imports."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _OF_CONTAINERS = {
 
 
 def for_containers(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ``proxies.default`` of docker's config.json gives containers; none if it cannot
-    be read.
+    """Return the variables that ``proxies.default`` of docker's config.json gives containers; none if the
+    file cannot be read.
     """
     folder = environ.get("DOCKER_CONFIG") or in_home(".docker")
     try:

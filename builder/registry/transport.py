@@ -54,7 +54,7 @@ Body = bytes | Callable[[], BinaryIO]
 
 
 class BrokenOff(OSError):
-    """The connection ended, or brought nothing for too long, before all was said."""
+    """The connection ended, or was silent for too long, before the answer was complete."""
 
 
 class _NotConnected(BrokenOff):
@@ -127,7 +127,7 @@ class Response:
         return bytes(data)
 
     def detail(self) -> str:
-        """What an error says of itself, in one printable line of bounded length."""
+        """Return the text of an error answer as one printable line of limited length."""
         if "content-encoding" in self.headers:
             return ""
         if self.headers.get("content-type", "").startswith("text/html"):
@@ -139,19 +139,19 @@ class Response:
         return "".join(char if char.isprintable() else " " for char in text).strip()[:_DETAIL]
 
     def discard(self) -> None:
-        """Let go of the answer, whatever more there is of it."""
+        """Discard the rest of the answer."""
         with contextlib.suppress(OSError):
             for _ in self._pieces(_CHUNK, self.end):
                 pass
 
     def first(self, limit: int) -> bytes:
-        """What comes first of the body, at most *limit* bytes. Raises BrokenOff."""
+        """Return the first piece of the body, at most *limit* bytes. Raises BrokenOff."""
         return next(self._pieces(limit, self.end), b"")
 
     def chunks(self, limit: int) -> Iterator[bytes]:
         """The body in pieces, at most *limit* bytes.
 
-        Raises BrokenOff where it ends too soon, or is slower than a server that works ever is.
+        Raises BrokenOff where it ends too soon or is too slow.
         """
         return self._pieces(limit, math.inf)
 
@@ -176,7 +176,8 @@ class Response:
 class Transport:
     """Connections to one registry, or other server, and to where it redirects.
 
-    Who gave up once (``lost`` says why) asks no more: of a hundred layers each would wait as long.
+    After it gave up once (``lost`` says why), every request fails at once: else each of a hundred layers
+    would wait as long.
     ``patience`` is seconds without an answer, ``timeout`` what all tries may take of them.
     ``sleep`` and ``jitter`` are seams for tests.
     """
@@ -234,7 +235,7 @@ class Transport:
             self.sleep(wait)
 
     def _load(self, response: Response, limit: int) -> None:
-        """Read the body whole. That of an error is only shown, and may as well be cut."""
+        """Read the whole body. That of an error is only shown, and may be cut."""
         if response.status >= 400:
             with contextlib.suppress(BrokenOff):
                 response.data = response.first(min(limit, _CHUNK))
@@ -243,7 +244,7 @@ class Transport:
             response.data = response.read(limit, f"what {self.registry} answered")
 
     def give_up(self, why: str) -> Unavailable:
-        """The error to raise, for the reason *why*; nothing is asked from here on."""
+        """Return the error to raise for the reason *why*. All later requests fail."""
         self.lost = why
         return self._unavailable()
 
@@ -254,7 +255,7 @@ class Transport:
         return Unavailable(self.lost, hint)
 
     def pause(self, failures: int, response: Response | None) -> None:
-        """Wait before the next try: longer after each failure, and as long as the answer asks for."""
+        """Wait before the next try: longer after each failure, and at least as long as Retry-After says."""
         self.sleep(self._wait(failures, response))
 
     def _wait(self, failures: int, response: Response | None) -> float:
@@ -264,7 +265,7 @@ class Transport:
     def attempt(
         self, method: str, url: str, headers: Mapping[str, str], body: Body | None = None, end: float = 0.0
     ) -> Response:
-        """A request that is made once, with safe redirects. Raises BrokenOff and Untrusted.
+        """Make a request once, following safe redirects. Raises BrokenOff and Untrusted.
 
         The answer has to begin until *end* (monotonic seconds; 0: as if it was the first try). Files
         may take as long as they are, and the answer to them has its own time.
@@ -328,7 +329,7 @@ class Transport:
         return Response(raw.status, found, challenges, url, self.patience, end, raw)
 
     def _pool(self, url: str) -> Any:
-        """The connections for a URL: through its proxy or not, with certificates checked or not."""
+        """Return the connections for a URL: with its proxy, and with or without checks of certificates."""
         proxy = proxies.proxy_for(url, os.environ)
         verified = self.verified or origin_of(url)[1:] != origin_of(f"{self.scheme}://{self.registry}")[1:]
         if (proxy, verified) not in self._pools:
@@ -367,11 +368,11 @@ class Transport:
         return Untrusted(f"{host} speaks no TLS that this machine does: {text[:_DETAIL]}", hint)
 
     def resolve(self, source: str, location: str) -> str:
-        """Where a Location that came from *source* leads. Raises Untrusted where nothing is to be sent."""
+        """Return the URL of a Location header that *source* sent. Raises Untrusted where it is unsafe."""
         return self._redirect(source, location)
 
     def _redirect(self, source: str, location: str) -> str:
-        """Where *source* redirects to. Raises Untrusted where that is not to be followed."""
+        """Return where *source* redirects to. Raises Untrusted where that must not be followed."""
         try:
             location = _NEVER_SENT.sub(_escaped_byte, location.strip())  # a header's characters are bytes
             target = location if _ABSOLUTE.match(location) else urljoin(source, location)
@@ -388,7 +389,7 @@ class Transport:
 
 
 def _sendable(url: str) -> str:
-    """A URL as it is asked for: as it is, but for its fragment and what no request may hold."""
+    """Return a URL as it is sent: without its fragment, and with invalid characters escaped."""
     return _NEVER_SENT.sub(lambda match: quote(match[0]), url.partition("#")[0])
 
 
@@ -402,7 +403,7 @@ def _bounded(manager: urllib3.PoolManager) -> urllib3.PoolManager:
 
 
 def _stated(data: bytes) -> str:
-    """The first error of a body as registries send it; "" for any other body."""
+    """Return the first error of a body in the format of registries; "" for any other body."""
     try:
         value = loads(data, "an error", _CHUNK)
         first = value["errors"][0] if isinstance(value, dict) else None
@@ -412,7 +413,7 @@ def _stated(data: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a connection, in words for users."""
+    """Return why a connection failed, in words for users."""
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return (
             str(error.__cause__) if isinstance(error.__cause__, TooSlow) else "it said nothing for too long"
@@ -431,7 +432,7 @@ def _reason(error: Exception) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds the registry asks us to wait, within reason; a date in the past is no time."""
+    """Return the seconds of Retry-After, within limits."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit() and len(text) < 9:
         return min(float(text), _LONGEST_RETRY_AFTER)

@@ -1,9 +1,8 @@
-"""One blob on its way to a registry (distribution-spec 1.1, "Pushing blobs").
+"""Upload of one blob to a registry (distribution-spec 1.1, "Pushing blobs").
 
-POST begins an upload and says where it is (Location, which each answer may change). One PUT sends
-the whole. Where that breaks off, or is too large for the registry or a proxy before it, what is
-missing is sent in chunks by PATCH: GET of the upload's Location says what has arrived. A PUT
-without bytes ends it.
+POST starts an upload and returns its Location, which each answer may change. One PUT sends the whole blob.
+If that breaks, or is too large for the registry or a proxy, the rest is sent in chunks by PATCH: a GET of
+the Location returns how much has arrived. A PUT without bytes completes the upload.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class Upload:
         return f"the upload of {self.session.name}/{self.repository}@{self.descriptor.digest}"
 
     def _begin(self, mount_from: str | None) -> bool:
-        """Begin an upload; True where the blob was mounted and there is nothing to send."""
+        """Start an upload. Return True if the blob was mounted, so that nothing is to be sent."""
         start = f"{self.session.base}/{quote(self.repository)}/blobs/uploads/"
         scopes = push_scopes(self.repository)
         self._arrived = 0
@@ -111,7 +110,7 @@ class Upload:
         return False
 
     def _mount(self, start: str, mount_from: str) -> Response | None:
-        """What a registry answers that is to mount the blob; None where it does not, or not for us."""
+        """Ask the registry to mount the blob. Return its answer, None where it refuses."""
         url = f"{start}?mount={self.descriptor.digest}&from={quote(mount_from, safe='')}"
         scopes = (*push_scopes(self.repository), f"repository:{mount_from}:pull")
         try:
@@ -121,7 +120,7 @@ class Upload:
         return response if response.status in (201, 202) else None
 
     def _send_whole(self) -> Response | None:
-        """PUT all bytes. None where they arrived, the answer where trying again may help."""
+        """PUT all bytes. Return None if they arrived, else an answer after which a retry may help."""
         response = self._put(0, self.descriptor.size)
         if response.status in _ENDED:
             response.discard()
@@ -143,7 +142,7 @@ class Upload:
         return response
 
     def _send_chunks(self) -> Response | None:
-        """PATCH what is missing, PUT the end. None where all is done, the answer that was no help if not."""
+        """PATCH the missing bytes and complete the upload. Return None if that worked, else the answer."""
         while self._arrived < self.descriptor.size:
             start, count = self._arrived, min(self._chunk, self.descriptor.size - self._arrived)
             response = self._patch(start, count)
@@ -182,9 +181,9 @@ class Upload:
         self._chunk = max(self._smallest, min(self._chunk, self.descriptor.size) // 4)
 
     def _look(self) -> None:
-        """Ask what has arrived. Where the registry does not know, the upload is begun anew.
+        """Ask how much has arrived. Where the registry does not know, the upload starts anew.
 
-        In any case smaller pieces are sent: what is too large for someone may just break off.
+        Chunks become smaller: a proxy may just cut a request that is too large for it.
         """
         if self._chunk:
             self._shrink()
@@ -218,7 +217,7 @@ class Upload:
         return response
 
     def _take(self, response: Response, assumed: int) -> None:
-        """Note what an answer says has arrived, *assumed* where it does not say, and where to go on."""
+        """Note how many bytes have arrived, *assumed* where the answer does not say, and the new Location."""
         text = response.headers.get("range", "").removeprefix("bytes=")
         first, _, last = text.partition("-")
         arrived = int(last) + 1 if first == "0" and last.isdigit() and len(last) < 19 else assumed
@@ -233,7 +232,7 @@ class Upload:
             response.discard()
 
     def _move(self, response: Response) -> None:
-        """Go on where the answer says, which may not be the registry itself (REG-07)."""
+        """Continue at the Location of an answer, which may be at another host (REG-07)."""
         location = response.headers.get("location", "")
         response.discard()
         if not location:
@@ -243,13 +242,13 @@ class Upload:
         self._own = was_own and same_origin(self._location, self.session.base)
 
     def _ask(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> Response:
-        """One try, with credentials where it is the registry that is asked. Raises BrokenOff."""
+        """Make one try, with credentials only if the Location is at the registry. Raises BrokenOff."""
         if self._own:
             return self.session.ask_once(method, url, push_scopes(self.repository), headers, body)
         return self.session.transport.attempt(method, url, headers, body)
 
     def _slice(self, start: int, count: int) -> Body:
-        """A part of the file, told to the progress while it is read."""
+        """Return a part of the file that reports progress while it is read."""
         if not count:
             return b""
 
@@ -266,12 +265,12 @@ class Upload:
 
 
 def push_scopes(repository: str) -> tuple[str, ...]:
-    """What a token for pushing is to be good for."""
+    """Return the scopes of a token for a push."""
     return (f"repository:{repository}:pull,push",)
 
 
 def has_blob(session: Session, repository: str, descriptor: Descriptor) -> bool:
-    """Whether the repository has a blob already. Raises RegistryError."""
+    """Return whether the repository has a blob. Raises RegistryError."""
     url = f"{session.base}/{quote(repository)}/blobs/{descriptor.digest}"
     response = session.ask("HEAD", url, push_scopes(repository), {})
     length = response.headers.get("content-length", str(descriptor.size))
@@ -279,7 +278,7 @@ def has_blob(session: Session, repository: str, descriptor: Descriptor) -> bool:
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file; ``read`` tells *show* how many there were so far."""
+    """Some bytes of a file; ``read`` reports to *show* how many were read so far."""
 
     def __init__(self, path: str, start: int, count: int, show: Callable[[int], None]) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115

@@ -1,8 +1,7 @@
-"""http.client's answers from servers that are not trusted to come to an end.
+"""Answers of http.client with limits of time and size, for servers that may never finish one.
 
-Each byte passes ``_Wire``, which knows how long more it may take. A head has one deadline, however it comes;
-a body has to bring some bytes a second, lines between its chunks and after them included. What is said
-besides, answers before the answer, chunk extensions, trailers, is bounded in bytes.
+Each byte passes ``_Wire``, which holds the deadlines. A head has one deadline. A body must have a minimum
+rate, which counts its chunk lines too. Interim answers, chunk extensions and trailers are limited in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _USUAL_LINE = 16  # bytes: a longer one says more than a size
 
 
 class TooSlow(TimeoutError):
-    """A server that gets on, but not so that it would ever come to an end; the message is for users."""
+    """A server sends data, but too slowly. The message is for users."""
 
 
 class _Wire(io.RawIOBase):
@@ -73,7 +72,7 @@ class _Wire(io.RawIOBase):
 
 
 class Answer(http.client.HTTPResponse):
-    """An answer whose head has to come within the timeout that *connection* has."""
+    """An answer whose head must arrive within the timeout of *connection*."""
 
     def __init__(self, connection: socket.socket, *given: Any, **named: Any) -> None:
         super().__init__(connection, *given, **named)
@@ -98,7 +97,7 @@ class Answer(http.client.HTTPResponse):
         self._wire.begin_body()
 
     def _read_status(self) -> tuple[str, int, str]:
-        """The status that counts: those before it say only that there will be one."""
+        """Return the final status, after interim ones (100 to 199)."""
         for _ in range(limits.INTERIM + 1):
             found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]
             if not 100 <= found[1] < 200 or found[1] == http.HTTPStatus.SWITCHING_PROTOCOLS:
@@ -120,7 +119,7 @@ class Answer(http.client.HTTPResponse):
         return out
 
     def _dechunk(self, came: bytes) -> None:
-        """Sort what came into the body (``_ready``) and what is between its chunks."""
+        """Parse received bytes: the content of chunks goes into ``_ready``."""
         data, place = self._line + came, 0
         size = len(data)
         while place < size and not self._complete:
@@ -151,7 +150,7 @@ class Answer(http.client.HTTPResponse):
             raise http.client.LineTooLong("chunk")
 
     def _whole_chunks(self, data: bytes, place: int) -> int:
-        """Take the chunks that are whole and say nothing but their size; where they end."""
+        """Take complete chunks without extensions, the common case; return where they end."""
         ready, match = self._ready, _PLAIN.match
         while (found := match(data, place)) is not None:
             begin = found.end()
