@@ -1,6 +1,6 @@
-"""ADD of an archive: unpacked over what is below, as docker's untar does (T30 to T39).
+"""ADD of an archive: unpacked over the lower layers, as docker's untar does (T30 to T39).
 
-What a file is, its bytes say: a tar, compressed or not. Anything else, also a compressed file
+The bytes of a file decide whether it is a tar, compressed or not. Any other file, and a compressed file
 that holds no tar, is copied as it is.
 """
 
@@ -26,7 +26,7 @@ _MAX_ID = (1 << 31) - 1
 
 
 def add_archive(writer: Writer, source: Source, selected: Selected, dest: str) -> bool:
-    """Unpack a selected file into the directory *dest* if it is an archive; whether it is one.
+    """Unpack a selected file into the directory *dest* if it is an archive. Return whether it is.
 
     Raises BuildError or ArchiveError for an archive that is damaged or leads out of *dest*.
     """
@@ -49,7 +49,7 @@ def _reader(fd: int) -> Read:
 
 
 def is_archive(source: Source, selected: Selected) -> bool:
-    """Whether a selected file is a tar, compressed or not."""
+    """Return whether a selected file is a tar, compressed or not."""
     top, handle = next(source.entries(selected))
     if top.kind != FILE:
         return False
@@ -107,7 +107,7 @@ def _parent(writer: Writer, top: str, path: str, parents: dict[str, str]) -> str
 
 
 def _inside(text: bytes, member: bytes) -> str:
-    """A member's path below the destination, "" for that itself."""
+    """Return a member's path below the destination, "" for the destination itself."""
     path = posixpath.normpath(os.fsdecode(text).lstrip("/") or ".")
     if path == ".." or path.startswith("../"):
         raise CopyError(f"{os.fsdecode(member)!r} in the archive leads out of the destination")
@@ -133,7 +133,7 @@ def _entry(member: Member) -> Entry:
 
 
 def _link(writer: Writer, member: Member, path: str, top: str, parents: dict[str, str]) -> None:
-    """A hard link: its target counts from the destination, and may be a file that was there before."""
+    """Write a hard link. Its target is relative to the destination, and may be in a lower layer."""
     name = _inside(member.link, member.name)
     above, _, last = name.rpartition("/")
     folder = parents[above] if above in parents else writer.resolve_below(top, above)
@@ -155,7 +155,7 @@ def _link(writer: Writer, member: Member, path: str, top: str, parents: dict[str
 
 
 def _relinked(node: Node, member: Member) -> Entry:
-    """What is below at *node*, under the owner, mode and time of *member*; a link has but an owner."""
+    """Return the entry of the lower *node* with owner, mode and time of *member*; of a link only the owner."""
     found, entry = node.found, _entry(member)
     kind = kind_of(found)
     if kind == SYMLINK:

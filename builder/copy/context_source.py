@@ -41,7 +41,7 @@ from grammar.structs import replace
 
 
 class _VisibleTree(Tree):
-    """A context without what its ignore file takes away, as if that were not there."""
+    """A context without its ignored files, as if they did not exist."""
 
     def __init__(self, folder: str, ignore: Ignore) -> None:
         super().__init__((folder,))
@@ -55,7 +55,7 @@ class _VisibleTree(Tree):
         return node if node.is_dir and self._ignore.may_reinclude(node.path) else None
 
     def ignored(self, path: str) -> bool:
-        """Whether *path* itself is ignored; its directory was looked at before."""
+        """Return whether *path* itself is ignored."""
         if path not in self._states:
             above = path.rpartition("/")[0]
             if above not in self._states:
@@ -75,8 +75,8 @@ class IgnoreRules(NamedTuple):
 class ContextSource:
     """The build context: a directory of the host, owners ignored, ignore rules applied.
 
-    ``name`` tells contexts apart, so that each finds its stat index and last layers again.
-    *scanned* is what is known of it already, by selected path.
+    ``name`` identifies the context, its stat index and its last layers. *scanned* are scans that were
+    made already.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ContextSource:
         return self._tree.followed
 
     def real(self, path: str) -> str:
-        """The host path of a context path."""
+        """Return the host path of a context path."""
         return os.path.join(self._folder, path)
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
@@ -133,14 +133,12 @@ class ContextSource:
         return kept
 
     def _emptied(self, selected: Selected) -> bool:
-        """Whether a directory is ignored with all that is in it, although exceptions might have left some."""
+        """Return whether a directory is ignored and no exception keeps a file in it."""
         path = selected.path
         return bool(path) and self._tree.ignored(path) and len(self.scanned(Selected("", path))) <= 1
 
     def _excluded(self, pattern: str) -> tuple[str, int]:
-        """The line of the ignore file that takes a path away which is there, 0 if none does; and where a
-        link led to that path, what it is.
-        """
+        """Return the ignored path that a link led to, if any, and the line that ignores it, 0 for none."""
         tree = Tree((self._folder,))
         for follow in (False, True):
             try:
@@ -152,7 +150,7 @@ class ContextSource:
         return "", 0
 
     def scanned(self, selected: Selected) -> list[Stat]:
-        """The stats of everything selected, taken once per build."""
+        """Return the stats of everything selected, taken once per build."""
         if selected.selector not in self._scanned:
             keep = filter_of(self._ignore, selected)
             try:
@@ -225,7 +223,7 @@ class ContextSource:
 
 
 def _unreadable(error: OSError, path: str) -> BuildError | CacheError:
-    """The error for what cannot be read at or below *path* of the build context."""
+    """Return the error for a file at or below *path* that cannot be read."""
     name = os.fsdecode(error.filename) if error.filename and error.filename != "." else path or "."
     if error.errno in GONE:
         return changed(name)

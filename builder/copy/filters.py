@@ -1,4 +1,4 @@
-"""What a scan takes: ignore rules, --parents and --exclude. Imports nothing heavy: replay uses it too."""
+"""The filters of a scan: ignore rules, --parents and --exclude. Few imports: replay uses it too."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ Selector = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
 class _Rules:
-    """One list of patterns, walked along with a tree; remembers the state of each directory."""
+    """One list of patterns, matched while a tree is walked. Keeps the state of each directory."""
 
     def __init__(self, patterns: "Ignore", base: str) -> None:
         self.patterns = patterns
@@ -28,7 +28,7 @@ class _Rules:
         return state.excluded
 
     def verdict(self, path: str, is_dir: bool) -> int:
-        """2 to take it, 1 to look into it, 0 to leave it: matching is what leaves it out."""
+        """Return 2 to take the path, 1 to look inside, 0 to leave it out. A matching path is left out."""
         if not self.match(path, is_dir):
             return 2
         return 1 if is_dir and self.patterns.may_reinclude(path) else 0
@@ -65,12 +65,12 @@ def scan_filter(ignore: "Ignore", selector: Selector) -> "ScanFilter | None":
 
 
 def selector_name(selector: Selector) -> str:
-    """A name for a selector in an index: the path alone where that says it all."""
+    """Return the name of a selector in a stat index: the path alone where there are no patterns."""
     return selector[0] if not selector[1] and not selector[2] else repr(selector)
 
 
 class SeenContext:
-    """What replay has seen of a build context before it stepped aside: the full build need not look again."""
+    """What replay has scanned of a build context before it gave up, for the full build to use."""
 
     def __init__(self, context: str, ignore: bytes, index: "StatIndex") -> None:
         self.context = context

@@ -104,11 +104,11 @@ class Writer:
             os.close(self._old_root)
 
     def resolve(self, path: str) -> str:
-        """Where *path* leads in what is below and what was written, links followed."""
+        """Return where *path* leads in the merged tree, links followed."""
         return self._merged().resolve(path)[0]
 
     def resolve_below(self, top: str, path: str) -> str:
-        """Where *path* leads from the directory *top* on, which links take for the root."""
+        """Return where *path* leads below *top*, which is the root of absolute links."""
         return self._merged().resolve_below(top, path)
 
     def _merged(self) -> Tree:
@@ -117,7 +117,7 @@ class Writer:
 
     @contextlib.contextmanager
     def unpacking(self) -> Iterator[None]:
-        """Inside, anything takes the place of anything, and modes are those of the entries."""
+        """Inside, files and directories replace each other, and modes are those of the entries."""
         mode, self._mode, self._replaces = self._mode, None, True
         try:
             yield
@@ -125,7 +125,7 @@ class Writer:
             self._mode, self._replaces = mode, False
 
     def free(self) -> int:
-        """How many bytes the file system of the layer has left."""
+        """Return how many bytes the file system of the layer has left."""
         found = os.fstatvfs(self._root)
         return found.f_bavail * found.f_frsize
 
@@ -133,17 +133,17 @@ class Writer:
         return path in self._entries
 
     def keeps(self, path: str, entry: Entry, under: Node) -> bool:
-        """Whether *path* was left out, *under* being there, and *entry* gives it no other looks."""
+        """Return whether *path* was left out as equal to *under* and *entry* keeps its metadata."""
         uid, gid = self._ids or (entry.uid, entry.gid)
         return path in self._kept and same_metadata(entry._replace(uid=uid, gid=gid), under)
 
     def below(self, path: str) -> Node | None:
-        """What is below at *path*, if it is no directory: what a hard link may name."""
+        """Return the lower node at *path* unless it is a directory: what a hard link may name."""
         node = self._lower.lookup(path, follow=False)
         return node if node is not None and not node.is_dir else None
 
     def stands(self, path: str) -> str:
-        """The kind of what is at *path*, whose parent is a directory of this layer; "" for nothing."""
+        """Return the kind of the file at *path*, "" for none. Its parent is a directory of this layer."""
         if path in self._entries:
             return self._entries[path].kind
         under = self._under(path)
@@ -206,7 +206,7 @@ class Writer:
         self._below[entry.path] = under
 
     def _under(self, path: str) -> Node | None:
-        """What lies below *path*, whose parent is a directory of ours."""
+        """Return the lower node at *path*, whose parent is a directory of this layer."""
         above, _, name = path.rpartition("/")
         parent = self._below[above]
         return self._lower.child(parent, name) if parent is not None else None
@@ -254,7 +254,7 @@ class Writer:
         self._record(entry)
 
     def put_parent(self, path: str, entry: Entry) -> None:
-        """A directory that is there for what is below it: one that exists only takes its mode."""
+        """Write a directory that is a parent of selected files: an existing one only gets the mode."""
         if not self.is_directory(path):
             self.put(path, entry, iter(()))
             return
@@ -268,14 +268,14 @@ class Writer:
         self._stream.add(entry)
 
     def _is_below(self, entry: Entry, under: Node | None) -> bool:
-        """Whether *under* is this very member, so that a layer need not say it again."""
+        """Return whether the lower node equals the entry, so that the layer can leave it out."""
         if under is None or not self._owners:
             return False
         real = under.real
         return same_entry(entry, under, lambda: bool(entry.digest) and digest_of_file(real) == entry.digest)
 
     def _put_directory(self, entry: Entry) -> None:
-        """A directory below the top: made, or given the source's metadata where it exists (T13)."""
+        """Write a directory below the top, or give an existing one the metadata of the source (T13)."""
         old = self._entries.get(entry.path)
         if old is None:
             under = self._under(entry.path)
@@ -298,7 +298,7 @@ class Writer:
             self._entries[entry.path] = entry
 
     def _make_way(self, path: str) -> Node | None:
-        """Take away what was written at *path*; what of the layers below shows there, if nothing was."""
+        """Remove what was written at *path*. Return the lower node there if nothing was."""
         self._kept.pop(path, None)
         old = self._entries.get(path)
         if self._replaces:
@@ -319,7 +319,7 @@ class Writer:
         return under
 
     def _clear(self, path: str) -> None:
-        """Take away what was written at *path*, a directory with all that is in it."""
+        """Remove what was written at *path*, recursively."""
         old = self._entries.get(path)
         if old is None:
             return
@@ -336,7 +336,7 @@ class Writer:
             self._promote(entry, [other for other in self._linked.pop(name, []) if other not in removed])
 
     def _promote(self, old: Entry, names: list[str]) -> None:
-        """The file that hard links pointed at is replaced: its second name becomes the first."""
+        """Make the second name of a file the first one, because the first is replaced."""
         names = [name for name in names if self._entries.get(name, old).link == old.path]
         if names:
             first = self._entries[names[0]] = old._replace(path=names[0])
@@ -345,9 +345,9 @@ class Writer:
             self._linked[first.path] = names[1:]
 
     def link(self, path: str, target: str, entry: Entry, content: Iterator[bytes]) -> None:
-        """A second name of what was written before at *target* (T20).
+        """Write a hard link to *target*, which was written before (T20).
 
-        Of what is below as it was to be written, it is the first in this layer: *entry*, with *content*.
+        If *target* was left out as equal to the lower layer, *path* is written as *entry* with *content*.
         """
         if target in self._kept:
             if not self._kept[target]:
@@ -366,9 +366,9 @@ class Writer:
         self._linked.setdefault(target, []).append(path)
 
     def retouch(self, path: str, entry: Entry) -> None:
-        """Give a file written here the owner, mode and time of *entry*, another name of it.
+        """Give a written file the owner, mode and time of *entry*, which is another name of it.
 
-        The entries of its other names get them in the end (``files_first``).
+        The entries of its other names get them in ``files_first``.
         """
         uid, gid = self._ids or (entry.uid, entry.gid)
         path, old = self._first_name(path)
@@ -381,13 +381,13 @@ class Writer:
             self._entries[path] = new
 
     def _first_name(self, path: str) -> tuple[str, Entry]:
-        """The name under which what is at *path* was written, and its entry."""
+        """Return the first name of the file at *path*, and its entry."""
         while (entry := self._entries[path]).kind == HARDLINK:
             path = entry.link
         return path, entry
 
     def _link_old(self, entry: Entry) -> bool:
-        """Share the file of the previous layer if it is this very file."""
+        """Link the file of the previous layer if it is equal. Return whether it is."""
         old = self._old.get(entry.path)
         if not self._links or not entry.digest or old != entry:
             return False
@@ -412,7 +412,7 @@ class Writer:
         return snapshot
 
     def _drop_folders(self) -> None:
-        """Leave out folders in which nothing was written and that are below as they are here (T80)."""
+        """Leave out unchanged directories that were only copied up (T80)."""
         merged = [path for path, under in self._below.items() if path and under is not None]
         inside = Counter(path.rpartition("/")[0] for path in self._entries) if merged else Counter[str]()
         for path in reversed(merged):
@@ -423,7 +423,7 @@ class Writer:
                 inside[path.rpartition("/")[0]] -= 1
 
     def _hide(self, path: str, under: Node) -> None:
-        """Say by whiteouts that of the directory *under*, which lies below *path*, nothing shows there."""
+        """Hide the content of the lower directory *under* at *path* by whiteouts."""
         for name in self._lower.names(under):
             inside, node = f"{path}/{name}", self._lower.child(under, name)
             if inside not in self._entries:
@@ -433,7 +433,7 @@ class Writer:
                 self._hide(inside, node)
 
     def finish(self) -> list[Entry]:
-        """Give directories their metadata, children first; the manifest in tar order."""
+        """Set the metadata of directories, children first. Return the entries in tar order."""
         self._drop_folders()
         for path, under in self._hides.items():
             os.removexattr(os.path.join(self._upper, path), OPAQUE)

@@ -29,7 +29,7 @@ class Packer:
     """The packing process, ended by ``close``."""
 
     def __init__(self) -> None:
-        """Fork it; do so before any thread exists."""
+        """Fork the process. No thread may exist yet."""
         self._pid, self._control = fork_helper(_serve)
         self.free = threading.Lock()  # held by the one stream that the process packs
 
@@ -38,7 +38,7 @@ class Packer:
         os.waitpid(self._pid, 0)
 
     def connect(self, root: int) -> socket.socket | None:
-        """Begin a layer, to be written to the directory open as *root*; None where that fails."""
+        """Start a layer in the directory open as *root*. Return None where that fails."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             socket.send_fds(self._control, [b"L"], [theirs.fileno(), root])
@@ -51,7 +51,7 @@ class Packer:
 
 
 class Stream:
-    """One layer on its way to the packing process. ``close`` it, whatever happens."""
+    """One layer that is sent to the packing process. It must be closed."""
 
     def __init__(self, packer: Packer | None, root: int) -> None:
         self._packer = packer
@@ -62,7 +62,7 @@ class Stream:
         self.in_order = True  # every entry came once, in tar order
 
     def add(self, entry: Entry) -> None:
-        """The next member of the layer, completely written."""
+        """Send the next member of the layer, which is completely written."""
         if not self.in_order:
             return
         key = entry.path.replace("/", "\0")  # "/" sorts first, as in a lexical walk
@@ -76,7 +76,7 @@ class Stream:
                 self._send()
 
     def spoil(self) -> None:
-        """What was added is not as it was: this layer is packed afterwards."""
+        """Stop: a member that was sent has changed, so the layer is packed afterwards."""
         self.in_order = False
         self.close()
 
@@ -95,7 +95,7 @@ class Stream:
             self.close()
 
     def finish(self) -> LayerTar | None:
-        """The diff ID and size of the tar, or None where it has not been packed."""
+        """Return the diff ID and the size of the tar, None where the layer was not packed."""
         if self._channel is None:
             return None
         if self._batch:

@@ -1,7 +1,6 @@
 """CopyFiles and MakeDir: write files into a layer without mounting it.
 
-The rules of where things land are BuildKit's (T1 to T28); the layer itself is
-filled by builder.copy.layer_writer.
+Destinations follow the rules of BuildKit (T1 to T28). builder.copy.layer_writer fills the layer.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ def copy_files(
     previous: PreviousLayer | None = None,
     packer: Packer | None = None,
 ) -> SnapshotId:
-    """Execute a COPY into *draft* and commit it; *selection* is what each of its items means.
+    """Execute a COPY into *draft*, commit it, and return the ID of the snapshot.
 
-    *previous* is the directory and manifest of the last layer made by this COPY. Returns the
-    snapshot's id. Raises BuildError.
+    *selection* are the files of each item. *previous* is the last layer of the same COPY. Raises BuildError.
     """
     lower = draft.lower()
     ids = _owner(op, lower) if op.chown else None
@@ -60,7 +58,7 @@ def copy_files(
 
 
 def _owner(op: CopyFiles, lower: Tree) -> tuple[int, int]:
-    """The owner that --chown means (T16); a linked layer knows no names."""
+    """Return the owner of --chown (T16). With --link it must be numeric."""
     if not op.link:
         return owner(lower, op.chown, "--chown")
     try:
@@ -80,7 +78,7 @@ def copy_tree(tree: Tree, folder: str, links: bool = True) -> None:
 def copy_path(tree: Tree, path: str, folder: str, dest: str, links: bool = True) -> None:
     """Copy *path* of *tree* to *dest* in the empty *folder*.
 
-    Without *links* each name of a file becomes a file of its own, as it does when overlayfs copies it up.
+    Without *links*, hard links become separate files, as when overlayfs copies them up.
     """
     writer = Writer(folder, Tree(()))
 
@@ -95,7 +93,7 @@ def copy_path(tree: Tree, path: str, folder: str, dest: str, links: bool = True)
 
 
 def make_dir(op: MakeDir, draft: Draft) -> SnapshotId:
-    """Execute a WORKDIR into *draft* and commit it; an empty layer when the directory is there."""
+    """Execute a WORKDIR into *draft* and commit it. The layer is empty if the directory exists."""
     lower = draft.lower()
     path, node = lower.resolve(op.path)
     ids = None
@@ -140,7 +138,7 @@ def _copy_one(writer: Writer, source: Source, selected: Selected, dest: str) -> 
 
 
 def _content(source: Source, handle: object) -> Iterator[bytes]:
-    """The bytes of a file, opened when they are wanted."""
+    """Yield the bytes of a file, which is opened when the first are needed."""
     fd = source.open(handle)
     try:
         while data := os.read(fd, _CHUNK):

@@ -38,10 +38,9 @@ MADE_TIME = 315_619_200 * 1_000_000_000
 
 @struct
 class Selected:
-    """One source after wildcards: ``name`` is what it is called in a directory it is copied into.
+    """One source after wildcards. ``name`` is its name in a directory that it is copied into.
 
-    Of what is below ``path``, only what matches ``include`` (if there is any) and does not
-    match ``exclude`` is meant.
+    Below ``path``, files that match ``include`` (if not empty) and do not match ``exclude`` are selected.
     """
 
     name: str
@@ -55,23 +54,23 @@ class Selected:
 
 
 class Source(Protocol):
-    """Files to copy from."""
+    """A place that COPY reads files from."""
 
     def select(self, item: Picked | Inline, exclude: tuple[str, ...]) -> list[Selected]:
-        """What one source of a COPY means; empty for a wildcard that matches nothing (T6).
+        """Return what one source of a COPY selects; nothing for a wildcard without a match (T6).
 
-        Raises BuildError for a literal path that is not there.
+        Raises BuildError for a missing literal path.
         """
         ...
 
     def digest(self, selected: Selected) -> str:
-        """The digest of everything selected: the content part of the cache key."""
+        """Return the digest of everything selected: the content part of the cache key."""
         ...
 
     def entries(self, selected: Selected) -> Iterator[tuple[Entry, object]]:
-        """Each member with what ``open`` needs; paths count from the selected one, "" first.
+        """Yield each member with a handle for ``open``. Paths are relative to the selected one, which is "".
 
-        A directory that was not selected itself, only something in it, comes with None.
+        A directory that is only a parent of selected files has the handle None.
         """
         ...
 
@@ -82,7 +81,7 @@ class Source(Protocol):
 
 @struct
 class Selection:
-    """What one item of a COPY reads, resolved once: for the key and for the copy."""
+    """The files of one item of a COPY, resolved once for both the cache key and the copy."""
 
     item: Picked | Inline
     source: Source
@@ -90,7 +89,7 @@ class Selection:
 
 
 def has_wildcard(text: str) -> bool:
-    """Whether Go's filepath.Match would see a pattern; a lone backslash is a literal (T23)."""
+    """Return whether Go's filepath.Match sees a pattern. A lone backslash is a literal (T23)."""
     escaped = False
     for char in text:
         if escaped:
@@ -105,8 +104,8 @@ def has_wildcard(text: str) -> bool:
 def select_in(tree: Tree, item: Picked, listed: set[str] | None = None) -> list[tuple[str, Node]]:
     """Resolve a pattern in *tree*: wildcards per component, links in literal parts followed.
 
-    Gives names with nodes. The directories whose names decided are added to *listed*. Raises
-    GlobError, and FileNotFoundError for a matched link that leads nowhere.
+    Return names with nodes. Directories that were listed are added to *listed*. Raises GlobError, and
+    FileNotFoundError for a matched link that is broken.
     """
     parts = [part for part in os.path.normpath("/" + item.pattern).split("/") if part]
     fixed = 0
@@ -146,7 +145,7 @@ def select_in(tree: Tree, item: Picked, listed: set[str] | None = None) -> list[
 def select_named(
     tree: Tree, item: Picked, exclude: tuple[str, ...], what: str, listed: set[str] | None
 ) -> list[tuple[Selected, Node]]:
-    """``select_in`` with errors in words; what has to be there is."""
+    """Return what ``select_in`` finds. Raises BuildError, also for a missing literal path."""
     try:
         found = select_in(tree, item, listed)
     except GlobError as error:
@@ -161,7 +160,7 @@ def select_named(
 
 
 def required_path(item: Picked) -> str:
-    """The path that ``--parents`` without wildcards has to find something at; "" for any other source."""
+    """Return the path that a literal source of ``--parents`` must find files at; "" for other sources."""
     literal = item.parents and not any(map(has_wildcard, (item.pattern, *item.parents)))
     return f"{item.pattern}/{item.parents[0]}" if literal else ""
 
@@ -175,7 +174,7 @@ def filter_of(ignore: Ignore, selected: Selected) -> ScanFilter | None:
 
 
 def _broken_link(path: str, tree: Tree) -> str:
-    """What link the absolute *path* fails at, "" where it fails at none."""
+    """Return which broken link is in the absolute *path*, "" for none."""
     names = path.split("/")
     for count in range(2, len(names) + 1):
         above = "/".join(names[:count])
@@ -186,7 +185,7 @@ def _broken_link(path: str, tree: Tree) -> str:
 
 
 def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
-    """The error for a source that is not there, with the name it may have been meant to be."""
+    """Return the error for a missing source, with a hint at a similar name."""
     shown = "/" + os.path.normpath("/" + pattern).lstrip("/")
     above, _, name = shown.rpartition("/")
     parent = tree.lookup(above)
@@ -199,7 +198,7 @@ def not_found(pattern: str, tree: Tree, what: str) -> BuildError:
 
 
 def nothing_kept(item: Picked, tree: Tree, what: str) -> BuildError:
-    """The error for a path of ``--parents`` that gives no file: not there, or not reached as written."""
+    """Return the error for a path of ``--parents`` that selects no file, with the reason as a hint."""
     required = required_path(item)
     error = not_found(required, tree, what)
     path, node = tree.resolve(required)
@@ -312,7 +311,7 @@ class TreeSource:
 
 
 class InlineSource:
-    """A file whose content stands in the Dockerfile; *epoch* is its time in seconds, if not 0."""
+    """A here-document as a file. *epoch* is its time in seconds; 0 is the fixed default."""
 
     def __init__(self, item: Inline, epoch: int) -> None:
         self._item = item

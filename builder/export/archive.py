@@ -144,7 +144,7 @@ def _docker_manifest(item: NamedImage) -> dict[str, object]:
 
 @contextlib.contextmanager
 def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
-    """A writer to *dest*; the file appears whole or not at all."""
+    """Yield a function that writes to *dest*. The file appears whole or not at all."""
     if dest == "-":
         if sys.stdout.isatty():
             raise OutputError(
@@ -172,7 +172,7 @@ def destination(dest: str) -> Iterator[Callable[[bytes], object]]:
 
 
 def _open_special(dest: str) -> BinaryIO | None:
-    """A pipe or a device: it takes the bytes as they come, and is never replaced. Raises OSError."""
+    """Open a pipe or a device, which is written to and never replaced; None for others. Raises OSError."""
     if not os.path.exists(dest) or os.path.isfile(dest):
         return None
     if not os.path.realpath(dest).startswith("/proc/"):  # /dev/stdout is a link of the kernel's
@@ -185,7 +185,7 @@ def _open_special(dest: str) -> BinaryIO | None:
 
 
 def _named(write: Callable[[bytes], object], dest: str) -> Callable[[bytes], object]:
-    """*write*, whose errors say that it was *dest* that could not be written."""
+    """Return *write* with errors that name *dest*."""
 
     def put(data: bytes) -> None:
         try:

@@ -1,7 +1,7 @@
-"""``--load``: give an image to docker or podman, whichever runs here.
+"""``--load``: load an image into docker or podman.
 
-Their commands have to be run as the user and in the namespaces that pybuild was started in; so a
-process is forked for that before anything else is entered, and waits until an archive is complete.
+Their commands must run as the user and in the namespaces that pybuild was started in. So a process is
+forked for them before a namespace is entered. It waits until an archive is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORDS = 4000  # bytes of an answer
 
 
 def command() -> list[str]:
-    """What loads an archive from standard input here; empty without docker and podman."""
+    """Return the command that loads an archive from standard input; empty without docker and podman."""
     docker, podman = shutil.which("docker"), shutil.which("podman")
     if docker and (os.environ.get("DOCKER_HOST") or os.path.exists(_DOCKER_SOCKET)):
         return [docker, "load"]
@@ -30,7 +30,7 @@ def command() -> list[str]:
 
 
 def prepare() -> None:
-    """Fork the process. To be called before a namespace is entered or a thread started; once is enough."""
+    """Fork the process, once. Call this before a namespace is entered or a thread is started."""
     if _CHANNEL in os.environ:
         return
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def load(path: str) -> str:
-    """Load the archive *path*; what the command said. Raises BuildError."""
+    """Load the archive *path* and return the output of the command. Raises BuildError."""
     with socket.socket(fileno=os.dup(int(os.environ[_CHANNEL]))) as channel, open(path, "rb") as file:
         try:
             socket.send_fds(channel, [b"L"], [file.fileno()])
@@ -62,7 +62,7 @@ def load(path: str) -> str:
 
 
 def _serve(channel: socket.socket) -> None:
-    """Run the command for each archive; end with the build, whatever the command does."""
+    """Run the command for each archive, until the build ends."""
     environment = {name: value for name, value in os.environ.items() if name != _CHANNEL}
     while True:
         message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
@@ -87,7 +87,7 @@ def _serve(channel: socket.socket) -> None:
 
 
 def _await(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
-    """Wait until *process* has ended; when the build hangs up, end it."""
+    """Wait until *process* has ended; kill it if the build ends first."""
     pidfd = os.pidfd_open(process.pid)
     ready, _, _ = select.select([pidfd, channel.fileno()], [], [])
     if pidfd not in ready:

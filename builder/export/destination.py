@@ -1,8 +1,8 @@
-"""Where an archive goes: the folder and the name that a path means, links followed with care.
+"""The directory and the name that the path of an archive leads to, with links followed safely.
 
-The kernel can refuse to follow a link that another user has put into a folder where everybody writes, such as
-/tmp (protected_symlinks of proc(5)): it may be meant to have root overwrite something. Here none is ever
-followed, and nothing that was looked at is looked for by its path again.
+A link that another user has put into a world-writable directory such as /tmp may be an attack: it makes
+root overwrite a file. The kernel can refuse such links (protected_symlinks of proc(5)). Here none is
+followed in any case, and each directory is opened once, so that nothing can be replaced in between.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_place(path: str) -> tuple[int, str, os.stat_result | None]:
-    """The folder of *path*, open, its name there, which is no link, and what is there, if anything.
+    """Return the directory of *path*, open, the name in it, and the stat of that if it exists.
 
-    Raises OSError, and BuildError where it leads over a link that is not to be trusted.
+    The name is no link. Raises OSError, and BuildError where an untrusted link is on the way.
     """
     folders = [os.open("/", _FOLDER)]
     todo = os.path.join(os.getcwd(), path).split("/")[::-1]
@@ -65,7 +65,7 @@ def _look(folder: int, name: str) -> os.stat_result | None:
 
 
 def _check(folder: int, found: os.stat_result, path: str) -> None:
-    """See that what was *found* in a folder is its owner's or our own, where everybody writes."""
+    """Check that a file in a world-writable directory belongs to us or to the directory's owner."""
     above = os.fstat(folder)
     everybodys = stat.S_ISVTX | stat.S_IWOTH
     if above.st_mode & everybodys == everybodys and found.st_uid not in (os.geteuid(), above.st_uid):

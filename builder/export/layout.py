@@ -1,4 +1,4 @@
-"""An image as an OCI image layout in a folder, beside those that are there."""
+"""Add an image to an OCI image layout in a directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of an image without the image: as a tar, or in a folder (``type=tar``, ``type=local``)."""
+"""The files of an image as a tar (``type=tar``) or in a directory (``type=local``)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _holds(folder: str, path: str) -> bool:
 
 
 def _clear(root: int, dest: str) -> None:
-    """Remove what is in the folder *dest*, open as *root*. Raises BuildError."""
+    """Empty the directory *dest*, open as *root*. Raises BuildError."""
     try:
         for name in os.listdir(root):
             remove_tree(name, root)
@@ -119,10 +119,10 @@ def _pack_roots(
     seen: dict[str, str] | None = None,
     keep_ids: bool = True,
 ) -> int:
-    """The tar of merged trees: a copy of them that is walked.
+    """Write a tar of merged trees, by way of a copy of them.
 
-    *seen* are paths, but of directories, and whose they are: no other image may have them. Without
-    *keep_ids* no file has a setuid or setgid bit; how many lost theirs. Raises BuildError.
+    *seen* maps paths of files to the image that has them; no other image may have the same path. Without
+    *keep_ids*, files lose their setuid and setgid bits. Return how many did. Raises BuildError.
     """
     privileged = 0
 
@@ -163,7 +163,7 @@ def _pack_roots(
 
 
 def _apart(entries: Iterator[Entry], whose: str, seen: dict[str, str]) -> Iterator[Entry]:
-    """The entries, none of which but directories may be among those that were *seen*."""
+    """Yield the entries. Raise BuildError for a file whose path was *seen* in another image."""
     for entry in entries:
         if entry.kind != DIRECTORY and (other := seen.setdefault(entry.path, whose)) != whose:
             raise OutputError(

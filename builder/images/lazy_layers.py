@@ -1,7 +1,7 @@
-"""Layers that are not unpacked: known by their diff IDs, their blobs in the store or elsewhere.
+"""Layers that are not unpacked: known by diff ID, with blobs in the store or elsewhere.
 
-Where a stack of layers is given, such a layer stands there by its diff ID until somebody needs its
-files: a cached step whose files nobody reads is never fetched.
+In a stack such a layer is a diff ID until its files are needed. So the layer of a cached step whose files
+no step reads is never fetched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AT_ONCE = 4
 
 @struct(frozen=False)
 class Layers:
-    """The layers of one build that are elsewhere, and how they get here."""
+    """The layers of one build that are not in the store, and where they are fetched from."""
 
     store: Store
     sink: Sink
@@ -38,13 +38,13 @@ class Layers:
     _images: list[tuple[str, Digest, tuple[DiffId, ...]]] = field(factory=list)
 
     def add(self, layer: DiffId, source: BlobSource, descriptor: Descriptor) -> None:
-        """Say that *source*, a shared cache, has the layer as the blob *descriptor*."""
+        """Note that *source*, a shared cache, has the layer as the blob *descriptor*."""
         self._of_caches.setdefault(layer, []).append((source, descriptor))
 
     def leave(
         self, name: str, image: Digest, layers: Iterable[tuple[DiffId, Descriptor]], source: BlobSource
     ) -> None:
-        """Say that the base image *name* is left in *source*; it gets its name once all of it is here."""
+        """Note that the base image *name* stays in *source*. It gets its name once all of it is stored."""
         found = list(layers)
         for layer, descriptor in found:
             self._of_bases.setdefault(layer, []).append((source, descriptor))
@@ -69,17 +69,17 @@ class Layers:
         return layer if isinstance(layer, DiffId) else layer_tar(self.store, layer).diff_id
 
     def forget(self) -> None:
-        """No longer take layers from shared caches."""
+        """Stop taking layers from shared caches."""
         self._of_caches.clear()
 
     def tag_complete(self) -> None:
-        """Give the images that are here whole their names."""
+        """Name the base images whose layers are all stored now."""
         for name, image, layers in self._images:
             if all(self.store.index.unpacked(layer) or stored(self.store, layer) for layer in layers):
                 self.store.tag(name, image)
 
     def in_cache(self, layer: DiffId, place: str) -> Descriptor | None:
-        """What the layer is as a blob of the shared cache called *place*, as that says itself."""
+        """Return the layer's blob in the shared cache called *place*, None where it has none."""
         found = self._of_caches.get(layer, ())
         return next((descriptor for source, descriptor in found if source.name == place), None)
 
@@ -95,7 +95,7 @@ class Layers:
         return snapshot
 
     def fetched(self, stack: Iterable[Layer]) -> None:
-        """See that every layer of *stack* is in the store, be it as a blob. Raises as ``unpacked``."""
+        """Fetch the layers of *stack* that the store lacks, as blobs. Raises BuildError or CacheError."""
         self._each(stack, self._fetch)
 
     def _each(self, stack: Iterable[Layer], work: Callable[[DiffId], object]) -> None:
@@ -129,9 +129,9 @@ class Layers:
         return [*self._of_caches.get(layer, ()), *self._of_bases.get(layer, ())]
 
     def _download(self, layer: DiffId, take: Callable[[Descriptor], object]) -> None:
-        """Put the layer's blob into the store and have it verified by *take*, from the first place that can.
+        """Store the layer's blob from the first place that works, and verify it by *take*.
 
-        Raises LayerLost where none can.
+        Raises LayerLost where none works.
         """
         failure: BuildError | CacheError | None = None
         for source, descriptor in self._elsewhere(layer):
@@ -153,7 +153,7 @@ class Layers:
 
 @contextlib.contextmanager
 def fetched(store: Store, source: BlobSource, descriptor: Descriptor, sink: Sink) -> Iterator[str]:
-    """``downloaded``, shown as a transfer from *source*."""
+    """Fetch a blob of *source* into a temporary file, with progress; see ``downloaded``."""
     meter = Meter(f"fetching from {source.name}", descriptor.size, sink)
     with downloaded(store, descriptor, lambda file: source.blob(descriptor, file, meter.add)) as path:
         meter.finish()
@@ -162,7 +162,7 @@ def fetched(store: Store, source: BlobSource, descriptor: Descriptor, sink: Sink
 
 @contextlib.contextmanager
 def downloaded(store: Store, descriptor: Descriptor, write: Callable[[BinaryIO], None]) -> Iterator[str]:
-    """The path of a file, there for the time being, that *write* has filled with a blob, durable.
+    """Yield the path of a temporary file that *write* has filled with a blob, durably.
 
     Raises BuildError or CacheError.
     """

@@ -1,8 +1,7 @@
 """Load an image archive into the store: OCI layout tars and ``docker save`` tars.
 
-An archive is data from a stranger: members are taken by the names the formats define and
-nothing else, every blob is verified against the digest that names it, and layers are
-verified against the config's diff IDs when they are unpacked.
+Archives are untrusted: only members with names of the formats are read, every blob is verified against
+its digest, and layers are verified against the config's diff IDs when they are unpacked.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ _MAX_DEPTH = 4
 
 
 def load(store: Store, read: Read) -> list[str]:
-    """Load every image of an archive; the names it now has here (image IDs for unnamed ones).
+    """Load every image of an archive. Return the new names, and image IDs for unnamed images.
 
-    Of images for several platforms a name means that for this machine, or else the first.
-    Raises BuildError or CacheError, and then nothing has been tagged.
+    Of images for several platforms, a name means that for this machine, else the first. Raises BuildError or
+    CacheError; then nothing was tagged.
     """
     folder = store.temporary()
     os.mkdir(folder, 0o700)
@@ -53,12 +52,12 @@ def load(store: Store, read: Read) -> list[str]:
 
 
 def load_folder(store: Store, folder: str) -> list[str]:
-    """The same of an OCI image layout in a folder, which is left as it is."""
+    """Load every image of an OCI image layout in a directory, which is not changed."""
     return _name_all(store, _layout(store, folder).oci_images())
 
 
 def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]:
-    """Give images of the store their names; the names, and IDs of those that have none."""
+    """Tag images of the store. Return the names, and IDs of those that have none."""
     if not images:
         raise ImageError("the archive holds no image")
     for name in dict.fromkeys(name for _, names in images for name in names):
@@ -72,9 +71,9 @@ def _name_all(store: Store, images: list[tuple[Digest, list[str]]]) -> list[str]
 
 
 def load_layout(store: Store, place: str, platform: Platform) -> Digest:
-    """The image for *platform* of an OCI image layout, ``folder[:tag|@digest]``, taken into the store.
+    """Load the image for *platform* of an OCI image layout, ``directory[:tag|@digest]``, into the store.
 
-    Without a tag it is the one called latest, or the only one. Raises BuildError or CacheError.
+    Without a tag it is the one tagged latest, or the only one. Raises BuildError or CacheError.
     """
     folder, at, wanted = place.partition("@")
     tag = ""
@@ -104,9 +103,9 @@ def _is_meant(entry: Entry, tag: str, wanted: str) -> bool:
 
 
 class _Archive:
-    """Members of an archive, on disk under numbers; links between them as docker writes them.
+    """The members of an archive, in files with numbers as names, and the links between them.
 
-    Those of ``folder`` are ours to link; without one they are somebody else's and are copied.
+    Files in ``folder`` are temporary and are linked into the store; those of a layout are copied.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -267,7 +266,7 @@ class _Archive:
         return self._store.put_blob(config)
 
     def _adopt(self, path: str, stated: Descriptor | None) -> Descriptor:
-        """Take a layer's file into the store under its own digest."""
+        """Store the file of a layer under its digest."""
         sha = hashlib.sha256()
         copy = self._store.temporary()
         if self._folder:
@@ -296,7 +295,7 @@ class _Archive:
 
 
 def _copy_blob(path: str, copy: str, stated: Descriptor | None) -> None:
-    """Copy a layout's blob, no more of it than is stated. Raises BuildError for no regular file."""
+    """Copy a blob of a layout after checking its size. Raises BuildError unless it is a regular file."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as source, open(copy, "xb") as target:
         found = os.fstat(fd)

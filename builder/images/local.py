@@ -24,9 +24,9 @@ def reference(name: str) -> Reference:
 
 
 def new_name(name: str) -> str:
-    """The canonical form of a name that an image gets. Raises UsageError, also for one with a digest.
+    """Return the canonical form of a new name of an image. Raises UsageError, also for one with a digest.
 
-    What such a name means is decided by its digest, never by who builds.
+    A name with a digest cannot be given: the digest decides what it means.
     """
     found = reference(name)
     if found.digest:
@@ -35,12 +35,12 @@ def new_name(name: str) -> str:
 
 
 def config_of(store: Store, image: Digest) -> ImageConfig:
-    """The config of a stored image, verified."""
+    """Return the config of a stored image, verified."""
     return parse_config(store.read_blob(image), f"the config {image}")
 
 
 def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
-    """The image that a user's *name* means: a name, or the start of an image ID.
+    """Return the image of a user's *name*: an image name, or the start of an image ID.
 
     Raises BuildError when the store has none or several.
     """
@@ -61,7 +61,7 @@ def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
 
 
 def names_for(store: Store, given: str, image: Digest) -> tuple[str, ...]:
-    """The canonical name that the user's *given* is, or none when it was an image ID."""
+    """Return the canonical form of the name *given*; none if it is an image ID."""
     try:
         name = str(parse_reference(given))
     except ReferenceError_:
@@ -70,7 +70,7 @@ def names_for(store: Store, given: str, image: Digest) -> tuple[str, ...]:
 
 
 def _by_id(store: Store, start: str) -> ImageId | None:
-    """The one tagged image whose ID starts with at least six hex digits *start*."""
+    """Return the one tagged image whose ID starts with *start*, at least six hex digits."""
     if len(start) < 6 or not set(start) <= set("0123456789abcdef"):
         return None
     found = {image for _name, image in named(store, []) if image[7:].startswith(start)}
@@ -80,7 +80,7 @@ def _by_id(store: Store, start: str) -> ImageId | None:
 
 
 def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, ImageId]]:
-    """Every name with its image; records that cannot be read are added to *damaged*."""
+    """Yield every name with its image. Errors of unreadable records are added to *damaged*."""
     for name in store.names():
         try:
             image = store.resolve(name)
@@ -92,7 +92,7 @@ def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, ImageId]]:
 
 
 def remember_platform(store: Store, name: Reference, platform: Platform, image: Digest) -> None:
-    """Keep in mind which image *name* means for a *platform* other than this machine's."""
+    """Remember which image *name* means for a *platform* other than this machine's."""
     store.memos.set_platform_image(str(platform), str(name), ImageId(image))
 
 
@@ -103,7 +103,7 @@ def rename(store: Store, name: str, image: Digest) -> None:
 
 
 def snapshots(store: Store, config: ImageConfig) -> tuple[SnapshotId, ...]:
-    """The layer directories of an image, bottom first, unpacked again where only the blob is left.
+    """Return the snapshots of an image, bottom first, unpacked again where only the blob is left.
 
     Raises CacheError.
     """
@@ -111,7 +111,7 @@ def snapshots(store: Store, config: ImageConfig) -> tuple[SnapshotId, ...]:
 
 
 def size(store: Store, config: ImageConfig) -> int:
-    """The bytes of an image's layers as uncompressed tars."""
+    """Return the size in bytes of an image's layers as uncompressed tars."""
     return sum(tar_size(store, layer) for layer in config.diff_ids)
 
 
@@ -130,7 +130,7 @@ def put_config(store: Store, config: ImageConfig) -> Digest:
 
 
 def from_root(store: Store, layer: DiffId, source: str) -> Digest:
-    """An image of one layer and an empty config, as ``docker import`` makes it."""
+    """Store an image of one layer and an empty config, as ``docker import`` does."""
     config = scratch(host())
     config = ImageConfig(config.platform, {}, (History(f"imported from {source}"),), (layer,))
     return put_config(store, config)

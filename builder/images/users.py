@@ -15,10 +15,10 @@ _MAX_ID = (1 << 31) - 2
 
 
 def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
-    """``user[:group]`` as ids (T16): a lone name brings its primary group, a lone
-    number is its own group. *what* names the option for the error.
+    """Return the ids of ``user[:group]`` (T16). A lone name has its primary group, a lone number is also
+    the group. *what* names the option in errors.
 
-    Raises BuildError for a name the image does not know.
+    Raises BuildError for a name that the image does not have.
     """
     user, colon, group = text.partition(":")
     uid, primary = _user(tree, user, what)
@@ -27,7 +27,7 @@ def owner(tree: Tree, text: str, what: str) -> tuple[int, int]:
 
 
 def owner_or_root(tree: Tree, text: str, what: str) -> tuple[int, int]:
-    """The same for who has never had to exist: an unknown name is root, an unknown group the user's own."""
+    """Return the ids of ``user[:group]``. An unknown user is root, an unknown group that of the user."""
     user, colon, group = text.partition(":")
     uid = gid = 0
     with contextlib.suppress(UnknownName):
@@ -78,13 +78,13 @@ def _id(text: str, what: str) -> int:
 
 
 def _id_of(fields: list[str], place: int, what: str) -> int:
-    """A field of a line; what is missing or no number is 0, as moby's reader has it."""
+    """Return the number in a field of a line; 0 if it is missing or no number, as in moby."""
     text = fields[place] if place < len(fields) else ""
     return _id(text.removeprefix("+"), what) if re.fullmatch(r"[+-]?[0-9]+", text) else 0
 
 
 def _lines(tree: Tree, path: str) -> list[list[str]]:
-    """The fields of each line; a missing file has none, an odd one is an error (RT-18)."""
+    """Return the fields of each line; none of a missing file. An odd file is an error (RT-18)."""
     node = tree.lookup(path)
     if node is None:
         return []

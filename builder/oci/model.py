@@ -1,7 +1,6 @@
 """OCI image config and platform (image-spec v1.1 config.md).
 
-Values, read with checks and written exactly. What we do not know in a base's config is kept
-and written back.
+Values are read with checks and written exactly. ``extra`` fields of a base's config are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
     def to_json(self) -> dict[str, str]:
-        """As an index has it (image-spec image-index.md)."""
+        """Return the platform as an index holds it (image-spec image-index.md)."""
         out = {"architecture": self.architecture, "os": self.os}
         if self.variant:
             out["variant"] = self.variant
@@ -49,7 +48,7 @@ class Platform:
 
 
 def host() -> Platform:
-    """The platform of this machine."""
+    """Return the platform of this machine."""
     machine = os.uname().machine
     architecture, variant = _MACHINES.get(machine, (machine, ""))
     return Platform("linux", architecture, variant)
@@ -81,7 +80,7 @@ _COMPONENT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 
 def normal_architecture(text: str, variant: str) -> tuple[str, str]:
-    """An architecture and its variant as OCI names them."""
+    """Return an architecture and its variant by their OCI names."""
     architecture, implied = _ARCHITECTURES.get(text.lower(), (text.lower(), ""))
     variant = variant.lower() or implied
     if architecture == "arm":
@@ -95,9 +94,9 @@ def normal_architecture(text: str, variant: str) -> tuple[str, str]:
 
 
 def rank(stated: object, wanted: Platform) -> int:
-    """How well an image for the platform *stated*, as an index has it, serves *wanted*; 0: not at all.
+    """Return how well an image for the platform *stated* in an index runs on *wanted*; 0 is not at all.
 
-    As in containerd a processor also runs what was made for its older versions, at last for their 32 bits.
+    As in containerd, a processor also runs programs for its older versions, and 32-bit ones last.
     """
     if not isinstance(stated, dict) or str(stated.get("os") or "").lower() != wanted.os:
         return 0
@@ -108,7 +107,7 @@ def rank(stated: object, wanted: Platform) -> int:
 
 
 def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
-    """The architectures whose programs one runs, the best first."""
+    """Return the architectures whose programs this one runs, the best first."""
     digits = variant.removeprefix("v")
     version = int(digits) if digits.isdigit() and len(digits) < 4 else 0
     out = [(architecture, variant)]
@@ -124,7 +123,7 @@ def _served(architecture: str, variant: str) -> list[tuple[str, str]]:
 
 
 def parse_platform(text: str, default: Platform) -> Platform:
-    """``os/architecture[/variant]``, or one of the first two alone, which then has to be known.
+    """Parse ``os/architecture[/variant]``, or a known system or architecture alone.
 
     Raises ValueError.
     """
@@ -167,7 +166,7 @@ def unknown_platform(platform: Platform) -> str | None:
 
 @struct
 class History:
-    """One line of an image's history; ``created`` is RFC 3339 or ""."""
+    """One line of an image's history. ``created`` is RFC 3339, "" if unknown."""
 
     created_by: str
     empty_layer: bool = False
@@ -192,7 +191,7 @@ class History:
 
 @struct
 class ImageConfig:
-    """An image's config. ``settings`` is its "config" object as JSON holds it."""
+    """An image's config. ``settings`` is its "config" object as JSON."""
 
     platform: Platform
     settings: dict[str, Any] = field(factory=dict)
@@ -204,20 +203,20 @@ class ImageConfig:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment in its order; the last of equal names counts."""
+        """The environment in its order. The last of equal names wins."""
         return dict(item.partition("=")[::2] for item in self.settings.get("Env") or [])
 
     def with_settings(self, **changes: Any) -> ImageConfig:
-        """A copy with some settings replaced; None removes one."""
+        """Return a copy with some settings replaced. None removes one."""
         settings = {**self.settings, **changes}
         return replace(self, settings={k: v for k, v in settings.items() if v is not None})
 
     def with_env(self, env: dict[str, str]) -> ImageConfig:
-        """A copy with this environment, in its order."""
+        """Return a copy with this environment, in its order."""
         return self.with_settings(Env=[f"{key}={value}" for key, value in env.items()])
 
     def to_bytes(self) -> bytes:
-        """The config as stored; equal values give equal bytes."""
+        """Return the config as it is stored. Equal values give equal bytes."""
         out: dict[str, object] = dict(self.extra)
         if self.created:
             out["created"] = self.created
@@ -243,7 +242,7 @@ _EXTRA = ("os.version", "os.features")
 
 
 def to_json(value: object) -> bytes:
-    """JSON as Go writes it in this: a byte that is no text becomes U+FFFD."""
+    """Return compact JSON. Like Go, write U+FFFD for bytes that are not valid text."""
     return valid_text(json.dumps(value, separators=(",", ":"), ensure_ascii=False)).encode()
 
 
@@ -305,5 +304,5 @@ def _history(item: Any) -> History:
 
 
 def scratch(where: Platform) -> ImageConfig:
-    """The config that FROM scratch starts with (T61)."""
+    """Return the config that FROM scratch starts with (T61)."""
     return ImageConfig(where, {"Env": [f"PATH={DEFAULT_PATH}"], "WorkingDir": "/"})

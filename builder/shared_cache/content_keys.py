@@ -1,4 +1,4 @@
-"""Names under which digests of the files of stages are remembered: in one store, and in all."""
+"""Keys under which digests of files of stages are remembered: in one store, and in shared caches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grammar.structs import struct
 
 @struct(eq=False)
 class ContentKey:
-    """How files are taken, on top of which steps, and from which layers."""
+    """What a digest of files depends on: how they are selected, from which steps and layers."""
 
     kind: str
     fields: Mapping[str, object]

@@ -1,4 +1,4 @@
-"""``--cache-to``: leave what the steps of a build gave where other builds find it."""
+"""``--cache-to``: write the results of steps to a shared cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PATIENCE = 10.0  # seconds for another build to be done with a cache mount
 
 @struct
 class StepResult:
-    """What a step of this build gave, as the solver has it: layers go by snapshots or diff IDs."""
+    """The result of a step of this build, with layers as the solver names them."""
 
     key: str
     run: tuple[Layer, ...]
@@ -42,7 +42,7 @@ class StepResult:
 
 @struct
 class Known:
-    """All that a build can say. ``last`` are the steps whose layers the image holds, ``mounts`` the
+    """The results of a build. ``last`` are the keys of the steps whose layers the image holds, ``mounts`` the
     cache mounts by their ids: their names, and their folders, "" for one that is not there.
     """
 
@@ -53,7 +53,7 @@ class Known:
 
 
 def records_of(store: Store, known: Known, everything: bool) -> Records:
-    """The records of all steps, or of those that the image's layers come from."""
+    """Return the records of all steps, or of those whose layers the image holds."""
     steps = []
     found: dict[Layer, DiffId] = {}
     for result in known.steps:
@@ -127,7 +127,7 @@ def _export(
 
 
 def _at_its_place(layer: DiffId, layers: Layers, place: CacheBackend) -> Descriptor | None:
-    """A layer that this very place said it has, that nobody has fetched, and that need not be."""
+    """Return the blob of a layer that this place has already, so that the layer is not fetched."""
     descriptor = layers.in_cache(layer, place.name)
     if descriptor is None or layers.damaged or not place.has(descriptor):
         return None
@@ -135,7 +135,7 @@ def _at_its_place(layer: DiffId, layers: Layers, place: CacheBackend) -> Descrip
 
 
 def _blob_of(layer: DiffId, store: Store, layers: Layers, given: CachePlace) -> Descriptor:
-    """A layer as a blob of the store, verified: there already, fetched, or packed now. Raises LayerLost."""
+    """Return a layer as a verified blob of the store, fetching or packing it if needed. Raises LayerLost."""
     if not store.index.unpacked(layer):
         layers.fetched([layer])
     return _plain(stored(store, layer) or blob(store, layer, Packing(given.compression)))
@@ -149,7 +149,7 @@ def _plain(found: Descriptor) -> Descriptor:
 
 
 def _wanted(known: Known, given: CachePlace, sink: Sink) -> list[tuple[str, str]]:
-    """The names and folders of the mounts to take along; a folder that is not there is ""."""
+    """Return the names and directories of the cache mounts to export; "" for an absent directory."""
     if given.all_mounts:
         return [item for items in known.mounts.values() for item in items]
     for name in given.mounts:

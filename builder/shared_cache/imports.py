@@ -28,7 +28,7 @@ from grammar.structs import field, struct
 
 @struct(frozen=False)
 class Imports:
-    """What the caches of one build say."""
+    """The records of all shared caches of one build."""
 
     store: Store
     layers: Layers
@@ -49,7 +49,7 @@ class Imports:
                 self.layers.sink(Notice(f"the cache {given.place} is not used: {error.message}", True))
 
     def forget(self) -> None:
-        """Use none of them for steps any more."""
+        """Stop using the caches for steps."""
         self._records.clear()
         self._contents.clear()
         self.layers.forget()
@@ -118,7 +118,7 @@ class Imports:
     # -- cache mounts ----------------------------------------------------------------------
 
     def fill(self, name: str, folder: str) -> bool:
-        """Unpack what is known of the cache mount *name* into the empty *folder*; whether there was some."""
+        """Fill the empty *folder* of a new cache mount. Return True if a cache had an entry for it."""
         for place, descriptor in self._mounts.get(name, ()):
             try:
                 found = fetched(self.store, place, descriptor, self.layers.sink)
@@ -130,7 +130,7 @@ class Imports:
         return False
 
     def carried(self, name: str, to: CacheBackend) -> Descriptor | None:
-        """The blob of a cache mount that no step has used here, put *to* another place if need be."""
+        """Return the blob of a cache mount that no step used, copied *to* another place if needed."""
         for place, descriptor in self._mounts.get(name, ()):
             try:
                 if not to.has(descriptor):
@@ -144,7 +144,7 @@ class Imports:
 
 
 def _inline(data: bytes, layers: list[Descriptor]) -> tuple[Records, dict[DiffId, Descriptor]]:
-    """The records in an image's config; the layers are the image's own."""
+    """Return the records in an image's config; their layers are those of the image."""
     config = parse_config(data, "the config")
     value = loads(data, "the config", LIMIT)
     found = value.get(INLINE) if isinstance(value, dict) else None

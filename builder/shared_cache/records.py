@@ -1,8 +1,8 @@
-"""What a shared cache says: the results of steps, by their keys; and how that is written.
+"""The records of a shared cache: the results of steps by their keys, and their JSON form.
 
-It is data from a stranger. A key, which is a hash of all that a step depends on, only says something of
-a step for which this build derives the same one; layers are verified against their digests and diff
-IDs when they are fetched. Of the Dockerfile, its arguments and its environment nothing else is in it.
+Records are untrusted. A key is a hash of everything that a step depends on, so a record applies only to a
+step for which this build derives the same key. Layers are verified against their digests and diff IDs when
+they are fetched. Records hold nothing else of the Dockerfile, its arguments or its environment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HEX = frozenset("0123456789abcdef")
 
 @struct
 class Record:
-    """A step: its *layer*, made at *created* (ns), above RUNs whose layers are *run* (``chained``)."""
+    """The result of a step: its ``layer``, made at ``created`` (ns), above RUNs with the layers ``run``."""
 
     key: str
     run: str
@@ -37,7 +37,7 @@ class Record:
 
 @struct
 class Records:
-    """All of a cache: results, digests of what stages hold by their aliases, cache mounts by their names."""
+    """A whole cache: results of steps, digests of files by content key, blobs of cache mounts by name."""
 
     steps: tuple[Record, ...] = ()
     contents: dict[str, str] = field(factory=dict)
@@ -45,7 +45,7 @@ class Records:
 
 
 def encode(records: Records, layers: Iterable[tuple[DiffId, Descriptor]] = ()) -> dict[str, Any]:
-    """The records as JSON has them; *layers* are the blobs of diff IDs, where the manifest does not say."""
+    """Return the records as JSON. *layers* are the blobs of diff IDs; an image's own config needs none."""
     out: dict[str, Any] = {
         "version": _VERSION,
         "steps": [
@@ -73,7 +73,7 @@ def to_bytes(value: dict[str, Any]) -> bytes:
 
 
 def parse(data: bytes, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
-    """The records in *data* and the blobs of the layers they name. Raises BuildError."""
+    """Return the records in *data* and the blobs of their layers. Raises BuildError."""
     value = loads(data, what, LIMIT)
     if not isinstance(value, dict):
         raise SharedCacheError(f"{what} is not a JSON object")
@@ -81,7 +81,7 @@ def parse(data: bytes, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
 
 
 def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
-    """See ``parse``."""
+    """Return what ``parse`` does, from JSON that is already read. Raises BuildError."""
     if value.get("version") != _VERSION:
         raise SharedCacheError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
     try:

@@ -1,4 +1,4 @@
-"""``--format``: values as a template says, of which docker's users know the simple part."""
+"""``--format``: fill in a template, of which the simple part of docker's language is supported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ESCAPES = {"\\t": "\t", "\\n": "\n"}
 
 
 def shaped(value: Any, template: str) -> str:
-    """*value* with ``{{.Name}}``, ``{{.Name.Of.More}}`` and ``{{json .Name}}`` filled in.
+    """Fill ``{{.Name}}``, ``{{.Name.Of.More}}`` and ``{{json .Name}}`` of *value* into a template.
 
-    Raises UsageError for a field that is not there, or anything else in braces.
+    Raises UsageError for a missing field, or anything else in braces.
     """
 
     def fill(match: re.Match[str]) -> str:

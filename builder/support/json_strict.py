@@ -1,4 +1,4 @@
-"""JSON from strangers: I-JSON as the image specification requires, nothing lenient.
+"""Untrusted JSON, read strictly as I-JSON, which the image specification requires.
 
 Python's own loader keeps the last of duplicate keys, reads NaN, and fails with other
 exceptions on deep nesting and long numbers.
@@ -33,7 +33,7 @@ def loads(data: bytes, what: str, limit: int) -> object:
 
 
 def valid_text(text: str) -> str:
-    """*text* with every lone surrogate replaced by U+FFFD, as Go reads and writes JSON."""
+    """Return *text* with each lone surrogate replaced by U+FFFD, as Go reads and writes JSON."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 

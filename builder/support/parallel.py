@@ -1,4 +1,4 @@
-"""Do the same to several things at once, and stop early."""
+"""Run a function on several items at once, and stop at the first error."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _T = TypeVar("_T")
 def each(work: Callable[[_T], object], items: Iterable[_T], at_once: int) -> None:
     """Call *work* on every item, in at most *at_once* threads.
 
-    Raises what the first that failed has raised, and does not wait for the others then: those that have
-    not begun do not, and who is in the middle of something ends with it. So it is on Ctrl-C.
+    Raises the first error, and Ctrl-C, at once: items that are not started are dropped, and running calls
+    are not waited for.
     """
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Paths of this machine: those in the home of who builds, and words about one that leads to nothing."""
+"""Paths of this machine: those in the home directory, and reasons why one does not exist."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 
 def in_home(path: str) -> str:
-    """The absolute path of *path* below the home directory; below ``/~`` where no home is known."""
+    """Return the absolute path of *path* below the home directory; below ``/~`` if that is unknown."""
     return os.path.join("/", os.path.expanduser(f"~/{path}"))
 
 
 def why_missing(path: str) -> str:
-    """``: LINK is a link to TARGET, which is not there``, where that is why *path* is missing, else ""."""
+    """Return ``: LINK is a link to TARGET, which is not there`` if *path* has a broken link, else ""."""
     names = path.rstrip("/").split("/")
     for count in range(1, len(names) + 1):
         above = "/".join(names[:count])

@@ -1,4 +1,4 @@
-"""Programs that end when this process does, however that ends, with all that they have started."""
+"""Programs that end with this process, however it ends, with all that they have started."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Tethered(subprocess.Popen[bytes]):
             os.killpg(self.pid, signal.SIGKILL)
 
     def release(self) -> None:
-        """Let go of it: what it has left running is killed."""
+        """Release the program. What it has left running is killed."""
         os.close(self._hold)
