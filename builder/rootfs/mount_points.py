@@ -22,9 +22,9 @@ def add_points(root: str, points: str) -> list[str]:
     """
     made: list[str] = []
 
-    def add(above: str, name: str, is_folder: bool) -> None:
+    def add(above: str, name: str, is_directory: bool) -> None:
         with real_folder(root, above) as fd:
-            if is_folder:
+            if is_directory:
                 os.mkdir(name, 0o755, dir_fd=fd)
             else:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=fd))

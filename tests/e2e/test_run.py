@@ -594,3 +594,17 @@ def test_lines_without_end(pybuild: Pybuild) -> None:
     shown = [line.split(" ", 2)[2] for line in done.err.splitlines() if re.match(r"#2 [0-9.]+ ", line)]
     assert shown[:-4] == [str(number) for number in range(1, 300_001)]
     assert shown[-4:] == ["x", "\ty\\x1bz", "", "end"]
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "chroot"])
+def test_debug_prints_operations(pybuild: Pybuild, isolation: str) -> None:
+    """--debug shows how a container is made; what two steps share is shown once, contents never."""
+    text = "FROM busybox\nRUN --mount=type=secret,id=s true\nRUN true\n"
+    (pybuild.work / "secret").write_text("never shown")
+    options = ("--network=none", "--no-cache", f"--isolation={isolation}", "--debug")
+    done = pybuild(*options, f"--secret=id=s,src={pybuild.work}/secret", pybuild.context(text)).ok()
+    lines = [line.split(" ", 2)[2] for line in done.err.splitlines() if line.startswith("debug: ")]
+    assert lines.count("Execute argv=[/bin/sh, -c, true] env=PATH") == 2
+    shared = "Mask path=proc/kcore when=always" if isolation == "namespaces" else "EnterChroot"
+    assert lines.count(shared) == 1
+    assert "never shown" not in done.err
