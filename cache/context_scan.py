@@ -2,8 +2,8 @@
 
 ``scan`` stats a subtree in one pass; ``StatIndex`` remembers the digest of every file by
 ``(device, inode, ctime, mtime, size)``. All five must match: builders that trust size and
-mtime alone serve wrong files (T100). A file whose ctime is too close to the
-moment it was read is never remembered, since it may change again within the clock's tick.
+mtime alone serve wrong files (T100). A file whose ctime is too close to the moment it was read is not
+remembered, since it may change again within the clock's tick.
 """
 
 import errno
@@ -31,9 +31,9 @@ Content = tuple[str, tuple[tuple[str, bytes], ...]]
 _SETTLED = 50_000_000  # ns: coarse clocks tick every 4 to 10 ms
 _FORMAT = 1
 _CHUNK = 1 << 20
-# What opening a file says that was removed, or has something else in its place or on the way to it.
+# Errors of opening a file that was removed or replaced, or whose directory was.
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO)
-_BATCH = 500  # entries between two signs of progress
+_BATCH = 500  # entries between two reports of progress
 
 
 def stat_entry(path: str, found: os.stat_result) -> Stat:
@@ -51,12 +51,11 @@ def stat_entry(path: str, found: os.stat_result) -> Stat:
 
 
 def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None) -> list[Stat]:
-    """Everything at and below *path* of the directory open as *root*, in lexical walk order.
+    """Return all entries at and below *path* of the directory open as *root*, in lexical walk order.
 
-    *path* is relative and must not pass through a link. *keep(path, is_dir)* answers 2 to
-    take an entry, 0 to leave it out, and 1 to look into a directory without taking it (it is
-    taken after all when something below is). Raises OSError naming the path that failed, CacheError for
-    a directory that is removed meanwhile.
+    *path* is relative and must not pass through a link. *keep(path, is_dir)* returns 2 to take an entry, 0
+    to leave it out, and 1 to read a directory without taking it; it is taken after all if something below
+    it is. Raises OSError with the path that failed, and CacheError for a directory that is removed meanwhile.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     found = os.stat(path or ".", dir_fd=root, follow_symlinks=False)
@@ -82,7 +81,7 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
                         continue
                     try:
                         item = stat_entry(name, entry.stat(follow_symlinks=False))
-                    except OSError as error:  # it knows its name, and not its folder's
+                    except OSError as error:  # it names the entry without its directory
                         raise OSError(error.errno, error.strerror, name) from None
                     if is_dir:
                         folders.append(name)
@@ -101,7 +100,7 @@ def scan(root: int, path: str, keep: "Callable[[str, bool], int] | None" = None)
 
 
 def _add_needed(out: "list[Stat]", tentative: "dict[str, Stat]") -> None:
-    """Take the directories that were only looked into but hold something taken."""
+    """Take the directories that were only read but hold something taken."""
     for item in list(out):
         parent = item[0].rpartition("/")[0]
         while parent in tentative:
@@ -112,8 +111,8 @@ def _add_needed(out: "list[Stat]", tentative: "dict[str, Stat]") -> None:
 class StatIndex:
     """Digests of a context's files, kept between builds in one file of the store.
 
-    ``signatures`` remembers, for a whole selection, the digest that an identical set of
-    stats had: the path of a build where nothing changed.
+    For each whole selection it also keeps the digest that an identical set of stats had: a build in which
+    nothing changed needs no more.
     """
 
     def __init__(self, path: str) -> None:
@@ -125,7 +124,7 @@ class StatIndex:
         self._load()
 
     def _load(self) -> None:
-        """Read the index; one that is damaged or of another format is as good as none."""
+        """Read the index; ignore one that is damaged or of another format."""
         try:
             with open(self._path, "rb") as file:
                 check = file.read(32)
@@ -139,7 +138,7 @@ class StatIndex:
             self._files, self._signatures = files, signatures
 
     def save(self, write: "Callable[[str, bytes], None]") -> None:
-        """Store the index through *write(path, data)*, unless nothing changed."""
+        """Store the index through *write(path, data)* if it has changed."""
         if not self._changed:
             return
         body = marshal.dumps((_FORMAT, self._files, self._signatures))
@@ -147,20 +146,20 @@ class StatIndex:
         self._changed = False
 
     def known(self, selector: str, entries: "list[Stat]") -> str:
-        """The digest remembered for *selector* if its entries have the very same stats, else ""."""
+        """Return the digest remembered for *selector* if its entries have the same stats, else ""."""
         remembered = self._signatures.get(selector)
         if remembered is None or remembered[0] != self._sign(entries):
             return ""
         return remembered[1]
 
     def _sign(self, entries: "list[Stat]") -> str:
-        """``signature``, taken once of the same list."""
+        """Return the ``signature`` of a list, computed once for the same list."""
         if self._signed[0] is not entries:
             self._signed = (entries, signature(entries))
         return self._signed[1]
 
     def remember(self, selector: str, entries: "list[Stat]", digest: str) -> None:
-        """Remember *digest* for these stats, if all of them are old enough to be trusted."""
+        """Remember *digest* for these stats if all of them are old enough."""
         newest = max((item[4] for item in entries), default=0)
         if newest < time.time_ns() - _SETTLED:
             value = (self._sign(entries), digest)
@@ -169,9 +168,9 @@ class StatIndex:
                 self._changed = True
 
     def content(self, files: "ScannedFiles", item: Stat) -> Content:
-        """The content of one regular file, from the index or by reading it.
+        """Return the content of a regular file, from the index or by reading it.
 
-        Raises CacheError when it changes while it is read.
+        Raises CacheError if it changes while it is read.
         """
         path, _mode, size, mtime, ctime, device, inode = item[:7]
         known = self._files.get(path)
@@ -188,13 +187,13 @@ class StatIndex:
 
 
 def signature(entries: "list[Stat]") -> str:
-    """A digest of the stats themselves."""
-    # Version 2 of the format: later ones write shared objects as references, by chance.
+    """Return a digest of the stats themselves."""
+    # Format 2: later ones write an object that is shared as a reference, so equal lists differ.
     return hashlib.sha256(marshal.dumps(entries, 2)).hexdigest()
 
 
 def read_link(root: int, path: str) -> str:
-    """Where a scanned link leads. Raises CacheError when it is none any more."""
+    """Return the text of a scanned link. Raises CacheError if it is no link any more."""
     try:
         return os.readlink(path, dir_fd=root)
     except OSError as error:
@@ -204,14 +203,15 @@ def read_link(root: int, path: str) -> str:
 
 
 def changed(path: str) -> CacheError:
-    """The error for a file of the build context that is not as it was a moment ago."""
+    """Return the error for a file of the build context that changed during the build."""
     return CacheError(f"{path} changed while the build was reading it", "build again")
 
 
 class ScannedFiles:
-    """Opens the files of a scan below the directory open as *root*: that is left by no link.
+    """Opens the files of a scan below the directory open as *root*; no link leads out of it.
 
-    Until ``close`` the folder of the last file stays open, as the next is mostly in it. For one thread.
+    The directory of the last file stays open until ``close``, as the next file is mostly in it. For one
+    thread.
     """
 
     def __init__(self, root: int) -> None:
@@ -230,10 +230,7 @@ class ScannedFiles:
             self._folder = -1
 
     def open(self, item: Stat) -> int:
-        """Open a regular file for reading, and check that it is still the one that was scanned.
-
-        Raises OSError, and CacheError where it is not.
-        """
+        """Open a regular file for reading. Raises OSError, and CacheError if it is not the scanned one."""
         path = item[0]
         folder, _, name = path.rpartition("/")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -257,7 +254,7 @@ class ScannedFiles:
         return fd
 
     def read(self, item: Stat) -> Content:
-        """Digest a file. Raises OSError, and CacheError when it changes meanwhile."""
+        """Digest a file. Raises OSError, and CacheError if it changes meanwhile."""
         fd = self.open(item)
         try:
             xattrs = image_xattrs(fd)
@@ -285,11 +282,10 @@ def content_digest(
     base: str,
     progress: "Callable[[int], None]",
 ) -> str:
-    """The digest that decides a COPY's cache key: names, modes, sizes, links and contents.
+    """Return the digest that decides a COPY's cache key: names, modes, sizes, links and contents.
 
-    Not owners (a context's are always 0:0) and not times (T94). Names count
-    from *base*, the selected path, so that equal trees elsewhere are equal. *progress* is
-    told of every batch of entries.
+    Owners (a context's are always 0:0) and times do not count (T94). Names count from *base*, the selected
+    path, so that equal trees elsewhere are equal. *progress* is called with the size of each batch.
     """
     sha = hashlib.sha256()
     first_of: dict[tuple[int, int], str] = {}
@@ -313,12 +309,12 @@ def content_digest(
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             detail = str(item[8])
         shown = size if kind == stat.S_IFREG else 0
-        # Five fields that cannot hold a NUL, each ended by one: no two trees write the same.
+        # Five fields that cannot hold a NUL, each ended by one, so no two trees give the same text.
         line = f"{name}\0{kind:o}\0{mode & 0o7777:o}\0{shown}\0{detail}\0"
         sha.update(line.encode("utf-8", "surrogateescape"))
     return sha.hexdigest()
 
 
 def hash_xattrs(xattrs: "tuple[tuple[str, bytes], ...]") -> str:
-    """A short text for attributes, "" for none."""
+    """Return a digest of attributes, "" for none."""
     return hashlib.sha256(marshal.dumps(xattrs, 2)).hexdigest() if xattrs else ""

@@ -10,7 +10,7 @@ from cache.digest import Digest
 
 
 class Descriptor(NamedTuple):
-    """media type, digest and size in bytes (image-spec descriptor.md)."""
+    """A blob: media type, digest and size in bytes (image-spec descriptor.md)."""
 
     media_type: str
     digest: Digest
@@ -18,7 +18,7 @@ class Descriptor(NamedTuple):
     annotations: Mapping[str, str] = MappingProxyType({})
 
     def to_json(self) -> dict[str, object]:
-        """The descriptor as JSON writes it; annotations only when there are any."""
+        """Return the descriptor as JSON; annotations only if there are any."""
         out: dict[str, object] = {
             "mediaType": self.media_type,
             "digest": self.digest,

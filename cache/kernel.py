@@ -1,4 +1,4 @@
-"""The calls of the kernel that the store needs and the os module lacks: openat2, syncfs, Landlock.
+"""System calls that the store needs and the os module lacks: openat2, syncfs, Landlock.
 
 Every path that an image, an archive or a Dockerfile chose is opened through ``open_in_root``.
 Symlinks, absolute ones too, resolve inside the root as they would after chroot; ``..`` stops
@@ -25,7 +25,7 @@ _RESOLVE_IN_ROOT = 0x10
 _TRIES = 128
 _MAX_LINKS = 40
 
-# Whether this kernel has openat2 and no seccomp filter hides it; found by the first call.
+# Whether openat2 works: the kernel has it and no seccomp filter hides it. The first call finds out.
 _usable = [True]
 
 
@@ -54,9 +54,9 @@ def open_in_root(root: int, path: bytes, flags: int, mode: int = 0, one_mount: b
 
 
 def read_regular(path: str, limit: int) -> bytes:
-    """The bytes of a file, at most *limit* and one more; a link at its end stays in its folder.
+    """Return the bytes of a file, at most *limit* + 1. A link at its end resolves in its directory.
 
-    Raises OSError, EINVAL for what is no regular file.
+    Raises OSError, EINVAL if it is no regular file.
     """
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -78,14 +78,14 @@ ONE_ID = (
 
 @functools.cache
 def keeps_owners() -> bool:
-    """Whether files can belong to others: not in a user namespace that maps a single id."""
+    """Return whether files can belong to other ids: not in a user namespace that maps a single one."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         rows = [line.split() for line in file]
     return len(rows) != 1 or rows[0][2] != "1"
 
 
 def set_owner(path: "int | str | bytes", uid: int, gid: int, dir_fd: "int | None" = None) -> None:
-    """chown that never follows a link; nothing where owners cannot be kept.
+    """Change an owner without following a link. Do nothing where owners cannot be kept.
 
     Raises OSError, and CacheError for ids that this user namespace does not have.
     """
@@ -120,7 +120,7 @@ def write_all(fd: int, data: "bytes | memoryview") -> None:
 
 
 def walk_in_root(root: int, path: bytes, flags: int, mode: int = 0) -> int:
-    """What ``open_in_root`` does, one component at a time, for kernels before 5.6."""
+    """Do what ``open_in_root`` does one component at a time, for kernels before 5.6."""
     todo = [part for part in path.split(b"/") if part not in (b"", b".")][::-1]
     trail = [os.dup(root)]
     links = 0
@@ -168,9 +168,9 @@ def sync_file_system(path: str) -> None:
 
 
 def start_writing(fd: int, offset: int, size: int) -> None:
-    """Have the kernel begin to write *size* bytes of a file to the disk, so that a later sync is short.
+    """Start writing *size* bytes of a file back to the disk, so that a later sync is short.
 
-    sync_file_range(2); no more than a wish, so errors are none.
+    sync_file_range(2). Errors are ignored: it is a hint.
     """
     _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
@@ -187,7 +187,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def landlock_version() -> int:
-    """The version of Landlock that this kernel has on, 0 without."""
+    """Return the version of Landlock that this kernel has enabled, 0 if none."""
     found: int = _libc.syscall(
         _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
     )
@@ -195,8 +195,9 @@ def landlock_version() -> int:
 
 
 def landlock_ruleset(handled: int, network: int = 0, scopes: int = 0) -> int:
-    """A descriptor of rules for the file system accesses *handled*, which are refused where no rule
-    allows them; likewise for accesses of the *network* (version 4 on) and *scopes* (6 on). Raises OSError.
+    """Return a descriptor of rules for the file system accesses *handled*: refused unless a rule allows them.
+
+    The same holds for accesses of the *network* (from version 4) and *scopes* (from 6). Raises OSError.
     """
     fields = (handled, network, scopes)[: 3 if scopes else 2 if network else 1]
     rules = struct.pack(f"={len(fields)}Q", *fields)
@@ -204,15 +205,15 @@ def landlock_ruleset(handled: int, network: int = 0, scopes: int = 0) -> int:
 
 
 def landlock_allow(ruleset: int, allowed: int, place: int) -> None:
-    """Allow accesses below the directory, or to the file, that *place* is a descriptor of."""
+    """Allow the accesses *allowed* below the directory, or to the file, open as *place*."""
     rule = struct.pack("=Qi", allowed, place)
     _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
 
 
 def hide_abstract_sockets() -> None:
-    """Keep this process, and what it starts, from abstract sockets of others, where Landlock can (6.12).
+    """Deny this process and its children the abstract sockets of others, from kernel 6.12 on.
 
-    They have no file whose mode could protect them (CVE-2020-15257). Raises OSError.
+    No file's mode protects such sockets (CVE-2020-15257). Raises OSError.
     """
     if landlock_version() < _LANDLOCK_VERSION_OF_SCOPES:
         return
@@ -220,9 +221,9 @@ def hide_abstract_sockets() -> None:
 
 
 def landlock_scopes(scopes: int) -> None:
-    """Hold this thread, and what it starts, to *scopes* and nothing else, from version 6 on. Raises OSError.
+    """Restrict this thread and its children to *scopes* and nothing else, from version 6. Raises OSError.
 
-    Every ruleset refuses to move and link files to another folder unless a rule allows it, so one does.
+    Every ruleset refuses moves and links between directories unless a rule allows them, so one does.
     """
     ruleset = landlock_ruleset(_LANDLOCK_ACCESS_FS_REFER, 0, scopes)
     place = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -235,7 +236,7 @@ def landlock_scopes(scopes: int) -> None:
 
 
 def landlock_restrict(ruleset: int) -> None:
-    """Hold this thread, and what it starts, to the rules for good. It gets no new privileges then."""
+    """Restrict this thread and its children to the rules, for good; they get no new privileges."""
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)

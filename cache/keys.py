@@ -1,4 +1,4 @@
-"""Cache keys: what a step's result depends on, spelled out and hashed.
+"""Cache keys: hashes of all that the result of a step depends on.
 
 A key is the sha256 of canonical JSON of ``[version, kind, identity, inputs]``. The identity
 is an explicit list of what matters (builder.plan.identity writes it), never a record with
@@ -22,7 +22,7 @@ else:
 
 
 def derive(kind: str, identity: "Mapping[str, object]", inputs: "Sequence[str]" = ()) -> CacheKey:
-    """The key of a step of *kind* with *identity*, on top of the keys or digests *inputs*.
+    """Return the key of a step of *kind* with *identity*, on top of the keys or digests *inputs*.
 
     Texts may hold surrogate escapes (names that are not UTF-8); they hash as themselves.
     """

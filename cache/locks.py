@@ -1,4 +1,4 @@
-"""flock on files and folders. A lock belongs to a descriptor and dies with its process."""
+"""flock on files and directories. The lock of a descriptor ends with its process."""
 
 import contextlib
 import fcntl
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def try_lock(fd: int, shared: bool = False) -> bool:
-    """Take the lock of *fd* if nobody has it; a *shared* one also if others share it."""
+    """Take the lock of *fd* if it is free; a *shared* one also if others share it. Return True if taken."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -20,7 +20,7 @@ def try_lock(fd: int, shared: bool = False) -> bool:
 
 @contextlib.contextmanager
 def locked(path: str, shared: bool = False) -> "Iterator[int]":
-    """Hold the lock of the file *path* (made when missing) for the length of a block."""
+    """Hold the lock of the file *path*, made if missing, during the block."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
@@ -31,9 +31,9 @@ def locked(path: str, shared: bool = False) -> "Iterator[int]":
 
 @contextlib.contextmanager
 def single_flight(folder: str, name: str) -> "Iterator[None]":
-    """Hold the lock called *name*; its file exists only while somebody holds or awaits it.
+    """Hold the lock *name* during the block. Its file exists only while a process holds or awaits it.
 
-    Whoever gets the lock of a file that was unlinked meanwhile tries again with the new one.
+    A process that gets the lock of a file that was unlinked meanwhile tries again with the new file.
     """
     path = os.path.join(folder, name)
     while True:

@@ -47,7 +47,7 @@ _XZ_MEMORY = 256 << 20
 _ZSTD_WINDOW = 512 << 20
 _ZSTD_JOB = 2 << 20
 _CHUNK = 1 << 18
-_PIECE = 1 << 12  # bytes of a member that are looked at first: there may be thousands of small ones
+_PIECE = 1 << 12  # bytes of a member that are read first: there may be thousands of small members
 
 _ERRORS: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, OSError, EOFError)
 
@@ -56,17 +56,17 @@ Write = Callable[[bytes], object]
 
 
 def media_type(compression: str) -> str:
-    """The OCI media type of a layer with this compression."""
+    """Return the OCI media type of a layer with this compression."""
     return _MEDIA_TYPES[compression]
 
 
 def docker_media_type(compression: str) -> str:
-    """The same as docker wrote it before there was an OCI type."""
+    """Return docker's media type of a layer with this compression."""
     return _DOCKER_TYPES[compression]
 
 
 def compression_of(media: str) -> str:
-    """The compression a layer's media type promises. Raises ArchiveError for unknown types."""
+    """Return the compression that a layer's media type names. Raises ArchiveError for unknown types."""
     try:
         return _BY_MEDIA_TYPE[media]
     except KeyError:
@@ -74,12 +74,12 @@ def compression_of(media: str) -> str:
 
 
 def is_layer(media: str) -> bool:
-    """Whether *media* is the type of a layer that can be unpacked."""
+    """Return whether *media* is the type of a layer that can be unpacked."""
     return media in _BY_MEDIA_TYPE
 
 
 def detect(start: bytes) -> str:
-    """The compression that the first bytes of a stream show; names in a tar may look like some."""
+    """Return the compression that the first bytes of a stream show; a tar header wins over a magic number."""
     if _is_tar(start[:512]):
         return NONE
     for magic, kind in _MAGIC.items():
@@ -89,7 +89,7 @@ def detect(start: bytes) -> str:
 
 
 def _is_tar(block: bytes) -> bool:
-    """Whether *block* is a tar's header, by its checksum."""
+    """Return whether *block* is a tar header, by its checksum."""
     digits = block[148:156].strip(b" \0")
     if len(block) < 512 or not digits or digits.strip(b"01234567"):
         return False
@@ -97,9 +97,9 @@ def _is_tar(block: bytes) -> bool:
 
 
 def detecting(read: Read, layer: bool = False) -> Read:
-    """A read function over a stream whose first bytes show its compression, or that it has none.
+    """Return a read function over the decompressed stream; its first bytes show the compression.
 
-    Raises ArchiveError where it is that of a *layer*, and one that layers do not have.
+    Raises ArchiveError for a *layer* with a compression that layers do not have.
     """
     start = read_exactly(read, 512)
     kind = detect(start)
@@ -117,7 +117,7 @@ def detecting(read: Read, layer: bool = False) -> Read:
 
 
 def decompressing(read: Read, compression: str) -> Read:
-    """A read function over the decompressed stream. Damaged input raises ArchiveError."""
+    """Return a read function over the decompressed stream. Damaged input raises ArchiveError."""
     if compression == NONE:
         return read
     if compression == ZSTD:
@@ -145,7 +145,7 @@ class _Members:
         self._done = False
 
     def _fresh(self) -> Any:
-        """A new decompressor; zlib's, lzma's and bz2's objects share what is used here."""
+        """Return a new decompressor: objects of zlib, isal, lzma or bz2, which share no type (hence Any)."""
         if self._kind == GZIP:
             return self._inflater()
         if self._kind == "xz":
@@ -153,7 +153,7 @@ class _Members:
         return bz2.BZ2Decompressor()
 
     def _inflater(self) -> Any:
-        """A decompressor of gzip: isal's, which takes half the time, where it is installed."""
+        """Return a decompressor of gzip: isal's if it is installed, which takes half the time."""
         try:
             from isal import isal_zlib
         except ImportError:
@@ -173,7 +173,7 @@ class _Members:
         return data
 
     def _step(self) -> bytes:
-        """Decompress a little more; may return b"" without being at the end."""
+        """Decompress the next piece; b"" does not mean the end."""
         if self._engine.eof:
             self._next -= len(self._engine.unused_data)  # the end of what was taken last
             rest = self._take(_PIECE)
@@ -194,7 +194,7 @@ class _Members:
         return data
 
     def _take(self, count: int) -> bytes:
-        """Up to *count* of the next bytes of the stream, b"" at its end."""
+        """Return up to *count* bytes of the stream, b"" at its end."""
         if self._next == len(self._held):
             self._held, self._next = self._source(_CHUNK), 0
         data = self._held[self._next : self._next + count]
@@ -235,7 +235,7 @@ class Compressor(Protocol):
 
 
 class _Gzip:
-    """gzip (RFC 1952) in members of 1 MiB each, which are made side by side; no names, no times in them.
+    """gzip (RFC 1952) in members of 1 MiB each, compressed in parallel, without names and times.
 
     So the bytes are the same however many processors there are. Every reader of gzip reads on
     after a member, as a file may be several that were put together (RFC 1952 section 2.2).
@@ -260,7 +260,7 @@ class _Gzip:
             self._missing -= len(view)
 
     def _start(self, block: bytes) -> None:
-        """Compress a block on some processor; what has waited longest is written when too much waits."""
+        """Compress a block in the pool; write the oldest ones when too many wait."""
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor  # not for what is small
 

@@ -1,8 +1,8 @@
-"""Landlock around what writes files that strangers named: a bug in it becomes a refused write.
+"""Landlock around code that writes files with untrusted names: a bug in it becomes a refused write.
 
-The kernel's own check, on top of resolving every path inside its root. It holds for
-a thread, so such work gets one. Kernels without Landlock, or with its first version (5.13 to 5.18), which
-refuses every rename and link from one directory to another, do without.
+This check of the kernel comes on top of resolving every path inside its root. It applies to a thread, so
+the work gets a thread of its own. It is left out on kernels without Landlock or with its first version
+(5.13 to 5.18), which refuses every rename and link between directories.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ _T = TypeVar("_T")
 
 # linux/landlock.h: everything that changes a file system, by the version that came with it.
 _WRITES = (0b1_1111_1111 << 4 | 1 << 1, 1 << 13, 1 << 14)
-_OF_FILES = 1 << 1 | 1 << 14  # what a rule for a file can allow: to write to it and to truncate it
+_OF_FILES = 1 << 1 | 1 << 14  # what a rule for a file can allow: write, truncate
 _FIRST_VERSION = 2
 _PATIENCE = 1.0  # seconds that an interrupted caller waits for the thread
 
 
 @functools.cache
 def _handled() -> int:
-    """The accesses that this kernel can refuse, 0 without a Landlock that is good enough."""
+    """Return the accesses that this kernel can refuse, 0 without a usable Landlock."""
     version = landlock_version()
     return sum(_WRITES[:version]) if version >= _FIRST_VERSION else 0
 
 
 def confined(places: Sequence[str], work: Callable[[], _T]) -> _T:
-    """Call *work* where it can write, make and remove files below *places* only; what it returns.
+    """Call *work* so that it can change files below *places* only, and return what it returns.
 
-    A place is a directory, or a file that can be written to.
-
-    Elsewhere that is EACCES. Reading is not restricted, and descriptors that are open stay good. It
-    runs in a thread of its own, and so do the programs that it starts.
+    A place is a directory, or a file that may be written. Elsewhere writing, making and removing fail with
+    EACCES. Reading is not restricted, and open descriptors keep working. *work* runs in a thread of its own;
+    programs that it starts are restricted too.
     """
     if not _handled():
         return work()
@@ -56,7 +55,7 @@ def confined(places: Sequence[str], work: Callable[[], _T]) -> _T:
     thread.start()
     try:
         thread.join()
-    except BaseException:  # Ctrl-C, in the main thread: what is half done is in a draft
+    except BaseException:  # Ctrl-C, in the main thread; unfinished work is in a draft
         thread.join(_PATIENCE)
         raise
     if failure:

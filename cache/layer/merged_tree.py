@@ -19,8 +19,8 @@ _MAX_LINKS = 40
 class Node(NamedTuple):
     """One existing path of the merged tree.
 
-    ``real`` is where its metadata and content live; ``folders`` are the directories, top
-    layer first, that a directory merges.
+    ``real`` is the path in the layer that provides it. ``folders`` are the directories that a directory
+    merges, top layer first.
     """
 
     path: str
@@ -46,19 +46,19 @@ class Tree:
             folders.append(layer)
             if is_opaque(layer):
                 break
-        self.followed = False  # whether a link has decided where a path leads
+        self.followed = False  # True once a link was followed
         self.root = Node("", folders[0], os.lstat(folders[0]), tuple(folders)) if folders else None
 
     def child(self, parent: Node, name: str) -> Node | None:
-        """The entry *name* of a directory, itself even when it is a link."""
+        """Return the entry *name* of a directory, without following a link."""
         return _child(parent, name)
 
     def names(self, parent: Node) -> list[str]:
-        """The sorted names in a directory."""
+        """Return the sorted names in a directory."""
         return merged_names(parent)
 
     def lookup(self, path: str, follow: bool = True) -> Node | None:
-        """The node at *path*; links on the way (and at the end, with *follow*) resolve in the tree.
+        """Return the node at *path*; links on the way (and at the end, with *follow*) resolve in the tree.
 
         None when there is nothing. Raises OSError ELOOP.
         """
@@ -66,7 +66,7 @@ class Tree:
         return node if resolved is not None else None
 
     def resolve(self, path: str, follow: bool = True) -> tuple[str, Node | None]:
-        """Where *path* leads after following links, and the node there if there is one.
+        """Return where *path* leads after following links, and the node there, if any.
 
         What does not exist is kept literally, so the result is where it would be created.
         """
@@ -75,7 +75,7 @@ class Tree:
         return self._walk([self.root], path, follow)
 
     def resolve_below(self, top: str, path: str) -> str:
-        """Where *path* leads from the directory *top* on, which links take for the root.
+        """Return where *path* leads from the directory *top*, which absolute links take for the root.
 
         What does not exist is kept literally.
         """
@@ -85,9 +85,7 @@ class Tree:
         return self._walk([node], path, True)[0]
 
     def _walk(self, trail: list[Node], path: str, follow: bool) -> tuple[str, Node | None]:
-        """Go along *path* from the last of *trail*, whose first is the root that links mean and ``..``
-        does not leave.
-        """
+        """Follow *path* from the last of *trail*. Its first is the root, for links and for ``..``."""
         todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
         links, top = 0, trail[0].path
         while todo:
@@ -115,7 +113,7 @@ class Tree:
 
 
 def _normal(path: str) -> str:
-    """A relative path without dots; ``..`` stops at the root."""
+    """Return a relative path without dots; ``..`` stops at the root."""
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -154,7 +152,7 @@ def _child(parent: Node, name: str) -> Node | None:
 
 
 def merged_names(parent: Node) -> list[str]:
-    """The sorted names that exist in a merged directory."""
+    """Return the sorted names that exist in a merged directory."""
     names: set[str] = set()
     hidden: set[str] = set()
     for folder in parent.folders:

@@ -43,7 +43,7 @@ Write = Callable[[bytes], object]
 
 
 def walk(root: int) -> Iterator[Entry]:
-    """The members of the layer directory open as *root*, in tar order, hard links resolved.
+    """Yield the members of the layer directory open as *root*, in tar order, hard links resolved.
 
     Sockets are left out, as BuildKit does (T21).
     """
@@ -140,7 +140,7 @@ def _flush(pending: list[bytes], *consumers: Write) -> int:
 
 
 def header(entry: Entry) -> bytes:
-    """The header block of one member, with its PAX header in front when it needs one."""
+    """Return the header block of one member, after its PAX header if it needs one."""
     path, mode, seconds = entry.path, entry.mode, entry.mtime // 1_000_000_000
     if entry.kind == DIRECTORY:
         path += "/"
@@ -204,7 +204,7 @@ def _block(
 
 
 def _ascii_field(text: bytes) -> bytes:
-    """What fits a 100 byte field: ASCII only, and no slash left at a cut."""
+    """Return what fits a field of 100 bytes: ASCII only, without a slash at a cut."""
     if not text.isascii():
         text = os.fsencode("".join(c for c in os.fsdecode(text) if ord(c) < 128))
     if len(text) > 100:
@@ -222,7 +222,7 @@ def _pax(name: bytes, records: dict[bytes, bytes]) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """``<length> <key>=<value>\\n`` where the length counts its own digits."""
+    """Return ``<length> <key>=<value>\\n``, where the length counts its own digits."""
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
     if len(str(length)) != len(str(rest)):

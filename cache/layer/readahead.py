@@ -1,4 +1,4 @@
-"""Read ahead: somebody else's reading, such as decompressing, in a thread of its own beside ours."""
+"""Read ahead: run a read function, such as a decompressor, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CHUNKS = 8
 
 @contextlib.contextmanager
 def ahead(read: Read) -> Iterator[Read]:
-    """A read function that gives what *read* gives, which is called in a thread, at most 2 MiB ahead.
+    """Provide a read function over *read*, which a thread calls at most 2 MiB ahead.
 
-    What it raises is raised where it would have been read. The thread has ended when the block is left.
+    An error of *read* is raised at its place in the stream. The thread has ended after the block.
     """
     chunks: queue.Queue[bytes | BaseException] = queue.Queue(_CHUNKS)
     unwanted = threading.Event()

@@ -1,4 +1,4 @@
-"""Copies of single entries of a tree, as they are: content, owner, mode, attributes, time."""
+"""Copy single entries of a tree: content, owner, mode, attributes, time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LARGE = 1 << 16  # bytes of a file that may have holes, or be worth to share
 
 
 def replicate(source: int, path: str, target: int, name: str, found: os.stat_result) -> bool:
-    """Copy the entry *path* of the folder *source*, not a folder, to the new entry *name* of *target*.
+    """Copy the entry *path*, not a directory, of *source* to the new entry *name* of *target*.
 
-    *found* is its stat. False for a device that only real root can make. Raises OSError.
+    *found* is its stat. Return False for a device that only real root can make. Raises OSError.
     """
     mode = found.st_mode
     if stat.S_ISREG(mode):
@@ -58,7 +58,7 @@ def _file(source: int, path: str, target: int, name: str, found: os.stat_result)
 
 
 def _content(there: int, here: int, size: int) -> None:
-    """Copy the bytes of a file, and no hole of it."""
+    """Copy the bytes of a file but not its holes."""
     if size <= _LARGE:
         data = os.read(there, size)
         if len(data) == size:
@@ -86,7 +86,7 @@ def _content(there: int, here: int, size: int) -> None:
 
 
 def _some(there: int, here: int, place: int, size: int) -> int:
-    """Copy up to *size* bytes at *place*; how many it were."""
+    """Copy up to *size* bytes at *place* and return their number."""
     try:
         done = os.copy_file_range(there, here, size, place, place)
         if done:

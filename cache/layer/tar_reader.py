@@ -1,4 +1,4 @@
-"""Read tar headers from a stream: v7, ustar, PAX and GNU long names, nothing trusted.
+"""Read tar headers from an untrusted stream: v7, ustar, PAX, GNU long names and sparse files.
 
 Multi-volume archives and unknown member types are refused by name. Limits are per member, so no
 header can make the reader hold more than a mebibyte.
@@ -29,7 +29,7 @@ _KINDS[b"S"] = "f"  # a sparse file
 
 
 class Member:
-    """One member as the archive states it; ``name`` and ``link`` are unchecked bytes."""
+    """One member as the archive describes it; ``name`` and ``link`` are unchecked bytes."""
 
     def __init__(self, name: bytes, kind: str, mode: int) -> None:
         self.name = name
@@ -47,10 +47,10 @@ class Member:
 class TarReader:
     """Members of the tar that *read* delivers; ``read(n)`` returns up to n bytes, b"" at the end.
 
-    Iterate over members; call ``chunks`` for a file's content before the next member, or it
-    is skipped. Sparse files are given whole, holes as zeros. With *blank*, nothing at all is an archive
-    without members. Raises ArchiveError for anything malformed, and its UnsupportedMember for what is
-    only unknown here.
+    Iterate over members. Call ``chunks`` for a file's content before the next member, or it is skipped.
+    Sparse files are given whole, holes as zeros. With *blank*, an empty stream is an archive without
+    members. Raises ArchiveError for a malformed archive, and UnsupportedMember for a member of an unknown
+    kind.
     """
 
     def __init__(self, read: Read, blank: bool = False) -> None:
@@ -58,9 +58,11 @@ class TarReader:
         self._blank = blank
         self._left = 0
         self._pad = 0
-        self._parts: list[tuple[int, int]] | None = None  # of a sparse file: offset and length, then its end
-        self.ended = False  # whether the end marker was there
-        self.global_header = False  # whether the archive has one: a header, though no member
+        self._parts: list[tuple[int, int]] | None = (
+            None  # of a sparse file: offsets and lengths, then its end
+        )
+        self.ended = False  # True once the end marker was read
+        self.global_header = False  # True once one was read: no member, but a header
 
     def __iter__(self) -> Iterator[Member]:
         zero_blocks = 0
@@ -121,7 +123,7 @@ class TarReader:
             yield member
 
     def _begin_sparse(self, member: Member, pax: dict[bytes, bytes], parts: list[int]) -> None:
-        """Make *member* the whole file whose parts are stored (GNU tar's manual, "Sparse Formats")."""
+        """Make *member* the whole file whose data parts are stored (GNU tar's manual, "Sparse Formats")."""
         name = os.fsdecode(member.name[:200])
         if not parts and pax.get(b"GNU.sparse.major") == b"1":
             parts = self._stored_map(name)
@@ -139,7 +141,7 @@ class TarReader:
         self._parts = [*pairs, (member.size, 0)]
 
     def _old_map(self, block: bytes, member: Member) -> tuple[int, list[int]]:
-        """The size and the map of a sparse file in GNU tar's own format, which may go on in more blocks."""
+        """Return the size and map of a sparse file in GNU tar's own format, which may take more blocks."""
         size, parts = _number(block[483:495], "size"), []
         table, count, more = block[386:482], 4, block[482]
         while True:
@@ -157,7 +159,7 @@ class TarReader:
             more = table[504]
 
     def _stored_map(self, name: str) -> list[int]:
-        """The map that stands before the parts: how many there are, then offset and length of each."""
+        """Return the map that precedes the data parts: their number, then offset and length of each."""
         text, lines, wanted = b"", 0, 1
         while lines < wanted:
             if self._left < _BLOCK or len(text) >= _HEADER_LIMIT:
@@ -171,7 +173,7 @@ class TarReader:
         return _numbers(name, text.split(b"\n")[1:wanted])
 
     def chunks(self) -> Iterator[bytes]:
-        """The content of the member just yielded."""
+        """Yield the content of the last member."""
         if self._parts is None:
             yield from self._stored(self._left)
             return
@@ -194,7 +196,7 @@ class TarReader:
             yield data
 
     def drain(self) -> None:
-        """Read whatever follows the end marker, so that a digest covers the whole stream."""
+        """Read all that follows the end marker, so that a digest covers the whole stream."""
         while self._read(1 << 20):
             pass
 
@@ -249,7 +251,7 @@ def _device(major: int, minor: int) -> int:
 
 
 def _number(text: bytes, what: str) -> int:
-    """An octal field, or base-256 when its first bit is set."""
+    """Return an octal field, or a base-256 one if its first bit is set."""
     if text[:1] >= b"\x80":
         value = int.from_bytes(text, "big", signed=False) & ((1 << (8 * len(text) - 1)) - 1)
         if text[:1] == b"\xff":
@@ -262,7 +264,7 @@ def _number(text: bytes, what: str) -> int:
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """``<length> <key>=<value>\\n`` records; any length that lies is an error (UNP-15)."""
+    """Return ``<length> <key>=<value>\\n`` records; a wrong length is an error (UNP-15)."""
     records: dict[bytes, bytes] = {}
     pieces: list[bytes] = []
     position = 0
@@ -279,7 +281,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
         if position + length > len(data) or not equals or not value.endswith(b"\n") or not key:
             raise ArchiveError("a PAX record's length is wrong")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            pieces.append(value[:-1])  # they come again and again
+            pieces.append(value[:-1])  # a key of old formats that repeats
         records[key] = value[:-1]
         position += length
         if len(records) > _RECORD_LIMIT:
@@ -290,7 +292,7 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def _sparse_parts(pax: dict[bytes, bytes]) -> list[int] | None:
-    """Offsets and lengths of a sparse file's parts, [] where they stand elsewhere; None if it is whole."""
+    """Return offsets and lengths of a sparse file's parts, [] if its data has them, None if it is whole."""
     version = (pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b""))
     if version == (b"1", b"0"):
         return []
@@ -334,7 +336,7 @@ def _pax_time(value: bytes) -> int:
 
 
 def _check(member: Member, kind: bytes) -> None:
-    """Everything that must hold after overrides: a kind we know, sane numbers, sane names."""
+    """Check a member after overrides: a known kind, numbers and names within limits."""
     shown = os.fsdecode(member.name[:200])
     if not member.kind:
         raise UnsupportedMember(f"{shown!r}: members of type {kind!r} are not supported")

@@ -1,12 +1,11 @@
-"""Layer tar to layer directory, for archives nobody vouches for.
+"""Layer tar to layer directory, for untrusted archives.
 
-Never through tarfile. Every path resolves inside the target as it would
-after chroot (openat2 RESOLVE_IN_ROOT), the last component is never followed, and what exists
-is unlinked before it is replaced, so no member writes through another. Whiteouts are applied
-after everything else, because they speak of lower layers only and their order must not
-matter (image-spec layer.md); they follow no link, as what they hide is not in this layer.
+Every path resolves inside the target as it would after chroot (openat2 RESOLVE_IN_ROOT). The last
+component is never followed, and an existing entry is unlinked before it is replaced, so no member writes
+through another. Whiteouts are applied last, because they concern lower layers only and their order must
+not matter (image-spec layer.md). They follow no link, as the entries that they hide are not in this layer.
 
-A folder that no member is, but that a member lies in, says nothing of itself: it looks as in the
+A directory that no member describes, though a member lies in it, is implied: its metadata is that of the
 layers below (``cache.layer.snapshots.top_down``).
 """
 
@@ -44,13 +43,12 @@ def unpack_layer(
 ) -> DiffId:
     """Unpack the uncompressed tar that *read* delivers into the empty directory *root*.
 
-    *limit* caps the bytes of file content. With *base* the tar is a whole root file system rather
-    than a layer: nothing lies below that whiteouts could hide, and no digest says whether it is
-    complete, so it must have its end marker. Without *owners* everything is ours. The paths of
-    folders that no member is are added to *implied*, parents first. Returns the diff
-    ID: the digest of the whole stream, whatever follows the end marker included. Raises
-    ArchiveError for a malformed or hostile archive and SpaceError when the disk is full; the caller
-    removes the directory.
+    *limit* is the most bytes of file content. With *base* the tar is a whole root file system, not a layer:
+    it has no whiteouts, and as no digest shows whether it is complete, it must have its end marker. Without
+    *owners* all entries get this process's owner. The paths of implied directories are added to *implied*,
+    parents first. Returns the diff ID: the digest of the whole stream, with all that follows the end marker.
+    Raises ArchiveError for a malformed or hostile archive and SpaceError when the disk is full; the caller
+    then removes the directory.
     """
     sha = hashlib.sha256()
 
@@ -97,7 +95,9 @@ class _Writer:
         self._parent = -1
         self._whiteouts: list[tuple[bytes, bytes]] = []
         self._times: dict[bytes, int] = {}
-        self._implied: dict[int, bytes] = {}  # folders that no member is yet: inode, path without links
+        self._implied: dict[
+            int, bytes
+        ] = {}  # directories that no member describes yet: inode, path without links
 
     def close(self) -> None:
         self._forget_parent()
@@ -123,7 +123,7 @@ class _Writer:
             self._create(parent, name, member, reader)
 
     def _root_directory(self, member: Member) -> None:
-        """A "./" member: only a directory may stand there; the roots of all snapshots are alike."""
+        """Accept a "./" member, which must be a directory; all snapshots have the same root."""
         if member.kind != "d":
             raise ArchiveError(f"the root of a layer must be a directory, not a {member.kind!r}")
 
@@ -142,7 +142,7 @@ class _Writer:
         self._parent_path, self._parent = None, -1
 
     def _open_or_make(self, path: bytes) -> int:
-        """Open a directory inside the root; missing parents are made, also where a link leads to them."""
+        """Open a directory inside the root; make missing parents, also those that a link leads to."""
         with contextlib.suppress(FileNotFoundError):
             return open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
         fd = self._walk(path, True)
@@ -150,9 +150,9 @@ class _Writer:
         return fd
 
     def _walk(self, path: bytes, follow: bool) -> int:
-        """Open the directory *path*, making what is missing; -1 where something else is on the way.
+        """Open the directory *path*, making missing ones. Return -1 if a component is no directory.
 
-        A link is something else, unless it is to *follow*; then what is on the way is an error.
+        With *follow*, links are followed, and a component that is no directory is an error.
         """
         todo, links = path.split(b"/")[::-1], 0
         names: list[bytes] = []  # of the real directory that is open
@@ -188,14 +188,14 @@ class _Writer:
             os.close(fd)
 
     def _go_back(self, fd: int, names: list[bytes], count: int) -> int:
-        """Keep *count* of the *names* of real directories, and open that in place of *fd*."""
+        """Keep *count* of the *names* of real directories, and open the last in place of *fd*."""
         del names[max(count, 0) :]
         above = open_in_root(self._root, b"/".join(names), _FOLDER)
         os.close(fd)
         return above
 
     def _imply(self, parent: int, name: bytes, path: bytes) -> int:
-        """Make a folder that no member is, 0755 and root's, which it stays if there is none below."""
+        """Make an implied directory: 0755 and root's, as it stays if no lower layer has one."""
         os.mkdir(name, 0o755, dir_fd=parent)
         fd = os.open(name, _FOLDER, dir_fd=parent)
         os.fchmod(fd, 0o755)
@@ -213,7 +213,7 @@ class _Writer:
             if not stat.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=parent)
                 os.mkdir(name, 0o700, dir_fd=parent)
-                hides = not self._base  # the file was in the place of all that is below
+                hides = not self._base  # the file replaced the directory of lower layers
         fd = os.open(name, _FOLDER, dir_fd=parent)
         try:
             if hides:
@@ -258,7 +258,7 @@ class _Writer:
         os.utime(name, ns=(member.mtime * 10**9,) * 2, dir_fd=parent, follow_symlinks=False)
 
     def _device(self, parent: int, name: bytes, member: Member) -> bool:
-        """Make a device; only real root can, others go without: nothing can open it in a step anyway."""
+        """Make a device. Return False if only real root could: steps cannot open devices anyway."""
         kind = stat.S_IFCHR if member.kind == "c" else stat.S_IFBLK
         if member.kind == "c" and member.rdev == 0:
             raise ArchiveError(f"{os.fsdecode(member.name)!r}: a device that overlayfs reads as a deletion")
@@ -269,7 +269,7 @@ class _Writer:
         return True
 
     def _hard_link(self, parent: int, name: bytes, member: Member) -> None:
-        """Link to a member of this layer; its target resolves like any path, its end is not followed."""
+        """Link to a member of this layer. All of its target but the last component resolves like any path."""
         above, _, last = member.link.rstrip(b"/").rpartition(b"/")
         if last in (b"", b".", b".."):
             raise ArchiveError(f"{os.fsdecode(member.name)!r}: a hard link to {os.fsdecode(member.link)!r}")
@@ -291,7 +291,7 @@ class _Writer:
                 os.close(source)
 
     def _own(self, fd: int, member: Member) -> None:
-        """Owner, attributes, then mode: chown clears setuid bits and capabilities."""
+        """Set owner, attributes, then mode: chown clears setuid bits and capabilities."""
         if self._owners:
             set_owner(fd, *_ids(member))
         for key, value in member.xattrs.items():
@@ -321,7 +321,7 @@ class _Writer:
         self._whiteouts.append((parent_path, hidden))
 
     def finish(self) -> list[str]:
-        """Apply whiteouts, then directory times (children have changed them); what is still implied."""
+        """Apply whiteouts, then directory times, which children changed. Return the implied directories."""
         self._forget_parent()
         parent, parent_path = -1, None
         try:
@@ -330,7 +330,7 @@ class _Writer:
                     if parent >= 0:
                         os.close(parent)
                     parent, parent_path = self._walk(path, False), path
-                if parent >= 0:  # else the layer has something there that no folder of below shows through
+                if parent >= 0:  # else an entry of this layer hides the lower directory anyway
                     self._hide(parent, name)
         finally:
             if parent >= 0:
@@ -342,7 +342,7 @@ class _Writer:
         return left
 
     def _date(self, path: bytes, mtime: int, inode: int = 0) -> bool:
-        """Give a directory its time; False if it is no longer there, or another than that with *inode*."""
+        """Set the time of a directory. Return False if it is gone, or another one than that with *inode*."""
         try:
             fd = open_in_root(self._root, path, _FOLDER)
         except OSError:
@@ -354,14 +354,14 @@ class _Writer:
         return found
 
     def _hide(self, parent: int, name: bytes) -> None:
-        """Hide *name* of lower layers in *parent*; "" hides all of the directory's own lower."""
+        """Hide *name* of lower layers in *parent*; "" hides all entries of lower layers in it."""
         if not name:
             os.setxattr(parent, OPAQUE, b"y")
             return
         try:
             make_whiteout(name, dir_fd=parent)
         except FileExistsError:
-            # The layer has its own: a file hides the lower one anyway, a directory must not merge.
+            # The layer has its own entry: a file hides the lower one, a directory must not merge with it.
             try:
                 fd = os.open(name, _FOLDER, dir_fd=parent)
             except OSError:
@@ -371,7 +371,7 @@ class _Writer:
 
 
 def _link_text(parent: int, name: bytes) -> bytes:
-    """What a link says. Raises NotADirectoryError for anything else."""
+    """Return the text of a link. Raises NotADirectoryError for anything else."""
     try:
         return os.readlink(name, dir_fd=parent)
     except OSError:
@@ -379,7 +379,7 @@ def _link_text(parent: int, name: bytes) -> bytes:
 
 
 def _split(member: Member) -> tuple[bytes, bytes]:
-    """The parent path and last component of a member, without dots; ("", "") for the root itself."""
+    """Return the parent path and last component of a member, without dots; ("", "") for the root."""
     parts: list[bytes] = []
     for part in member.name.split(b"/"):
         if part == b"..":

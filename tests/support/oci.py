@@ -146,7 +146,7 @@ class _Files:
 
 def _unpacked(data: bytes, media_type: str) -> bytes:
     if media_type.endswith("zstd"):
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        return zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
     return gzip.decompress(data) if media_type.endswith("gzip") else data
 
 
