@@ -155,7 +155,7 @@ def _link(writer: Writer, member: Member, path: str, top: str, parents: dict[str
 
 
 def _relinked(node: Node, member: Member) -> Entry:
-    """Return the entry of the lower *node* with owner, mode and time of *member*; of a link only the owner."""
+    """Return the entry of the lower *node* with owner, mode and time of *member*; of a link, its owner."""
     found, entry = node.found, _entry(member)
     kind = kind_of(found)
     if kind == SYMLINK:
