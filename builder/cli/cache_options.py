@@ -62,17 +62,22 @@ def _cache(text: str, option: str) -> CachePlace:
 def _place(kind: str, fields: dict[str, str], text: str, option: str) -> str:
     """Take the field that names the place out of *fields*; return a path, a reference, or ""."""
     from builder.images.local import reference
+    from builder.shared_cache.backends import CACHE_BACKENDS  # few builds have shared caches
 
     writes = option == _TO
-    field = {"local": "dest" if writes else "src", "registry": "ref"}.get(kind, "")
-    place = fields.pop(field, "") if field else ""
-    known = field or (kind == "inline" and writes)
-    if not known or (field and not place):
-        wanted = f"type=local,{'dest' if writes else 'src'}=DIR or type=registry,ref=NAME"
+    if kind == "inline" and writes:
+        return ""
+    backend = CACHE_BACKENDS.get(kind)
+    place = fields.pop(backend.destination if writes else backend.source, "") if backend is not None else ""
+    if backend is None or not place:
+        wanted = " or ".join(
+            f"type={name},{item.destination if writes else item.source}={'DIR' if item.is_path else 'NAME'}"
+            for name, item in CACHE_BACKENDS.items()
+        )
         hint = "keep a local directory with the workflow's own cache: docs/ci.md" if kind == "gha" else ""
         raise UsageError(f"{option} {text!r} is not {wanted}" + (" or type=inline" if writes else ""), hint)
-    if kind == "local":
+    if backend.is_path:
         return os.path.abspath(place)
-    if kind == "registry" and writes and reference(place).digest:
+    if writes and reference(place).digest:
         raise UsageError(f"{option} {text!r}: a cache is written under a tag, not a digest")
-    return str(reference(place)) if place else ""
+    return str(reference(place))
