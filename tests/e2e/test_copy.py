@@ -438,4 +438,4 @@ def test_context_that_changes(pybuild: Pybuild, gone: str) -> None:
         said = build.stderr.read()
     assert build.returncode == 1
     name = "d/sub/g" if gone == "d/sub" else gone
-    assert f"error: {name} changed while the build was reading it\nhint: build again" in said, said
+    assert f"error: {name} changed while the build was reading it [E-BUILD]\nhint: build again" in said, said
