@@ -16,7 +16,6 @@ import os
 import sys
 
 from builder.progress import lines
-from builder.support import debug
 from builder.support.code_digest import code_digest
 from cache.digest import Digest
 from cache.errors import CacheError
@@ -69,19 +68,26 @@ def replay(argv: "Sequence[str]") -> "tuple[bool, SeenContext | None]":
         with Store(root) as store:
             data = store.memos.build(record_key(argv))
             if data is None:
-                debug.debug("replay: no record of this command line")
+                _debug("replay: no record of this command line")
                 return False, None
             record: Record = marshal.loads(data)
             if not _holds(record, store):
-                debug.debug("replay: a file, an image name or a step of the record has changed")
+                _debug("replay: a file, an image name or a step of the record has changed")
                 return False, None
             same, seen = _same_context(record, store)
-            debug.debug(f"replay: the build context {'is unchanged' if same else 'has changed'}")
+            _debug(f"replay: the build context {'is unchanged' if same else 'has changed'}")
             if same:
                 _repeat(record, store)
             return same, seen
     except (CacheError, OSError, ValueError, EOFError, TypeError, KeyError):
         return False, None  # a damaged record, or an error that the full build explains
+
+
+def _debug(text: str) -> None:
+    if "PYBUILD_DEBUG" in os.environ:  # the module is imported only where it prints
+        from builder.support.debug import debug
+
+        debug(text)
 
 
 def record_key(argv: "Sequence[str]") -> str:

@@ -28,8 +28,9 @@ def enabled() -> bool:
 
 
 def enable() -> None:
-    """Print debug lines from now on."""
+    """Print debug lines from now on, also in programs that this process executes."""
     _Switch.on = True
+    os.environ[VARIABLE] = "1"
 
 
 def debug(text: str) -> None:

@@ -12,6 +12,7 @@ from builder.support import debug
 @pytest.fixture(autouse=True)
 def off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debug._Switch, "on", False)
+    monkeypatch.setenv(debug.VARIABLE, "0")
 
 
 def test_nothing_is_printed_when_off(capfd: pytest.CaptureFixture[str]) -> None:
