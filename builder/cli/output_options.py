@@ -16,7 +16,7 @@ from builder.support.fields import parse_fields
 from grammar.booleans import truth
 from grammar.structs import replace
 
-OUTPUT_HELP = "output: oci, docker, tar, local, registry or image (docs/outputs.md)"
+OUTPUT_HELP = f"output: {', '.join(EXPORTERS)} (docs/outputs.md)"
 _FILES = ("tar", "local")
 _PLACES = ("manifest", "manifest-descriptor", "index", "index-descriptor")
 _FIELD = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)")
