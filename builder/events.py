@@ -1,4 +1,4 @@
-"""What happens during a build, as values. Whoever shows them subscribes as a Sink."""
+"""The events of a build, as values. Progress output receives them as a Sink."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ class StepStarted:
 
 @struct
 class StepCached:
+    """The result of a step comes from the cache, or from the plan."""
+
     number: int
     name: str
 
 
 @struct
 class StepOutput:
-    """What the step's process wrote, as it came."""
+    """Output of the process of a step: standard output and error, merged."""
 
     number: int
     data: bytes
@@ -50,6 +52,8 @@ class StepFinished:
 
 @struct
 class StepFailed:
+    """A step ended with an error."""
+
     number: int
     name: str
     seconds: float
@@ -83,7 +87,7 @@ Sink = Callable[[Event], None]
 
 
 class Meter:
-    """Counts one transfer and tells *sink*. Safe to call from several threads."""
+    """Counts one transfer and reports it to *sink*. Safe from several threads."""
 
     def __init__(self, label: str, total: int, sink: Sink, unit: str = "B") -> None:
         self._label, self._total, self._sink, self._unit = label, total, sink, unit
@@ -96,6 +100,6 @@ class Meter:
             self._sink(Transfer(self._label, self._done, self._total, self._unit))
 
     def finish(self) -> None:
-        """All is there. A transfer too short to have shown anything stays silent."""
+        """Report that all is transferred, unless nothing was reported before."""
         if self._done:
             self._sink(Transfer(self._label, self._total, self._total, self._unit, finished=True))
