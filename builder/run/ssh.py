@@ -33,7 +33,7 @@ _START = 10.0  # seconds for an agent to come up
 
 @contextlib.contextmanager
 def agent_socket(given: Ssh, mount: SshMount, folder: str, name: str) -> Iterator[None]:
-    """Provide a socket *name* in *folder*, with mode and owner of *mount*, that forwards to the agent *given*.
+    """Provide a socket *name* in *folder*, with mode and owner of *mount*, forwarding to the agent *given*.
 
     Raises BuildError.
     """
