@@ -7,5 +7,5 @@ _FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 
 
 def truth(text: str) -> bool | None:
-    """What docker takes for true or false (Go's strconv.ParseBool); None for anything else."""
+    """Return the truth of *text* as docker reads it (Go's strconv.ParseBool); None if it is neither."""
     return True if text in _TRUE else False if text in _FALSE else None

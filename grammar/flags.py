@@ -1,4 +1,4 @@
-"""``--name[=value]`` after a keyword: which exist, of which kind, and what they were given."""
+"""The flags of instructions, ``--name[=value]``: which exist, of which kind, and their values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Given:
         return tuple(self.flags.get(name, ()))
 
     def truth(self, name: str) -> bool | None:
-        """A bool flag's value, None when it was not given."""
+        """Return the value of a bool flag, None if it was not given."""
         if name not in self.flags:
             return None
         value = self.flags[name][0].value
@@ -65,7 +65,7 @@ class Given:
 
 
 def check_flags(keyword: str, flags: list[Flag]) -> Given:
-    """Hold flags against the table. Raises DockerfileError at the flag."""
+    """Check flags against the table. Raises DockerfileError with the span of the flag."""
     known = FLAGS.get(keyword, {})
     given = Given()
     for flag in flags:

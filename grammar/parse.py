@@ -1,4 +1,4 @@
-"""The way in: a Dockerfile's text to typed values, every fault a DockerfileError with a span."""
+"""Parse a Dockerfile's text to typed values (grammar.ast); every fault is a DockerfileError with a span."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def parse(text: str) -> ast.Dockerfile:
 
 
 def parse_instruction(text: str, span: Span, escape: str = "\\") -> ast.Instruction:
-    """Parse one instruction that does not stand in a file, such as a base image's trigger."""
+    """Parse one instruction outside a file, such as a base image's trigger."""
     _directives, lines = split_lines(text, escape)
     if len(lines) != 1:
         raise DockerfileError(f"not one instruction: {text!r}", span)
@@ -74,7 +74,7 @@ def parse_instruction(text: str, span: Span, escape: str = "\\") -> ast.Instruct
 
 
 def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
-    """One logical line to its node."""
+    """Parse one logical line."""
     from lark.exceptions import UnexpectedInput
 
     from grammar.transform import transform
@@ -93,8 +93,8 @@ def parse_line(line: LogicalLine, escape: str) -> ast.Instruction:
 
 
 @functools.cache
-def _parser(escape: str) -> Any:
-    """The parser for one escape character."""
+def _parser(escape: str) -> Any:  # lark's parser, imported late
+    """Return the parser for one escape character."""
     from lark import Lark
 
     with open(os.path.join(os.path.dirname(__file__), "dockerfile.lark"), encoding="utf-8") as file:
@@ -107,5 +107,5 @@ def _parser(escape: str) -> Any:
 
 
 def _display(line: LogicalLine) -> str:
-    """The instruction on one line, for progress."""
+    """Return the instruction on one line, for progress."""
     return " ".join(line.text.split())

@@ -1,4 +1,4 @@
-"""Texts without the credentials of the URLs in them: for all that is shown or kept."""
+"""Remove the credentials of URLs from all text that is shown or kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _USERINFO = re.compile(r"(?<=://)(?:[^/?#\s\"']+@|[^/?#\s\"':@]*:(?![0-9]*(?:[/?
 
 
 def redacted(text: str) -> str:
-    """*text* without the names and passwords of its URLs."""
+    """Return *text* with the names and passwords of its URLs replaced by xxxxx."""
     return _USERINFO.sub("xxxxx@", text) if "://" in text else text
 
 
 def without_credentials(text: str) -> str:
-    """*text* with its URLs as if they held none."""
+    """Return *text* with the names and passwords of its URLs removed."""
     return _USERINFO.sub("", text)

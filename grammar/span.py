@@ -1,4 +1,4 @@
-"""Where something stands in a Dockerfile."""
+"""Places in a Dockerfile."""
 
 from __future__ import annotations
 

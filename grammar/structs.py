@@ -1,8 +1,8 @@
-"""Structs: classes of named fields, written as those of ``dataclasses`` and much cheaper to import.
+"""Structs: classes of named fields, declared as with ``dataclasses`` and much cheaper to import.
 
-A build imports about a hundred of them. ``dataclasses`` writes up to seven functions for each, as text,
-compiles them, and imports ``inspect`` to do so: half of what a build took to start. Here the functions
-are made from one piece, which looks at its class's fields as it runs.
+A build imports about a hundred of them. For each, ``dataclasses`` generates and compiles the text of up to
+seven functions, and it imports ``inspect``: half the start-up time of a build. Here all structs share
+functions that read the fields of the class as they run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REQUIRED = object()
 
 
 class _Factory:
-    """A default that is made anew for each struct."""
+    """A default that is made for each struct."""
 
     __slots__ = ("make",)
 
@@ -26,7 +26,7 @@ class _Factory:
 
 
 def field(*, factory: Callable[[], T]) -> T:
-    """A field whose default is what *factory* gives."""
+    """Declare a field whose default is the result of *factory*."""
     return _Factory(factory)  # type: ignore[return-value]
 
 
@@ -57,13 +57,13 @@ def fields(item: object) -> Mapping[str, object]:
 
 
 def replace(item: T, **changes: Any) -> T:
-    """A struct like *item* but for *changes*, by the names of fields."""
+    """Return a copy of a struct with *changes*, by the names of fields."""
     given = {name: getattr(item, name) for name in fields(item)}
     return type(item)(**given | changes)
 
 
 def as_dict(item: object) -> dict[str, Any]:
-    """The fields of a struct by their names; structs in it stay what they are."""
+    """Return the fields of a struct by name; structs in it stay structs."""
     return {name: getattr(item, name) for name in fields(item)}
 
 
@@ -96,7 +96,7 @@ def _initialiser(made: type) -> Callable[..., None]:
 
 
 def _arguments(made: type, args: tuple[object, ...], given: dict[str, object]) -> tuple[object, ...]:
-    """A value for each field; raises TypeError, as a function would, if that cannot be."""
+    """Return a value for each field. Raises TypeError for wrong arguments, as a function does."""
     out = [*args]
     for name, default in [*fields(made).items()][len(args) :]:
         item = given.pop(name, default)

@@ -1,4 +1,4 @@
-"""What a misspelt word may have been meant to be."""
+"""Suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _LONGEST = 100
 
 
 def closest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """The name nearest to *word*, "" where none is near; *cutoff* is how alike they have to be (0 to 1).
+    """Return the name nearest to *word*, "" if none is near; *cutoff* is the least similarity (0 to 1).
 
-    Looks at no more than some hundred names, so that it costs milliseconds whatever a file holds.
+    It compares at most some hundred names, so that it takes milliseconds whatever a file holds.
     """
     import difflib  # only where something is wrong
 
@@ -23,6 +23,6 @@ def closest(word: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def suggestion(word: str, names: Iterable[str], cutoff: float = 0.6, mark: str = "") -> str:
-    """`` (did you mean x?)`` for the nearest of *names*, else nothing; *mark* stands before it."""
+    """Return `` (did you mean x?)`` for the nearest of *names*, else ""; *mark* precedes the name."""
     name = closest(word, names, cutoff)
     return f" (did you mean {mark}{name}?)" if name else ""
