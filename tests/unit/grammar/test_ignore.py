@@ -209,6 +209,7 @@ def test_hostile_patterns_end_soon(pattern: str, path: str) -> None:
     assert time.process_time() - start < 5
 
 
+@pytest.mark.no_cover
 def test_number_of_patterns_is_bounded() -> None:
     with pytest.raises(IgnoreError, match="more than 100000 patterns") as caught:
         parse_ignore("a\n" * 100_001)

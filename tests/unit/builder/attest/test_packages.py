@@ -224,6 +224,7 @@ def test_names_that_write_on_terminals(tmp_path: Path) -> None:
     assert found.gaps[0].isprintable()
 
 
+@pytest.mark.no_cover
 def test_huge_database(tmp_path: Path) -> None:
     """A sparse file of a terabyte is not read; one of 30 MB is, in seconds."""
     path = make_tree(tmp_path / "0", {"var/lib/dpkg/x": ""}) / "var/lib/dpkg/status"

@@ -117,6 +117,7 @@ def test_refused(text: str, says: str) -> None:
     assert caught.value.span is not None
 
 
+@pytest.mark.no_cover
 def test_deep_and_wide() -> None:
     """Thousands of steps and stages plan without recursion, in a moment."""
     deep = "FROM busybox\n" + "RUN x\n" * 3000
