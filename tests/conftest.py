@@ -18,11 +18,11 @@ from harness import PYBUILD, Pybuild
 ROOT = Path(__file__).resolve().parent.parent
 ON_ROOT = os.geteuid() == 0
 LONG = [
-    "test_golden.py",
-    "test_confinement.py",
-    "test_places.py",
-    "test_sandbox.py",
-    "test_chroot_confinement.py",
+    "e2e/test_golden.py",
+    "e2e/confinement/",
+    "e2e/test_places.py",
+    "e2e/test_sandbox.py",
+    "e2e/test_chroot_confinement.py",
 ]
 LONGEST = 300  # seconds for a test with what it is the first to need, such as a base image
 
@@ -82,7 +82,7 @@ def _children() -> list[int]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip real containers without root; begin with the modules that take long, so that none ends alone."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONG) if name in str(item.path)), len(LONG)))
     if not ON_ROOT:
         why = pytest.mark.skip(reason="needs root: builds make namespaces and mounts")
         for item in items:
