@@ -22,7 +22,7 @@ LONG = [
     "e2e/confinement/",
     "e2e/test_places.py",
     "e2e/test_sandbox.py",
-    "e2e/test_chroot_confinement.py",
+    "e2e/chroot_confinement/",
 ]
 LONGEST = 300  # seconds for a test with what it is the first to need, such as a base image
 

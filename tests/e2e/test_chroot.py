@@ -1,6 +1,6 @@
 """Steps without namespaces: a chroot with a supervisor gives the same image, and looks like a container.
 
-Confinement has its own file (test_chroot_confinement.py), real containers theirs (test_places.py).
+Confinement has its own folder (chroot_confinement), real containers theirs (test_places.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from harness import Pybuild, Tree, make_tree
 from oci import Image, read_image
-from places import CHOSEN, MEMORY, REFUSING, Place, opened
+from place import MEMORY, Place
+from places import CHOSEN, REFUSING, opened
 from trees import difference, of_image
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop]

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Asked, Fault, Faulty, faults
+from faults import Asked
+from faulty import Fault, Faulty, faults
 from harness import Pybuild
 from servers import registry
 
