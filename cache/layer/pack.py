@@ -35,6 +35,9 @@ _TYPES |= {FIFO: b"6", WHITEOUT: b"0"}
 _BLOCK = 512
 _CHUNK = 1 << 20
 _END = bytes(2 * _BLOCK)
+# Name, mode, owner, size and time before the checksum; type, link, no owner's names and device after it.
+_FRONT = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0"
+_BACK = b"%b%bustar\00000" + bytes(64) + b"%07o\0%07o\0"
 _MAX_ID = 1 << 21
 _MAX_SIZE = 1 << 33
 WHITEOUT_PREFIX = ".wh."
@@ -167,35 +170,16 @@ def header(entry: Entry) -> bytes:
     for key, value in entry.xattrs:
         records[b"SCHILY.xattr." + os.fsencode(key)] = value
     rdev = entry.rdev
+    major, minor = (os.major(rdev), os.minor(rdev)) if rdev else (0, 0)
     block = _block(
-        _ascii_field(name_bytes),
-        mode,
-        uid,
-        gid,
-        size,
-        seconds,
-        _TYPES[entry.kind],
-        _ascii_field(link_bytes),
-        os.major(rdev) if rdev else 0,
-        os.minor(rdev) if rdev else 0,
+        _FRONT % (_ascii_field(name_bytes).ljust(100, b"\0"), mode, uid, gid, size, seconds),
+        _BACK % (_TYPES[entry.kind], _ascii_field(link_bytes).ljust(100, b"\0"), major, minor),
     )
     return _pax(name_bytes, records) + block if records else block
 
 
-def _block(
-    name: bytes,
-    mode: int,
-    uid: int,
-    gid: int,
-    size: int,
-    mtime: int,
-    kind: bytes,
-    link: bytes,
-    major: int,
-    minor: int,
-) -> bytes:
-    front = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, mtime)
-    back = b"%b%bustar\00000%b%07o\0%07o\0" % (kind, link.ljust(100, b"\0"), bytes(64), major, minor)
+def _block(front: bytes, back: bytes) -> bytes:
+    """Return the header block of the fields before and after the checksum."""
     block = (front + b"        " + back).ljust(_BLOCK, b"\0")
     # The sum of the bytes, by the low half of adler32: ten times faster than sum(), and
     # exact because half a block sums to less than adler's modulus.
@@ -215,9 +199,10 @@ def _ascii_field(text: bytes) -> bytes:
 
 def _pax(name: bytes, records: dict[bytes, bytes]) -> bytes:
     body = b"".join(_record(key, records[key]) for key in sorted(records))
-    folder, _, last = name.rpartition(b"/")
-    shown = b"/".join(part for part in (folder, b"PaxHeaders.0", last) if part)
-    head = _block(_ascii_field(shown).rstrip(b"/"), 0, 0, 0, len(body), 0, b"x", b"", 0, 0)
+    directory, _, last = name.rpartition(b"/")
+    shown = b"/".join(item for item in (directory, b"PaxHeaders.0", last) if item)
+    shown = _ascii_field(shown).rstrip(b"/").ljust(100, b"\0")
+    head = _block(_FRONT % (shown, 0, 0, 0, len(body), 0), _BACK % (b"x", bytes(100), 0, 0))
     return head + body + bytes(-len(body) % _BLOCK)
 
 
