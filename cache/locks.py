@@ -19,17 +19,6 @@ def try_lock(fd: int, shared: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: str, shared: bool = False) -> "Iterator[int]":
-    """Hold the lock of the file *path*, made if missing, during the block."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
 def single_flight(folder: str, name: str) -> "Iterator[None]":
     """Hold the lock *name* during the block. Its file exists only while a process holds or awaits it.
 

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from cache.locks import locked, single_flight, try_lock
+from cache.locks import single_flight, try_lock
 
 
 def test_shared_and_exclusive(tmp_path: Path) -> None:
@@ -18,14 +18,6 @@ def test_shared_and_exclusive(tmp_path: Path) -> None:
     os.close(fds[1])
     assert try_lock(fds[2])
     os.close(fds[2])
-
-
-def test_locked_excludes(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
-    with locked(path), open(path) as other:
-        assert not try_lock(other.fileno())
-    with open(path) as other:
-        assert try_lock(other.fileno())
 
 
 def test_single_flight_runs_one_at_a_time(tmp_path: Path) -> None:
