@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 
 from builder.errors import OutputError
+from builder.runtime.helper_process import fork_helper
 
 _CHANNEL = "_PYBUILD_LOADER"  # the descriptor, for the program that is executed anew (runtime.rootless)
 _DOCKER_SOCKET = "/var/run/docker.sock"
@@ -33,16 +34,9 @@ def prepare() -> None:
     """Fork the process, once. Call this before a namespace is entered or a thread is started."""
     if _CHANNEL in os.environ:
         return
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
-        try:
-            ours.close()
-            _serve(theirs)
-        finally:
-            os._exit(1)
-    theirs.close()
-    os.set_inheritable(ours.fileno(), True)
-    os.environ[_CHANNEL] = str(ours.detach())
+    channel = fork_helper(_serve).socket
+    os.set_inheritable(channel.fileno(), True)
+    os.environ[_CHANNEL] = str(channel.detach())
 
 
 def load(path: str) -> str:
@@ -67,7 +61,7 @@ def _serve(channel: socket.socket) -> None:
     while True:
         message, fds, _flags, _address = socket.recv_fds(channel, 1, 1)
         if not message:
-            os._exit(0)
+            return
         words = command()
         if not words:
             channel.send(b"E" + b"there is neither docker, running, nor podman on this machine")
