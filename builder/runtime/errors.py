@@ -4,7 +4,7 @@ ContainerError          root
     RootlessError       no user namespace can be entered; carries a hint
     NetworkError        the network of containers cannot be made
     CgroupError         a cgroup cannot be made, or does not take its limits
-    StepError           a container cannot be made as its spec says
+    SetupError          a container cannot be made as its spec says
 """
 
 
@@ -29,7 +29,7 @@ class CgroupError(ContainerError):
     """A cgroup cannot be made, or does not take its limits."""
 
 
-class StepError(ContainerError):
+class SetupError(ContainerError):
     """A container cannot be made as its spec says.
 
     ``code`` is the exit code of its process, as a shell has it.

@@ -40,19 +40,6 @@ def launcher_of(isolation: Isolation) -> "type[Server]":
             assert_never(isolation)
 
 
-def missing_for(isolation: Isolation) -> str:
-    """Return what this machine lacks for steps in this way, "" if nothing. It is tried by other processes."""
-    from builder.runtime import probe
-
-    match isolation:
-        case "namespaces":
-            return probe.missing_for_namespaces()
-        case "chroot":
-            return probe.missing_for_chroot()
-        case _:
-            assert_never(isolation)
-
-
 class Operations(NamedTuple):
     """What is done to start a step, in order: first what is the same for many steps, then the step's own."""
 

@@ -190,7 +190,7 @@ class _ChrootedStep:
     def apply(self, operations: list[ChrootOperation | ProcessOperation]) -> None:
         """Apply *operations* in order; the last of a step executes the command.
 
-        Raises StepError and OSError.
+        Raises SetupError and OSError.
         """
         for operation in operations:
             match operation:

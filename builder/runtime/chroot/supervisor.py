@@ -22,7 +22,7 @@ from builder.runtime.chroot.answers import Answers
 from builder.runtime.chroot.notify import Listener
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.chroot.reaper import RESULT, Result, reap_steps
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 from builder.runtime.launcher.protocol import EXITED, error_text, receive_spec, send_spec
 from builder.runtime.spec import CAPABILITIES, ContainerSpec
 
@@ -208,14 +208,14 @@ class _Step:
                     raise _Ended
 
     def _end_all(self, result: Result | None) -> Result:
-        """Wait until no process of the step is left. Raises StepError if one stays."""
+        """Wait until no process of the step is left. Raises SetupError if one stays."""
         result = result or self._reaper.end_step()
         if result is not None and result.goes_on:
             return result
         deadline, pause = time.monotonic() + _PATIENCE, 0.0005
         while not _all_gone():
             if time.monotonic() > deadline:
-                raise StepError("processes of the step could not be ended")
+                raise SetupError("processes of the step could not be ended")
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
             if pause < 0.01:

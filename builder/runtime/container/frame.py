@@ -13,7 +13,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.container import operations as op
 from builder.runtime.container.interfaces import raise_loopback
 from builder.runtime.container.process import set_groups
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Frame:
         self._outer_sysfs = False
 
     def apply(self, operations: "list[FrameOperation]") -> None:
-        """Apply *operations* in order. Raises StepError and OSError."""
+        """Apply *operations* in order. Raises SetupError and OSError."""
         for operation in operations:
             self._apply(operation)
 
@@ -122,9 +122,9 @@ class Frame:
             else:
                 tree = sc.open_tree(sc.AT_FDCWD, source)
         except OSError as error:
-            raise StepError(f"the device {os.fsdecode(source)}: {os.strerror(error.errno or 0)}") from None
+            raise SetupError(f"the device {os.fsdecode(source)}: {os.strerror(error.errno or 0)}") from None
         if stat.S_IFMT(os.fstat(tree).st_mode) not in (stat.S_IFCHR, stat.S_IFBLK):
-            raise StepError(f"{os.fsdecode(source)} of this machine is not a device")
+            raise SetupError(f"{os.fsdecode(source)} of this machine is not a device")
         return tree
 
     def _attach_device(self, target: bytes, tree: int, create_parents: bool = False) -> None:
@@ -180,7 +180,7 @@ def _open_device(source: bytes, number: tuple[int, int] | None) -> int:
     tree = sc.open_tree(sc.AT_FDCWD, source)
     found = os.fstat(tree)
     if not stat.S_ISCHR(found.st_mode) or (os.major(found.st_rdev), os.minor(found.st_rdev)) != number:
-        raise StepError(f"{os.fsdecode(source)} of this machine is not the device of that name")
+        raise SetupError(f"{os.fsdecode(source)} of this machine is not the device of that name")
     return tree
 
 

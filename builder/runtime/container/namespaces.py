@@ -14,7 +14,7 @@ from builder.runtime.container.frame import ROOT, SPOT, STORE
 from builder.runtime.container.interfaces import set_address
 from builder.runtime.container.overlays import mount_overlay
 from builder.runtime.container.process import Process, set_owner
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 from cache.kernel import open_in_root, write_all
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class NamespacedStep:
         self._covered = 0
 
     def apply(self, operations: "list[RootOperation | ProcessOperation]") -> None:
-        """Apply *operations* in order; the last executes the command. Raises StepError and OSError."""
+        """Apply *operations* in order; the last executes the command. Raises SetupError and OSError."""
         for operation in operations:
             match operation:
                 case (
@@ -99,9 +99,9 @@ class NamespacedStep:
             except FileNotFoundError:  # a dangling symlink: cover the symlink itself
                 place = open_in_root(self._process.root, path, os.O_PATH | os.O_NOFOLLOW)
         except OSError as error:
-            raise StepError(f"mounting at {os.fsdecode(path)} of the image: {error.strerror}") from None
+            raise SetupError(f"mounting at {os.fsdecode(path)} of the image: {error.strerror}") from None
         if stat.S_ISDIR(os.fstat(place).st_mode):
-            raise StepError(f"{os.fsdecode(path)} in the image is a directory")
+            raise SetupError(f"{os.fsdecode(path)} in the image is a directory")
         sc.move_mount(tree, place, b"")
         os.close(place)
         os.close(tree)
@@ -129,9 +129,9 @@ def _move_in(staging: int, root: int, name: bytes) -> None:
     try:
         place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     except OSError as error:
-        raise StepError(f"/{os.fsdecode(name)} in the image: {error.strerror}") from None
+        raise SetupError(f"/{os.fsdecode(name)} in the image: {error.strerror}") from None
     if not stat.S_ISDIR(os.fstat(place).st_mode):
-        raise StepError(f"/{os.fsdecode(name)} in the image is not a directory, so nothing can run in it")
+        raise SetupError(f"/{os.fsdecode(name)} in the image is not a directory, so nothing can run in it")
     tree = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=staging)
     sc.move_mount(tree, place, b"")
     os.close(tree)
@@ -200,7 +200,7 @@ def _clone(top: int, source: bytes, read_only: bool) -> int:
     try:
         place = open_in_root(top, source, os.O_PATH)
     except OSError as error:
-        raise StepError(f"the source {os.fsdecode(source)} of a mount: {error.strerror}") from None
+        raise SetupError(f"the source {os.fsdecode(source)} of a mount: {error.strerror}") from None
     tree = sc.open_tree(place, b"")
     sc.mount_setattr(tree, b"", sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if read_only else 0))
     os.close(place)
@@ -223,7 +223,7 @@ def _attach(root: int, target: bytes, tree: int) -> None:
             reason = "the image has a link to nowhere there"
         elif error.errno == errno.EINVAL and kinds[0] != kinds[1]:
             reason = f"the image has a {kinds[0]} there, what is mounted is a {kinds[1]}"
-        raise StepError(f"mounting at {os.fsdecode(target)}: {reason}") from None
+        raise SetupError(f"mounting at {os.fsdecode(target)}: {reason}") from None
     os.close(place)
     os.close(tree)
 

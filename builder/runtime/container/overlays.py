@@ -6,7 +6,7 @@ The store is the working directory, and layers are relative to it.
 import os
 
 from builder.runtime import syscalls as sc
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 
 _SNAPSHOTS = b"snapshots/"
 
@@ -14,7 +14,7 @@ _SNAPSHOTS = b"snapshots/"
 def mount_overlay(place: bytes, lowers: list[bytes], upper: bytes, work: bytes) -> int:
     """Mount an overlay of *lowers*, top first, at *place*, writable if there is an *upper* directory.
 
-    Returns a descriptor of its root. Raises StepError and OSError. ``volatile`` avoids the sync of an upper
+    Returns a descriptor of its root. Raises SetupError and OSError. ``volatile`` avoids the sync of an upper
     directory that is never used as one again.
     """
     if len(_options(lowers, upper, work)) < os.sysconf("SC_PAGE_SIZE"):
@@ -51,6 +51,6 @@ def _mount(place: bytes, lowers: list[bytes], upper: bytes, work: bytes) -> None
     try:
         tree = sc.new_mount(b"overlay", sc.MOUNT_ATTR_NODEV, pairs)
     except OSError as error:
-        raise StepError(f"{len(lowers)} layers in one overlay mount: {error.strerror}") from None
+        raise SetupError(f"{len(lowers)} layers in one overlay mount: {error.strerror}") from None
     sc.move_mount(tree, sc.AT_FDCWD, place)
     os.close(tree)

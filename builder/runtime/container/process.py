@@ -14,7 +14,7 @@ from builder.runtime import syscalls as sc
 from builder.runtime.container import operations as op
 from builder.runtime.container.seccomp import program
 from builder.runtime.container.users import User, find_user
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 from builder.runtime.spec import CANNOT_EXECUTE, DEFAULT_PATH, NOT_FOUND
 from cache.kernel import hide_abstract_sockets, keeps_owners
 
@@ -41,14 +41,14 @@ class Process:
         self._filter = b""
 
     def apply(self, operation: "ProcessOperation") -> None:
-        """Apply one operation. Raises StepError and OSError."""
+        """Apply one operation. Raises SetupError and OSError."""
         match operation:
             case op.FindUser(text):
                 self._user = find_user(self.root, text)
             case op.ReadFilter(capabilities, any_socketcall, fake_owners):
                 self._filter = program(_MACHINE, capabilities, any_socketcall, fake_owners)
                 if not self._filter:
-                    raise StepError(
+                    raise SetupError(
                         f"there is no filter of system calls for {_MACHINE} (pybuild doctor says more)"
                     )
             case op.InstallFilter():
@@ -120,9 +120,9 @@ def _change_directory(path: bytes, user: User) -> None:
             set_owner(built, user.uid, user.gid)
         os.chdir(path)
     except OSError as error:
-        raise StepError(f"WORKDIR {os.fsdecode(path)}: {error.strerror}") from None
+        raise SetupError(f"WORKDIR {os.fsdecode(path)}: {error.strerror}") from None
     if not os.getcwdb().startswith(b"/"):
-        raise StepError(f"WORKDIR {os.fsdecode(path)} is outside the image")
+        raise SetupError(f"WORKDIR {os.fsdecode(path)} is outside the image")
 
 
 def _limit(number: int, soft: int, hard: int) -> None:
@@ -133,7 +133,7 @@ def _limit(number: int, soft: int, hard: int) -> None:
         names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
         name = next(name for name in names if getattr(resource, name) == number)
         highest = resource.getrlimit(number)[1]
-        raise StepError(f"--ulimit {name[7:].lower()}: this user may not have more than {highest}") from None
+        raise SetupError(f"--ulimit {name[7:].lower()}: this user may not have more than {highest}") from None
 
 
 def _become(user: User, capabilities: int) -> None:
@@ -148,7 +148,7 @@ def _become(user: User, capabilities: int) -> None:
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
     except OSError:
-        raise StepError(
+        raise SetupError(
             f"USER {user.uid}:{user.gid}: this build has no such id; it runs without root, and with few ids "
             "of its own"
         ) from None
@@ -173,10 +173,10 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
     shown = os.fsdecode(name)
     code = NOT_FOUND if failure == errno.ENOENT else CANNOT_EXECUTE
     if failure == errno.ENOENT and b"/" not in name:
-        raise StepError(f'exec: "{shown}": executable file not found in $PATH', code)
+        raise SetupError(f'exec: "{shown}": executable file not found in $PATH', code)
     hint = ""
     if failure == errno.ENOENT and any(os.path.lexists(candidate) for candidate in candidates):
         hint = " (it exists: is its interpreter, the loader or the #! program, in the image?)"
     elif failure == errno.ENOEXEC:
         hint = " (no #! line, or a program for another architecture)"
-    raise StepError(f'exec: "{shown}": {os.strerror(failure)}{hint}', code)
+    raise SetupError(f'exec: "{shown}": {os.strerror(failure)}{hint}', code)

@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 from cache.kernel import open_in_root
 
 _PASSWD_LIMIT = 10 << 20
@@ -24,7 +24,7 @@ class User:
 
 
 def find_user(root: int, text: bytes) -> User:
-    """Resolve USER against the image whose root is the descriptor *root*. Raises StepError.
+    """Resolve USER against the image whose root is the descriptor *root*. Raises SetupError.
 
     ``name`` adds the groups that list it, ``name:group`` takes only that group. Numbers need no entry, and
     never fall back to a name (RT-17). An empty user is 0. The home directory is that of the first entry with
@@ -40,7 +40,7 @@ def find_user(root: int, text: bytes) -> User:
         entry = next((fields for fields in passwd if fields[0] == user), None)
         if entry is None:
             name = os.fsdecode(user)
-            raise StepError(f"unable to find user {name}: no matching entries in passwd file")
+            raise SetupError(f"unable to find user {name}: no matching entries in passwd file")
         uid = _number_of(entry, 2)
     gid = _number_of(entry, 3) if entry else 0
     homes = (b"".join(fields[5:6]) for fields in passwd if _number_of(fields, 2) == uid)
@@ -63,7 +63,7 @@ def _find_group(root: int, group: bytes) -> int:
         fields = line.split(b":")
         if len(fields) >= 3 and fields[0] == group and _is_number(fields[2]):
             return _number(fields[2])
-    raise StepError(f"unable to find group {os.fsdecode(group)}: no matching entries in group file")
+    raise SetupError(f"unable to find group {os.fsdecode(group)}: no matching entries in group file")
 
 
 def _is_number(text: bytes) -> bool:
@@ -73,7 +73,7 @@ def _is_number(text: bytes) -> bool:
 
 def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 10 or int(text) >= _ID_LIMIT:
-        raise StepError(f"user or group id {os.fsdecode(text)} is not between 0 and {_ID_LIMIT - 1}")
+        raise SetupError(f"user or group id {os.fsdecode(text)} is not between 0 and {_ID_LIMIT - 1}")
     return int(text)
 
 
@@ -85,16 +85,16 @@ def _number_of(fields: list[bytes], place: int) -> int:
 
 
 def _read_database(root: int, path: bytes) -> list[bytes]:
-    """Return the lines of the image's passwd or group file, none if it is missing. Raises StepError."""
+    """Return the lines of the image's passwd or group file, none if it is missing. Raises SetupError."""
     try:
         fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return []
-        raise StepError(f"reading /{os.fsdecode(path)} of the image: {error.strerror}") from None
+        raise SetupError(f"reading /{os.fsdecode(path)} of the image: {error.strerror}") from None
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_size > _PASSWD_LIMIT:
-        raise StepError(f"/{os.fsdecode(path)} of the image is not a regular file of at most 10 MiB")
+        raise SetupError(f"/{os.fsdecode(path)} of the image is not a regular file of at most 10 MiB")
     data = os.read(fd, found.st_size + 1)
     os.close(fd)
     # Only the group file has comments, as in moby's readers.

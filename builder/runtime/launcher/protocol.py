@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 
-from builder.runtime.errors import StepError
+from builder.runtime.errors import SetupError
 from builder.runtime.spec import ContainerSpec
 
 TYPE_CHECKING = False
@@ -63,12 +63,12 @@ def refuse(channel: socket.socket, kind: "Refusal", message: bytes) -> None:
 def give_up(channel: int, error: BaseException) -> "NoReturn":
     """Report on the descriptor *channel* why this process did not become the step, and end."""
     os.write(channel, b"E" + error_text(error))
-    os._exit(error.code if isinstance(error, StepError) else 125)
+    os._exit(error.code if isinstance(error, SetupError) else 125)
 
 
 def error_text(error: BaseException) -> bytes:
     """Return what the builder is to report of *error*."""
-    if isinstance(error, StepError):
+    if isinstance(error, SetupError):
         text = str(error)
     elif isinstance(error, OSError):
         text = f"preparing the container: {error.strerror or error}"
