@@ -43,15 +43,15 @@ def _main(argv: list[str]) -> int:
         argv = take(argv)
     from builder.replay.play import replay
 
-    done, seen = replay(argv)
-    if done:
+    replayed = replay(argv)
+    if replayed.done:
         return 0
     import gc
 
     gc.disable()  # a build makes few cycles, but many objects that a collection would visit
     from builder.cli.dispatch import run
 
-    return run(argv, seen)
+    return run(argv, replayed.seen)
 
 
 def _be_utf8() -> None:

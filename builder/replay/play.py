@@ -53,34 +53,41 @@ _FILE_LIMIT = 16 << 20
 _ENVIRONMENT = ("PYBUILD_ROOT", "XDG_DATA_HOME", "HOME", "SOURCE_DATE_EPOCH")
 
 
-def replay(argv: "Sequence[str]") -> "tuple[bool, SeenContext | None]":
-    """Repeat the result of the last build with this command line, if everything still holds.
+class Replayed:
+    """Whether the result was repeated; and the scan of the build context, which a full build goes on from."""
 
-    Return True if it did; otherwise False, and what was scanned of the build context by then.
-    """
+    __slots__ = ("done", "seen")
+
+    def __init__(self, done: bool, seen: "SeenContext | None" = None) -> None:
+        self.done = done
+        self.seen = seen
+
+
+def replay(argv: "Sequence[str]") -> Replayed:
+    """Repeat the result of the last build with this command line, if everything still holds."""
     try:
         root = _root(argv)
     except CacheError:  # the full build reports it
         root = None
     if root is None or not os.path.exists(os.path.join(root, "version")):
-        return False, None
+        return Replayed(False)
     try:
         with Store(root) as store:
             data = store.memos.build(record_key(argv))
             if data is None:
                 _debug("replay: no record of this command line")
-                return False, None
+                return Replayed(False)
             record: Record = marshal.loads(data)
             if not _holds(record, store):
                 _debug("replay: a file, an image name or a step of the record has changed")
-                return False, None
-            same, seen = _same_context(record, store)
-            _debug(f"replay: the build context {'is unchanged' if same else 'has changed'}")
-            if same:
+                return Replayed(False)
+            context = _same_context(record, store)
+            _debug(f"replay: the build context {'is unchanged' if context.done else 'has changed'}")
+            if context.done:
                 _repeat(record, store)
-            return same, seen
+            return context
     except (CacheError, OSError, ValueError, EOFError, TypeError, KeyError):
-        return False, None  # a damaged record, or an error that the full build explains
+        return Replayed(False)  # a damaged record, or an error that the full build explains
 
 
 def _debug(text: str) -> None:
@@ -144,13 +151,13 @@ def listing_digest(path: str) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _same_context(record: "Record", store: Store) -> "tuple[bool, SeenContext | None]":
-    """Return True if the context holds what it held; and what was scanned of it."""
+def _same_context(record: "Record", store: Store) -> Replayed:
+    """Compare the build context with the record; ``done`` if it is unchanged."""
     if not record["selections"] and not record["listings"]:
-        return True, None
+        return Replayed(True)
     for path, digest in record["listings"]:
         if listing_digest(os.path.join(record["context"], path)) != digest:
-            return False, None
+            return Replayed(False)
     from builder.copy.filters import SeenContext, selector_name
     from cache.context_scan import StatIndex, scan
 
@@ -163,13 +170,13 @@ def _same_context(record: "Record", store: Store) -> "tuple[bool, SeenContext | 
         for selector, digest in record["selections"]:
             path = selector[0]
             if os.path.realpath(os.path.join(top, path)) != os.path.join(top, path).rstrip("/"):
-                return False, seen  # a symlink has come into the path
+                return Replayed(False, seen)  # a symlink has come into the path
             seen.scanned[selector] = scan(root, path, _filter(record["ignore"], selector))
             if seen.index.known(selector_name(selector), seen.scanned[selector]) != digest:
-                return False, seen
+                return Replayed(False, seen)
     finally:
         os.close(root)
-    return True, seen
+    return Replayed(True, seen)
 
 
 def _filter(ignore: bytes, selector: "Selector") -> "ScanFilter | None":
