@@ -56,14 +56,14 @@ def fields(item: object) -> Mapping[str, object]:
     return found
 
 
-def replace(item: T, **changes: Any) -> T:
+def replace(item: T, **changes: object) -> T:
     """Return a copy of a struct with *changes*, by the names of fields."""
     given = {name: getattr(item, name) for name in fields(item)}
     return type(item)(**given | changes)
 
 
 def as_dict(item: object) -> dict[str, Any]:
-    """Return the fields of a struct by name; structs in it stay structs."""
+    """Return the fields of a struct by name; structs in it stay structs. Each value has its field's type."""
     return {name: getattr(item, name) for name in fields(item)}
 
 

@@ -7,13 +7,14 @@ is an index under a tag that is named after the image's digest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from builder.attest.statement import Artifact, listing, referrers_tag
 from builder.oci import media_types
 from builder.oci.manifest import index_bytes, parse_index
 from builder.registry.client import Fetched
 from builder.registry.errors import NotFound
+from builder.support.json_types import JsonObject
 from cache.descriptor import Descriptor
 from cache.digest import Digest
 from cache.store import Store
@@ -55,7 +56,7 @@ def publish(store: Store, artifacts: Sequence[Artifact], target: Target) -> None
             target.push_manifest(tag, media_types.INDEX, index_bytes(new))
 
 
-def _listed(target: Target, tag: str) -> list[dict[str, Any]]:
+def _listed(target: Target, tag: str) -> list[JsonObject]:
     """Return the entries of the index under the referrers tag; none where there is no such tag.
 
     Raises BuildError.
@@ -68,7 +69,7 @@ def _listed(target: Target, tag: str) -> list[dict[str, Any]]:
     return [entry.value for entry in index.entries]
 
 
-def _merged(old: list[dict[str, Any]], new: Sequence[Artifact]) -> list[dict[str, Any]]:
+def _merged(old: list[JsonObject], new: Sequence[Artifact]) -> list[JsonObject]:
     """All of *old*, signatures of others among them, and what of *new* is not there yet."""
     there = {item.get("digest") for item in old}
     return [*old, *(item for item in listing(new) if item["digest"] not in there)]

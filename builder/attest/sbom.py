@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any
 
 from packageurl import PackageURL
 
@@ -17,6 +16,7 @@ from builder import VERSION
 from builder.attest.databases import Package
 from builder.attest.packages import Distribution, Found
 from builder.attest.statement import Subject
+from builder.support.json_types import JsonObject
 from cache.digest import hex_of
 
 SPDX, CYCLONEDX = "spdx", "cyclonedx"
@@ -25,7 +25,7 @@ _VENDORS = {"deb": "debian", "apk": "alpine"}  # of packages in images that do n
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-def sbom(found: Found, subject: Subject, form: str) -> dict[str, Any]:
+def sbom(found: Found, subject: Subject, form: str) -> JsonObject:
     """The document about *subject* as *form* (SPDX or CYCLONEDX) has it."""
     return _spdx(found, subject) if form == SPDX else _cyclonedx(found, subject)
 
@@ -54,8 +54,8 @@ def _by_url(found: Found) -> dict[str, tuple[Package, tuple[str, ...]]]:
 # -- SPDX 2.3 ------------------------------------------------------------------------------
 
 
-def _spdx(found: Found, subject: Subject) -> dict[str, Any]:
-    image: dict[str, Any] = _spdx_package("SPDXRef-Image", subject.shown, subject.manifest.digest)
+def _spdx(found: Found, subject: Subject) -> JsonObject:
+    image: JsonObject = _spdx_package("SPDXRef-Image", subject.shown, subject.manifest.digest)
     image["primaryPackagePurpose"] = "CONTAINER"
     image["checksums"] = [{"algorithm": "SHA256", "checksumValue": hex_of(subject.manifest.digest)}]
     packages = []
@@ -71,7 +71,7 @@ def _spdx(found: Found, subject: Subject) -> dict[str, Any]:
             {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": url}
         ]
         packages.append(item)
-    document: dict[str, Any] = {
+    document: JsonObject = {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
         "SPDXID": "SPDXRef-DOCUMENT",
@@ -89,7 +89,7 @@ def _spdx(found: Found, subject: Subject) -> dict[str, Any]:
     return document
 
 
-def _spdx_package(name: str, shown: str, version: str) -> dict[str, Any]:
+def _spdx_package(name: str, shown: str, version: str) -> JsonObject:
     item = {
         "SPDXID": name,
         "name": shown,
@@ -126,7 +126,7 @@ def _places(paths: tuple[str, ...]) -> str:
 # -- CycloneDX 1.5 -------------------------------------------------------------------------
 
 
-def _cyclonedx(found: Found, subject: Subject) -> dict[str, Any]:
+def _cyclonedx(found: Found, subject: Subject) -> JsonObject:
     from cyclonedx.model import Property
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
@@ -171,5 +171,5 @@ def _cyclonedx(found: Found, subject: Subject) -> dict[str, Any]:
         serial_number=subject.derived(f"cyclonedx:{VERSION}"), metadata=metadata, components=components
     )
     document.register_dependency(image, components)
-    value: dict[str, Any] = json.loads(JsonV1Dot5(document).output_as_string())
+    value: JsonObject = json.loads(JsonV1Dot5(document).output_as_string())
     return value

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from builder.events import Meter, Sink
 from builder.oci.layout import Layout
+from builder.support.json_types import JsonObject
 from cache.digest import Digest
 from cache.store import Store
 
 
 def write_layout(
-    store: Store, blobs: Mapping[Digest, int], entries: list[dict[str, Any]], dest: str, sink: Sink
+    store: Store, blobs: Mapping[Digest, int], entries: list[JsonObject], dest: str, sink: Sink
 ) -> None:
     """Write *blobs* into the folder *dest*, and *entries* into its index in place of those of their names.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from builder.errors import BuildError, UsageError
 from builder.oci.model import History, ImageConfig, Platform, host, parse_config, scratch
@@ -79,7 +78,7 @@ def _by_id(store: Store, start: str) -> ImageId | None:
     return found.pop() if found else None
 
 
-def named(store: Store, damaged: list[Any]) -> Iterator[tuple[str, ImageId]]:
+def named(store: Store, damaged: list[BuildError | CacheError]) -> Iterator[tuple[str, ImageId]]:
     """Yield every name with its image. Errors of unreadable records are added to *damaged*."""
     for name in store.names():
         try:

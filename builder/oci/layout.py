@@ -10,12 +10,13 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from builder.errors import BuildError
 from builder.oci.errors import ImageError
 from builder.oci.manifest import Entry, blob_path, identity, index_bytes, parse_index
 from builder.oci.model import to_json
+from builder.support.json_types import JsonObject
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest_of, hex_of
 from cache.fs import atomic_file
@@ -95,7 +96,7 @@ class Layout:
             target.write(data)
         return Descriptor(media_type, digest, len(data))
 
-    def add_entries(self, entries: Sequence[dict[str, Any]]) -> None:
+    def add_entries(self, entries: Sequence[JsonObject]) -> None:
         """Add *entries* to index.json. They replace those of the same names. Raises BuildError."""
         new = list(map(Entry, entries))
         replaced = {identity(entry) for entry in new}

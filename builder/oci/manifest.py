@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from builder.oci import media_types
 from builder.oci.errors import ImageError
 from builder.oci.model import to_json
 from builder.support.json_strict import loads
+from builder.support.json_types import JsonObject
 from cache.descriptor import Descriptor
 from cache.digest import Digest, digest
 from cache.errors import CacheError
@@ -25,7 +25,7 @@ _NO_PLATFORM = "unknown"  # the architecture and system that an index states for
 class Entry:
     """One entry of an index. Its descriptor is checked only when it is used: others may be malformed."""
 
-    value: dict[str, Any]  # JSON from a stranger
+    value: JsonObject
 
     @property
     def descriptor(self) -> Descriptor:
@@ -38,7 +38,7 @@ class Entry:
         return self.value.get("digest")
 
     @property
-    def platform(self) -> dict[str, Any] | None:
+    def platform(self) -> JsonObject | None:
         """The platform as the entry states it, or None."""
         platform = self.value.get("platform")
         return platform if isinstance(platform, dict) else None
@@ -72,14 +72,14 @@ class Index:
     """An index: entries for several platforms, with what is attached to them."""
 
     entries: tuple[Entry, ...]
-    value: dict[str, Any]  # JSON from a stranger
+    value: JsonObject
 
 
 @struct
 class Manifest:
     """The manifest of an image, or of an artifact."""
 
-    value: dict[str, Any]  # JSON from a stranger
+    value: JsonObject
 
     @property
     def artifact_type(self) -> str | None:
@@ -139,7 +139,7 @@ def parse_descriptor(value: object, what: str) -> Descriptor:
         raise ImageError(f"the descriptor of {what}: {error}") from None
 
 
-def _items(value: dict[str, Any], key: str, what: str) -> list[dict[str, Any]]:
+def _items(value: JsonObject, key: str, what: str) -> list[JsonObject]:
     items = value.get(key)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ImageError(f"{key!r} of {what} is not a list of descriptors")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from builder.errors import BuildError
 from builder.support.json_strict import valid_text
+from builder.support.json_types import Json, JsonObject
 from cache.digest import DiffId, digest
 from cache.errors import CacheError
 from grammar.structs import field, replace, struct
@@ -194,19 +194,19 @@ class ImageConfig:
     """An image's config. ``settings`` is its "config" object as JSON."""
 
     platform: Platform
-    settings: dict[str, Any] = field(factory=dict)
+    settings: JsonObject = field(factory=dict)
     history: tuple[History, ...] = ()
     diff_ids: tuple[DiffId, ...] = ()
     created: str = ""
     author: str = ""
-    extra: dict[str, Any] = field(factory=dict)
+    extra: JsonObject = field(factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
         """The environment in its order. The last of equal names wins."""
         return dict(item.partition("=")[::2] for item in self.settings.get("Env") or [])
 
-    def with_settings(self, **changes: Any) -> ImageConfig:
+    def with_settings(self, **changes: Json) -> ImageConfig:
         """Return a copy with some settings replaced. None removes one."""
         settings = {**self.settings, **changes}
         return replace(self, settings={k: v for k, v in settings.items() if v is not None})
@@ -278,14 +278,14 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     )
 
 
-def _typed(value: dict[str, Any], key: str, kind: type) -> Any:
+def _typed(value: JsonObject, key: str, kind: type) -> Json:
     item = value.get(key)
     if item is not None and not isinstance(item, kind):
         raise TypeError(f"{key!r} is not a {kind.__name__}")
     return item
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
+def _check_settings(settings: JsonObject) -> None:
     for key in ("Env", "Cmd", "Entrypoint", "Shell", "OnBuild"):
         items = _typed(settings, key, list) or []
         if not all(isinstance(item, str) for item in items):
@@ -296,7 +296,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         _typed(settings, key, dict)
 
 
-def _history(item: Any) -> History:
+def _history(item: Json) -> History:
     if not isinstance(item, dict):
         raise TypeError("a history entry is not an object")
     texts = [str(item.get(key) or "") for key in ("created_by", "created", "comment", "author")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from builder.errors import PlanError
 from builder.oci.model import Platform, parse_platform
@@ -38,7 +37,7 @@ class _Recording(dict[str, str]):
         super().__init__(env)
         self.found: set[str] = set()
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
         if name in self:
             self.found.add(name)
         return super().get(name, default)

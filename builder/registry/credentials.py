@@ -18,10 +18,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from builder.errors import BuildError, RegistryConfigError
 from builder.support.json_strict import loads
+from builder.support.json_types import JsonObject
 from builder.support.paths import in_home
 from builder.support.tethered import Tethered
 from cache.fs import write_atomically
@@ -90,7 +90,7 @@ class CredentialStore:
                 return found
         return Credentials()
 
-    def _configs(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _configs(self) -> Iterator[tuple[str, JsonObject]]:
         """Yield each place with its content. An unreadable one is a warning."""
         if self._text.strip():
             try:
@@ -103,7 +103,7 @@ class CredentialStore:
         for path in self._files:
             yield path, self._read(path)
 
-    def _found(self, place: str, config: dict[str, Any], registry: str, repository: str) -> Credentials:
+    def _found(self, place: str, config: JsonObject, registry: str, repository: str) -> Credentials:
         if helper := _helper(config, registry, repository):
             return _ask(helper, _key(registry), self._patience)
         auths = config.get("auths")
@@ -154,7 +154,7 @@ class CredentialStore:
             found |= bool(names)
         return found
 
-    def _read(self, path: str, strict: bool = False) -> dict[str, Any]:
+    def _read(self, path: str, strict: bool = False) -> JsonObject:
         try:
             with open(path, "rb") as file:
                 data = file.read(_LIMIT + 1)
@@ -173,7 +173,7 @@ class CredentialStore:
         self.warnings.append(f"{failure.message}: no credentials are used")
         return {}
 
-    def _write(self, path: str, config: dict[str, Any]) -> None:
+    def _write(self, path: str, config: JsonObject) -> None:
         """Replace the file atomically, readable by its owner only."""
         target = os.path.realpath(path)
         temporary = f"{target}.pybuild-{os.urandom(8).hex()}"
@@ -235,7 +235,7 @@ def _best(entries: object, registry: str, repository: str, whole: bool) -> str |
     return max(ranks, key=lambda name: ranks[name], default=None)
 
 
-def _helper(config: dict[str, Any], registry: str, repository: str) -> str:
+def _helper(config: JsonObject, registry: str, repository: str) -> str:
     """Return the name of a registry's credential helper; "" if the file itself holds the credentials."""
     helpers = config.get("credHelpers")
     name = _best(helpers, registry, repository, whole=True)

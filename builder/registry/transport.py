@@ -114,7 +114,7 @@ class Response:
     url: str
     patience: float
     end: float
-    _raw: Any
+    _raw: Any  # of urllib3, with a connection of ours (_Answering)
     data: bytes = b""
 
     def read(self, limit: int, what: str) -> bytes:
@@ -192,7 +192,7 @@ class Transport:
     patience: float = ClientOptions().silence
     timeout: float = ClientOptions().timeout
     lost: str = ""
-    _pools: dict[tuple[str, bool], Any] = field(factory=dict)
+    _pools: dict[tuple[str, bool], urllib3.PoolManager] = field(factory=dict)
 
     def close(self) -> None:
         for pool in self._pools.values():
@@ -328,7 +328,7 @@ class Transport:
         end = min(end, time.monotonic() + self.timeout)
         return Response(raw.status, found, challenges, url, self.patience, end, raw)
 
-    def _pool(self, url: str) -> Any:
+    def _pool(self, url: str) -> urllib3.PoolManager:
         """Return the connections for a URL: with its proxy, and with or without checks of certificates."""
         proxy = proxies.proxy_for(url, os.environ)
         verified = self.verified or origin_of(url)[1:] != origin_of(f"{self.scheme}://{self.registry}")[1:]
@@ -336,7 +336,7 @@ class Transport:
             self._pools.setdefault((proxy, verified), self._made(proxy, verified))
         return self._pools[proxy, verified]
 
-    def _made(self, proxy: str, verified: bool) -> Any:
+    def _made(self, proxy: str, verified: bool) -> urllib3.PoolManager:
         options: dict[str, Any] = {
             "retries": False,
             "blocksize": _CHUNK,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from builder.errors import SharedCacheError
 from builder.oci.manifest import parse_descriptor
 from builder.support.json_strict import loads
+from builder.support.json_types import Json, JsonObject
 from cache.descriptor import Descriptor
 from cache.digest import DiffId, digest
 from cache.errors import CacheError
@@ -44,9 +44,9 @@ class Records:
     mounts: dict[str, Descriptor] = field(factory=dict)
 
 
-def encode(records: Records, layers: Iterable[tuple[DiffId, Descriptor]] = ()) -> dict[str, Any]:
+def encode(records: Records, layers: Iterable[tuple[DiffId, Descriptor]] = ()) -> JsonObject:
     """Return the records as JSON. *layers* are the blobs of diff IDs; an image's own config needs none."""
-    out: dict[str, Any] = {
+    out: JsonObject = {
         "version": _VERSION,
         "steps": [
             {
@@ -68,7 +68,7 @@ def encode(records: Records, layers: Iterable[tuple[DiffId, Descriptor]] = ()) -
     return out
 
 
-def to_bytes(value: dict[str, Any]) -> bytes:
+def to_bytes(value: JsonObject) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 
 
@@ -80,7 +80,7 @@ def parse(data: bytes, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     return decode(value, what)
 
 
-def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
+def decode(value: JsonObject, what: str) -> tuple[Records, dict[DiffId, Descriptor]]:
     """Return what ``parse`` does, from JSON that is already read. Raises BuildError."""
     if value.get("version") != _VERSION:
         raise SharedCacheError(f"{what} is of version {value.get('version')!r}, not {_VERSION}")
@@ -100,7 +100,7 @@ def decode(value: dict[str, Any], what: str) -> tuple[Records, dict[DiffId, Desc
     return Records(steps, contents, mounts), layers
 
 
-def _record(item: Any) -> Record:
+def _record(item: Json) -> Record:
     if not isinstance(item, dict):
         raise TypeError("a step is not an object")
     created, run = item.get("created"), item.get("run", "")
@@ -120,7 +120,7 @@ def _content(value: object) -> str:
     return "nothing" if value == "nothing" else _hex(value)
 
 
-def _typed(value: dict[str, Any], name: str, kind: type) -> Any:
+def _typed(value: JsonObject, name: str, kind: type) -> Json:
     item = value.get(name, kind())
     if not isinstance(item, kind):
         raise TypeError(f"{name!r} is not a {kind.__name__}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from builder.errors import BuildError
+from builder.support.json_types import Json
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -37,7 +37,7 @@ def valid_text(text: str) -> str:
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
-def _valid(value: Any) -> Any:
+def _valid(value: Json) -> Json:
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, list):

@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import IO
 
 # A shell beside the program kills their process group once nobody holds the other end of a pipe: also when
 # we are killed. (The kernel's own signal for that is not passed on by a program to what it starts, nor
@@ -18,11 +18,31 @@ _SCRIPT = '(read -r nothing </proc/self/fd/$1; kill -9 -$$) >/dev/null 2>&1 & sh
 class Tethered(subprocess.Popen[bytes]):
     """A program in a session and process group of its own; ``release`` it once it has ended."""
 
-    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        stdin: int | IO[bytes],
+        stdout: int | IO[bytes],
+        stderr: int | IO[bytes],
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        umask: int = -1,
+    ) -> None:
         end, self._hold = os.pipe()
         try:
             words = ["sh", "-c", _SCRIPT, "sh", str(end), *arguments]
-            super().__init__(words, pass_fds=(end,), start_new_session=True, **options)
+            super().__init__(
+                words,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=env,
+                umask=umask,
+                pass_fds=(end,),
+                start_new_session=True,
+            )
         except BaseException:
             os.close(self._hold)
             raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from builder.build.inputs import Inputs
 from builder.build.planning import Planning, parsed, plan_file
@@ -17,6 +16,7 @@ from builder.errors import BuildError
 from builder.images.lazy_layers import Layers
 from builder.plan.graph import Plan
 from builder.request import BuildRequest
+from builder.support.json_types import JsonObject
 from grammar import ast
 from grammar.errors import excerpt, file_lines
 from grammar.lint.linter import Finding, describing
@@ -52,7 +52,7 @@ def _check(request: BuildRequest, inputs: Inputs, environment: Environment, as_j
     text, name = inputs.text, inputs.shown
     code = 1 if findings or failure is not None else 0
     if as_json:
-        answer: dict[str, Any] = {"warnings": [_warning(finding) for finding in findings]}
+        answer: JsonObject = {"warnings": [_warning(finding) for finding in findings]}
         source = {"fileName": name, "language": "Dockerfile", "definition": None, "data": _base64(text)}
         answer["sources"] = [source]
         if failure is not None:
@@ -74,13 +74,13 @@ def _long(finding: Finding, name: str, lines: list[str]) -> str:
     return f"WARNING: {finding.rule.name} - {page}\n{redacted(finding.message)}\n{where}"
 
 
-def _warning(finding: Finding) -> dict[str, Any]:
+def _warning(finding: Finding) -> JsonObject:
     rule = finding.rule
     out = {"ruleName": rule.name, "description": rule.description, "url": rule.url, "detail": finding.message}
     return {**{key: value for key, value in out.items() if value}, "location": _location(finding.span)}
 
 
-def _location(span: Span | None) -> dict[str, Any]:
+def _location(span: Span | None) -> JsonObject:
     if span is None:
         return {}
     lines = range(span.first, span.last + 1)
@@ -91,18 +91,18 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode("utf-8", "surrogateescape")).decode()
 
 
-def _json(answer: dict[str, Any], text: str) -> str:
+def _json(answer: JsonObject, text: str) -> str:
     return json.dumps({**answer, "sources": [_base64(text)]}, indent=2) + "\n"
 
 
-def _given(**fields: object) -> dict[str, Any]:
+def _given(**fields: object) -> JsonObject:
     return {name: value for name, value in fields.items() if value}
 
 
 # -- targets -------------------------------------------------------------------------------
 
 
-def _targets(file: ast.Dockerfile) -> dict[str, Any]:
+def _targets(file: ast.Dockerfile) -> JsonObject:
     last = file.stages[-1]
     return {
         "targets": [
@@ -119,7 +119,7 @@ def _targets(file: ast.Dockerfile) -> dict[str, Any]:
     }
 
 
-def _targets_table(answer: dict[str, Any]) -> str:
+def _targets_table(answer: JsonObject) -> str:
     rows = [("TARGET", "DESCRIPTION")]
     for target in answer["targets"]:
         name = target.get("name", "")
@@ -132,7 +132,7 @@ def _targets_table(answer: dict[str, Any]) -> str:
 # -- outline -------------------------------------------------------------------------------
 
 
-def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> dict[str, Any]:
+def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> JsonObject:
     wanted = request.target.lower()
     stages = [stage.start for stage in file.stages if not wanted or stage.start.name == wanted]
     start = stages[-1]
@@ -157,7 +157,7 @@ def _outline(request: BuildRequest, file: ast.Dockerfile, planned: Plan) -> dict
     )
 
 
-def _outline_table(answer: dict[str, Any]) -> str:
+def _outline_table(answer: JsonObject) -> str:
     out = ""
     if name := answer.get("name"):
         out += f"TARGET:       {name}\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import open_store
@@ -12,6 +11,7 @@ from builder.cli.terminal import print_result
 from builder.images.local import config_of, find, tar_size
 from builder.progress.lines import printable
 from builder.support.format_template import show
+from builder.support.json_types import JsonObject
 
 
 def parser() -> Parser:
@@ -27,9 +27,9 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
         image, _config = find(store, options.name)
         config = config_of(store, image)
         sizes = [tar_size(store, layer) for layer in config.diff_ids]
-    rows: list[dict[str, Any]] = []  # JSON
+    rows: list[JsonObject] = []
     for line in config.history:
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "CreatedAt": line.created,
             "CreatedBy": line.created_by,
             "Size": 0 if line.empty_layer or not sizes else sizes.pop(0),

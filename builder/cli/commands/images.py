@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import open_store
@@ -13,10 +12,11 @@ from builder.errors import BuildError
 from builder.images.local import config_of, named, reference, size
 from builder.progress.lines import printable
 from builder.support.format_template import show
+from builder.support.json_types import JsonObject
 from cache.errors import CacheError
 from cache.store import Store
 
-_Row = dict[str, Any]  # JSON
+_Row = JsonObject
 
 
 def parser() -> Parser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import open_store
@@ -13,6 +12,7 @@ from builder.cli.terminal import print_result
 from builder.images.local import find, named, reference, size
 from builder.oci.model import ImageConfig
 from builder.support.format_template import show
+from builder.support.json_types import JsonObject
 from cache.digest import Digest
 from cache.store import Store
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     return 0
 
 
-def _fields(store: Store, image: Digest, config: ImageConfig) -> dict[str, Any]:  # JSON
+def _fields(store: Store, image: Digest, config: ImageConfig) -> JsonObject:
     """Return an image under the names of docker's fields."""
     value = json.loads(store.read_blob(image))
     return {
