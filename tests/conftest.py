@@ -21,6 +21,8 @@ LONG = [
     "e2e/test_golden.py",
     "e2e/confinement/",
     "e2e/test_places.py",
+    "e2e/test_rootless.py",
+    "e2e/test_own_image.py",
     "e2e/test_sandbox.py",
     "e2e/chroot_confinement/",
 ]
