@@ -1,4 +1,4 @@
-"""After every test: nothing left mounted, running, or wired."""
+"""Ordinary users and a server; and after every test: nothing left mounted, running, or wired."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from harness import ZYGOTE
 from rootless import Installation, installed
+from servers import Misbehaving
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,14 @@ def installation() -> Iterator[Installation]:
     """Ordinary users, and a copy of the program for them."""
     with installed() as made:
         yield made
+
+
+@pytest.fixture
+def web() -> Iterator[Misbehaving]:
+    """A server that gives whatever a test tells it to."""
+    server = Misbehaving()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
