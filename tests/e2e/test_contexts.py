@@ -25,13 +25,6 @@ ARCHIVE = tar(("Dockerfile", FILE, TEXT), ("d", DIR, ""), ("d/f", FILE, "1"), ("
 
 
 @pytest.fixture
-def web() -> Iterator[Misbehaving]:
-    server = Misbehaving()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def repository(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     with served(tmp_path) as made:
         yield made

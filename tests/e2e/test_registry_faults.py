@@ -36,7 +36,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MOST_REQUESTS = 40  # beyond those of an operation that meets no fault
 MOST_SLEEP = 400.0  # seconds, if the registry asks for none
 PATIENCE = 0.1  # seconds, where servers stall
-NAMES = list(faults("", ""))
+NAMES = list(faults(""))
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ def run(
 @pytest.mark.parametrize("name", NAMES)
 def test_fault_in_a_pull(faulty: Faulty, picture: Picture, count: Count, name: str) -> None:
     """At each of the five requests, once and from there on."""
-    fault, passes = faults(faulty.host, faulty.upstream)[name]
+    fault, passes = faults(faulty.host)[name]
     wanted = {"index": picture.index, "manifest": picture.manifest, **picture.blobs}
     patience = PATIENCE if "stall" in name else 10.0
     for place in range(5):
@@ -206,7 +206,7 @@ def test_fault_in_a_push(
     faulty: Faulty, upstream: str, picture: Picture, count: Count, tmp_path: Path, name: str
 ) -> None:
     """At each of the ten requests, once and from there on. What succeeded is there."""
-    fault, passes = faults(faulty.host, faulty.upstream)[name]
+    fault, passes = faults(faulty.host)[name]
     patience = PATIENCE if "stall" in name else 10.0
     total = sum(map(len, picture.blobs.values()))
     for place in range(10):
@@ -250,7 +250,7 @@ def stocked(faulty: Faulty, busybox: Path, tmp_path_factory: pytest.TempPathFact
 def test_command_survives(stocked: Faulty, tmp_path: Path, name: str) -> None:
     """One fault in a pull, and one in a push, with the waiting that there is."""
     faulty, pybuild = stocked, Pybuild(tmp_path / "store", tmp_path)
-    fault, _passes = faults(faulty.host, faulty.upstream)[name]
+    fault, _passes = faults(faulty.host)[name]
     new = f"{faulty.host}/c-{name}:1"
     faulty.begin(at(2, fault, False))
     pybuild("pull", f"{faulty.host}/b:1").ok()
@@ -266,7 +266,7 @@ def test_command_survives(stocked: Faulty, tmp_path: Path, name: str) -> None:
 def test_command_gives_up(stocked: Faulty, tmp_path: Path, name: str) -> None:
     """One error line, in no time."""
     faulty, pybuild = stocked, Pybuild(tmp_path / "store", tmp_path)
-    fault, _passes = faults(faulty.host, faulty.upstream)[name]
+    fault, _passes = faults(faulty.host)[name]
     faulty.begin(at(1, fault, True))
     pybuild("pull", f"{faulty.host}/b:1", timeout=20).failed()
     assert not list((pybuild.store / "tmp").iterdir()) and f"{faulty.host}/b" not in pybuild("images").out
