@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from builder.errors import UsageError
+from builder.progress.forms import PROGRESS
 from builder.registry import limits
 from builder.request import ClientOptions
 from builder.runtime.isolation import WAYS
@@ -15,7 +16,6 @@ from builder.support import debug
 from grammar.booleans import truth
 from grammar.suggest import suggestion
 
-PROGRESS = ("auto", "tty", "plain", "quiet", "rawjson")
 _TOO_MANY = "unrecognized arguments: "
 # An option whose value is optional has a hidden twin that takes the value: argparse would take the build
 # context for the value of ``--pull``.
@@ -153,7 +153,10 @@ def _seconds(text: str) -> float:
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """Add ``--progress``."""
     parser.add_argument(
-        "--progress", default="auto", choices=PROGRESS, help="form of the progress output (default: auto)"
+        "--progress",
+        default="auto",
+        choices=tuple(PROGRESS),
+        help="form of the progress output (default: auto)",
     )
 
 

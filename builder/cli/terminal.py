@@ -6,29 +6,14 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from builder.errors import BuildError
-from builder.events import Event
+from builder.progress.forms import PROGRESS, Progress
 from builder.progress.lines import printable
 from cache.kernel import write_all
 from grammar.redact import redacted
-
-
-class Progress(Protocol):
-    """A form of progress: a sink of events that also shows how the build ends."""
-
-    def __call__(self, event: Event) -> None: ...
-
-    def findings(self, findings: Sequence[str]) -> None:
-        """Show what the checks found, at the end of the build."""
-
-    def failed(self, code: str, message: str, hint: str) -> None:
-        """Report the error that ends the build. The text that follows is the caller's."""
-
-    def close(self) -> None:
-        """Remove bars. Lines may follow."""
 
 
 def print_result(text: str) -> None:
@@ -67,21 +52,7 @@ def is_silent(options: argparse.Namespace) -> bool:
 
 def open_progress(options: argparse.Namespace) -> Progress:
     """Return the form of progress that ``--progress`` and ``--quiet`` name."""
-    if is_silent(options):
-        from builder.progress.quiet import Quiet
-
-        return Quiet(sys.stderr)
-    if options.progress == "rawjson":
-        from builder.progress.rawjson import RawJson
-
-        return RawJson(sys.stderr)
-    if options.progress == "tty" or (options.progress == "auto" and sys.stderr.isatty()):
-        from builder.progress.tty import Tty
-
-        return Tty(sys.stderr)
-    from builder.progress.plain import Plain
-
-    return Plain(sys.stderr)
+    return PROGRESS["quiet" if is_silent(options) else options.progress](sys.stderr)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from builder.cli.isolation import open_store
 from builder.cli.parser import Parser, add_progress, add_server_options
-from builder.cli.terminal import Progress, open_progress, print_result
+from builder.cli.terminal import open_progress, print_result
+from builder.progress.forms import Progress
 from cache.store import Store
 
 

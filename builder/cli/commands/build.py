@@ -22,7 +22,7 @@ from cache.kernel import read_regular
 
 if TYPE_CHECKING:
     from builder.build.helpers import Session
-    from builder.cli.terminal import Progress
+    from builder.progress.forms import Progress
     from builder.request import BuildRequest, BuildResult
     from builder.runtime.isolation import Isolation
     from cache.store import Store

@@ -7,11 +7,11 @@ import argparse
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import enter_isolation
 from builder.cli.parser import Parser, client_options
-from builder.cli.terminal import Progress
 from builder.cli.transfer import Transferred, transfer, transfer_parser
 from builder.errors import UsageError
 from builder.images.local import reference, remember_platform
 from builder.oci.model import host, platform_option
+from builder.progress.forms import Progress
 from cache.store import Store
 
 

@@ -7,9 +7,9 @@ import argparse
 from builder.cli.command_table import Invocation
 from builder.cli.isolation import enter_isolation
 from builder.cli.parser import Parser, client_options
-from builder.cli.terminal import Progress
 from builder.cli.transfer import Transferred, transfer, transfer_parser
 from builder.images.local import find, reference
+from builder.progress.forms import Progress
 from cache.store import Store
 
 
