@@ -8,7 +8,6 @@ import signal
 import socket
 
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot.landlock import own_capabilities
 from builder.runtime.chroot.notify import (
     ARGUMENTS,
     COOKIE,
@@ -16,6 +15,7 @@ from builder.runtime.chroot.notify import (
     can_ask,
     program,
 )
+from builder.runtime.chroot.process_tree import own_capabilities
 from builder.runtime.chroot.processes import Processes
 from builder.runtime.errors import RootlessError
 from builder.runtime.id_maps import open_user_namespace, own_maps, shifted_maps, write_maps

@@ -1,4 +1,4 @@
-"""Landlock domains of steps without namespaces, and the tree of processes."""
+"""Landlock domains of steps without namespaces."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from cache.kernel import (
     landlock_version,
 )
 
-# linux/landlock.h: all accesses to files by the version that came with them, from 2 on.
+# linux/landlock.h: access rights by the Landlock ABI version that added them, from 2 on.
 _ACCESSES = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 _WRITE, _READ = 1 << 1, 1 << 2 | 1 << 3  # to write a file; to read one, and to list a directory
 _USE = _READ | _WRITE | 1 << 15  # and ioctl of a device
@@ -52,14 +52,14 @@ def restrict_inside() -> None:
 
 
 def has_scopes() -> bool:
-    """Return whether the kernel can keep signals among the processes of a domain."""
+    """Return whether the kernel supports Landlock scopes."""
     return landlock_version() >= _SCOPES_VERSION
 
 
 def restrict_supervisor(session: str) -> None:
     """Restrict this process to the directory *session*, /proc, /sys and some of /dev, if the kernel can.
 
-    A step cannot make it reach other files by mistake. The step's own domain has to be inside this one,
+    So a step cannot trick it into opening other files. The step's own domain has to be inside this one,
     otherwise its memory could not be read; so this one is entered before the root is known. Raises OSError.
     """
     handled = _handled()
@@ -85,45 +85,3 @@ def _handled() -> int:
     """Return all accesses to files that this kernel can refuse, 0 if its Landlock is too old."""
     version = landlock_version()
     return max((rights for since, rights in _ACCESSES.items() if version >= since), default=0)
-
-
-def own_capabilities() -> int:
-    """Return the capabilities of this process."""
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"CapPrm:"):
-                return int(line.split()[1], 16)
-    return 0
-
-
-def children(pid: int) -> list[int]:
-    """Return the pids of the children of the process *pid*."""
-    return [child for child, parent in _parents().items() if parent == pid]
-
-
-def descendants() -> list[int]:
-    """Return the pids of all descendants of this process."""
-    above, own, found = _parents(), os.getpid(), []
-    for pid in above:
-        parent: int | None = pid
-        while parent is not None and parent != own:
-            parent = above.get(parent)
-        if parent == own and pid != own:
-            found.append(pid)
-    return found
-
-
-def _parents() -> dict[int, int]:
-    """Return the parent of every process."""
-    above: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                fd = os.open(f"/proc/{name}/stat", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    above[int(name)] = int(os.read(fd, 1024).rpartition(b")")[2].split()[1])
-                finally:
-                    os.close(fd)
-            except (OSError, ValueError, IndexError):
-                pass
-    return above

@@ -16,7 +16,7 @@ import socket
 import time
 
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot import landlock
+from builder.runtime.chroot import process_tree
 from builder.runtime.chroot.notify import program
 from builder.runtime.chroot.supervisor import wait_and_supervise
 from builder.runtime.container.cgroups import Group
@@ -90,7 +90,7 @@ class ChrootLauncher(Server):
         while self._supervisors and time.monotonic() < deadline:
             select.select([self._wake], [], [], 0.1)
             self._reap()
-        for pid in landlock.descendants():
+        for pid in process_tree.descendants():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         for supervisor in self._supervisors.values():
@@ -166,7 +166,7 @@ class ChrootLauncher(Server):
 
     def _kill_orphans(self) -> None:
         """End the processes that a killed supervisor left: they are children of this process then."""
-        for pid in landlock.children(os.getpid()):
+        for pid in process_tree.children(os.getpid()):
             if pid not in self._supervisors:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, assert_never
 
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot import landlock
+from builder.runtime.chroot import landlock, process_tree
 from builder.runtime.chroot.notify import program
 from builder.runtime.container import operations as op
 from builder.runtime.container.order import chroot_frame_operations, chroot_operations
@@ -92,7 +92,7 @@ class _Reaper:
         spec, fds = received
         if self._root < 0:
             self._root = os.dup(fds[0])
-            self._capabilities = landlock.own_capabilities()
+            self._capabilities = process_tree.own_capabilities()
             if not landlock.restrict(self._root, spec["frame"]["network"]):
                 self._capabilities &= ~CAP_SYS_CHROOT  # nothing else would hold a process that leaves by it
         first, feed = self._next or self._fork()

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from builder.runtime import syscalls as sc
-from builder.runtime.chroot import landlock, skeleton
+from builder.runtime.chroot import landlock, process_tree, skeleton
 from builder.runtime.chroot.answers import Answers
 from builder.runtime.chroot.notify import Listener
 from builder.runtime.chroot.processes import Processes
@@ -174,7 +174,7 @@ class _Step:
             pidfd = os.pidfd_open(first)
             socket.send_fds(self._channel, [b"P"], [pidfd])
             os.close(pidfd)
-        sc.capset(CAPABILITIES & landlock.own_capabilities())
+        sc.capset(CAPABILITIES & process_tree.own_capabilities())
         return first, starting
 
     def _serve(self, first: int, starting: socket.socket) -> Result | None:
@@ -221,7 +221,7 @@ class _Step:
             if pause < 0.01:
                 continue
             # Without scopes of Landlock the reaper cannot tell them from others: one by one.
-            left = landlock.descendants()
+            left = process_tree.descendants()
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
                     with contextlib.suppress(OSError):
