@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
+from typing import Literal, assert_never, get_args
 
 from grammar.booleans import truth
 from grammar.errors import DockerfileError
@@ -12,7 +13,8 @@ from grammar.span import Span
 from grammar.structs import struct
 from grammar.suggest import suggestion
 
-TYPES = ("bind", "cache", "tmpfs", "secret", "ssh")
+MountType = Literal["bind", "cache", "tmpfs", "secret", "ssh"]
+TYPES: tuple[MountType, ...] = get_args(MountType)
 SHARING = ("shared", "private", "locked")
 _KEYS = (
     *("type", "from", "source", "target", "readonly", "id", "sharing", "required", "mode", "uid", "gid"),
@@ -88,7 +90,7 @@ Mount = Bind | Cache | Tmpfs | Secret | Ssh
 class _Options:
     """The options read so far. Those not given are "", or None where "" or 0 is a value."""
 
-    type: str = "bind"
+    type: MountType = "bind"
     from_: str = ""
     source: str = ""
     target: str = ""
@@ -149,9 +151,10 @@ def _set(options: _Options, key: str, value: str) -> None:
     """Set one option. Raises KeyError for one that the type does not have, ValueError for a bad value."""
     match key:
         case "type":
-            if value.lower() not in TYPES:
+            found = next((name for name in TYPES if name == value.lower()), None)
+            if found is None:
                 raise ValueError(f'unsupported mount type "{value}"')
-            options.type = value.lower()
+            options.type = found
         case "from":
             options.from_ = value
         case "source" | "src":
@@ -240,4 +243,6 @@ def _made(given: _Options) -> Mount:
             return Secret(given.target, given.id, given.source, given.env, given.required, *owner)
         case "ssh":
             return Ssh(given.target, given.id, given.required, *owner)
-    return Bind(given.target, given.from_, given.source, given.read_only is not False)
+        case "bind":
+            return Bind(given.target, given.from_, given.source, given.read_only is not False)
+    assert_never(given.type)

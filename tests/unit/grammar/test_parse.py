@@ -9,6 +9,7 @@ from pytest import param
 from grammar import ast
 from grammar.parse import KEYWORDS, parse, parse_instruction
 from grammar.span import Span
+from grammar.transform import RULES
 
 # -- commands ------------------------------------------------------------------------------
 
@@ -301,6 +302,10 @@ def test_duplicate_stage_names_are_allowed() -> None:
 )
 def test_single_values(text: str, expected: ast.Instruction) -> None:
     assert second(text) == expected
+
+
+def test_each_keyword_has_a_rule() -> None:
+    assert {name.upper() for name in RULES} == set(KEYWORDS)
 
 
 def test_every_keyword_is_known_in_any_case() -> None:
