@@ -22,7 +22,7 @@ def open_contexts(
 ) -> dict[str, ContextSource]:
     """Open the directories that steps may copy from, by the names of their contexts ("" is the main one).
 
-    *seen* is what replay has scanned a moment ago. Raises BuildError.
+    *seen* is the scan that replay made in this process. Raises BuildError.
     """
     out = {}
     if request.context:
@@ -40,7 +40,7 @@ def open_contexts(
 
 
 def save_stat_indexes(contexts: Mapping[str, ContextSource], store: Store) -> None:
-    """Keep which digest each file had; a full disk is no error."""
+    """Save the digest of each file; write errors are ignored."""
 
     def write(path: str, data: bytes) -> None:
         write_atomically(path, data, store.temporary(), durable=False)

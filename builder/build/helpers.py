@@ -1,4 +1,4 @@
-"""The helper processes of one command, forked early and ended for certain."""
+"""The helper processes of one command, forked early and always ended."""
 
 from builder.runtime.isolation import CHROOT, NAMESPACES, Isolation
 from builder.runtime.launcher.client import Launcher
@@ -32,16 +32,17 @@ class Session:
             session=store.session() if isolation == CHROOT else None,
         )
         self._scratch = None if self._setting.shift else store.empty
-        # Without root somebody has to carry a network; else steps share this machine's.
+        # Without root, passt or slirp4netns must provide the network; otherwise steps share this machine's.
         self.shares_network = isolation == CHROOT or (not self._setting.shift and not programs())
+        # True if add_network has nothing to do: the launcher has the helper, or can have none.
         self._network = network or self.shares_network
         self.launcher = Launcher(self._setting, isolation, self._wiring() if network else None)
         self.packer = _packer() if copies else None
 
     def add_network(self) -> Launcher:
-        """A launcher whose containers get a network after all: a trigger of a base image runs something.
+        """Return a launcher with a network, needed when an ONBUILD trigger adds a RUN.
 
-        To be called before any thread exists, and any container.
+        Call this before the first thread or container.
         """
         if not self._network:
             self.launcher.close()
@@ -50,7 +51,7 @@ class Session:
         return self.launcher
 
     def _wiring(self) -> "socket.socket | None":
-        """The way to a new process that wires networks."""
+        """Start the network helper; return the socket to it, None if steps share this machine's network."""
         if self.shares_network:
             return None
         from builder.runtime.network.setup import start

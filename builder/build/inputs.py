@@ -95,7 +95,7 @@ def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
             "name the file itself with -f, which may lie anywhere",
             code=_NO_DOCKERFILE,
         )
-    hint = "name it with -f, or give the folder that holds it as the context"
+    hint = "name it with -f, or give its directory as the context"
     if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
         hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."
     return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint, code=_NO_DOCKERFILE)

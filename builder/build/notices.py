@@ -1,4 +1,4 @@
-"""Say at the start of a build what its steps have to do without."""
+"""Report features that this machine cannot give to steps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from builder.runtime.rootless import entered, was_real_root
 from cache.kernel import ONE_ID, keeps_owners
 
 
-def say_limits(request: BuildRequest, plans: Sequence[Plan], environment: Environment) -> None:
-    """Report what this machine cannot give the steps of *plans*.
+def check_machine(request: BuildRequest, plans: Sequence[Plan], environment: Environment) -> None:
+    """Report features that this machine cannot give to the steps of *plans*.
 
     Raises BuildError if steps have no network of their own and must not have the machine's.
     """
@@ -37,11 +37,11 @@ def say_limits(request: BuildRequest, plans: Sequence[Plan], environment: Enviro
         sink(Notice(f"steps are isolated by chroot{and_network} (pybuild doctor says why)"))
     names = [name for name, at in request.sandbox.hosts if at == HOST_GATEWAY]
     if names and networked and not environment.shares_network:
-        note = f"{', '.join(names)} of --add-host: steps cannot reach this machine; --network=host lets them"
-        sink(Notice(note, True))
+        note = "steps cannot reach the host from their own network; use --network=host"
+        sink(Notice(f"--add-host {', '.join(names)}: {note}", True))
     if runs and was_real_root():
-        sink(Notice("root of a step is this machine's own root (pybuild doctor says what to change)", True))
+        sink(Notice("root in a step is host root (pybuild doctor says what to change)", True))
     if not keeps_owners():
         sink(Notice(ONE_ID, True))
     if runs and entered() and not hierarchies.find().can:
-        sink(Notice("what steps use cannot be limited here (pybuild doctor says what to change)"))
+        sink(Notice("resource limits are not available here (pybuild doctor says what to change)"))

@@ -12,7 +12,7 @@ from builder.build.contexts import open_contexts, save_stat_indexes
 from builder.build.deliver import deliver
 from builder.build.helpers import Session
 from builder.build.inputs import Inputs
-from builder.build.notices import say_limits
+from builder.build.notices import check_machine
 from builder.build.output_checks import check_outputs
 from builder.build.planning import plan_file, shown_findings, with_excerpt
 from builder.build.solve import Solution, Solver
@@ -71,7 +71,7 @@ def build(
     requests = [replace(request, platforms=(platform,)) for platform in request.platforms] or [request]
     plans = [plan_file(wanted, inputs, environment, layers, findings) for wanted in requests]
     debug.debug(f"planned {sum(len(plan.steps) for plan in plans)} steps")
-    say_limits(request, plans, environment)
+    check_machine(request, plans, environment)
     runs = [step.op for plan in plans for step in plan.steps if isinstance(step.op, RunCommand)]
     networked = any(op.network == "default" for op in runs)
     launcher = session.add_network() if networked else session.launcher

@@ -114,7 +114,7 @@ class StoreResolver:
                 str(platform), str(reference), RemoteImage(ImageId(image), described)
             )
         found = zip(config.diff_ids, layers, strict=True)
-        self.layers.leave(str(reference), image, found, repository)
+        self.layers.keep_remote(str(reference), image, found, repository)
         return image, config
 
     def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:

@@ -1,8 +1,8 @@
 """Solve a plan: give every step a result, from the cache or by making it.
 
 The solver takes a ready step, asks its kind for the key, and looks the key up in the store and in shared
-caches. On a miss the kind makes the layer, and the solver records it. Which kinds there are is known to
-``builder.steps.kinds`` only. A step is made under a lock of its key: equal steps of several builds are made
+caches. On a miss the kind makes the layer, and the solver records it. Only ``builder.steps.kinds`` knows
+the kinds. A step is made under a lock of its key: equal steps of several builds are made
 once.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @struct
 class Solution:
-    """The results of a plan, by the ``id`` of steps; the content digests that keys were made of."""
+    """The results of a plan, by the ``id`` of steps; the content digests that are used in keys."""
 
     results: Mapping[int, Solved]
     contents: Mapping[ContentKey, str]
@@ -64,7 +64,7 @@ class Solver:
         return Solution(self._results, self._kinds.contents.used)
 
     def _failed(self, error: BaseException) -> None:
-        if not isinstance(error, LayerLost):  # after that the build goes on, with what runs now
+        if not isinstance(error, LayerLost):  # the build then goes on, and keeps the steps that are running
             self._kinds.containers.cancel()
 
     def _solve(self, step: Step) -> None:
@@ -81,11 +81,15 @@ class Solver:
         return self._kinds.of(ready, lambda data: self._sink(StepOutput(number, data)))
 
     def _key_ahead(self, step: Step, parent: Solved, sources: Sequence[Solved]) -> Key | None:
-        """Return the key of a step on results that are assumed, if that needs no files of layers."""
+        """Return the key of a step for assumed input results, if that needs no files of layers."""
         ready = self._ready(step, parent, sources)
         return None if ready.fresh else self._kind(ready).key_ahead()
 
     def _result(self, ready: ReadyStep, kind: StepKind) -> Solved:
+        """Return the result of a step: as the plan names it, made without a lookup, or looked up by its key.
+
+        ``StepKind.key`` decides which: it returns a result, None (the content decides the key), or a key.
+        """
         match kind.key():
             case Solved() as result:
                 self._say_cached(ready.step)
@@ -143,7 +147,7 @@ class Solver:
 
 @contextlib.contextmanager
 def _blamed_on(step: Step) -> Iterator[None]:
-    """Make an error in the block one of *step*, which says where in the Dockerfile."""
+    """Convert an error in the block into a StepError of *step*, which names the line of the Dockerfile."""
     try:
         yield
     except (StepError, Cancelled, LayerLost):

@@ -95,7 +95,7 @@ def _platform(what: str, text: str) -> str:
 
 
 def _output(text: str, tags: Sequence[str]) -> Output:
-    """``type=...,dest=...`` and what else docker's buildx has; a bare name is a folder that is there,
+    """``type=...,dest=...`` and what else docker's buildx has; a bare name is a directory that exists,
     or the file of an OCI archive.
     """
     from builder.images.local import new_name
@@ -160,9 +160,11 @@ def _check(made: Output, text: str) -> None:
     if not made.dest and EXPORTERS[made.kind].needs_dest:
         raise UsageError(f"--output {text!r} has no dest", "for example: -o type=oci,dest=app.tar")
     if made.folder and (made.kind != "oci" or made.dest == "-"):
-        raise UsageError(f"--output {text!r}: tar=false makes a folder of type=oci")
+        raise UsageError(f"--output {text!r}: tar=false makes a directory of type=oci")
     if made.kind == "local" and made.dest == "-":
-        raise UsageError(f"--output {text!r}: a folder cannot be written to standard output", "type=tar can")
+        raise UsageError(
+            f"--output {text!r}: a directory cannot be written to standard output", "use type=tar"
+        )
 
 
 def _check_untagged(text: str, names: Sequence[str]) -> None:

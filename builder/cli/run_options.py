@@ -137,7 +137,7 @@ def _volume(text: str) -> tuple[str, str, bool]:
     if not target.startswith("/"):
         raise UsageError(f"--volume {text!r} is not PATH:TARGET[:ro]", "for example: -v $PWD:/work")
     if unknown := sorted(words - {"ro", "rw"}):
-        raise UsageError(f"--volume {text!r}: there is no option {unknown[0]!r}", "there are ro and rw")
+        raise UsageError(f"--volume {text!r}: there is no option {unknown[0]!r}", "use ro or rw")
     if len(words) > 1:
         raise UsageError(f"--volume {text!r} is both ro and rw")
     target = os.path.normpath(target)

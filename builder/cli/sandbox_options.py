@@ -180,7 +180,7 @@ def _switches(items: list[str]) -> set[str]:
             case _:
                 raise UsageError(
                     f"--security-opt {item!r} is not supported",
-                    "no-new-privileges, seccomp=unconfined and systempaths=unconfined are",
+                    "use no-new-privileges, seccomp=unconfined or systempaths=unconfined",
                 )
     return out
 
@@ -194,7 +194,7 @@ def _devices(items: list[str]) -> tuple[tuple[str, str], ...]:
         above = {"/".join(["/dev", *parts[:depth]]) for depth in range(1, len(parts))}
         below = any(other.startswith(f"{path}/") for other in out)
         if parts[0] in _TAKEN or above & out.keys() or below or out.get(path, host) != host:
-            raise UsageError(f"--device {text!r}: there is another device or folder at {path}")
+            raise UsageError(f"--device {text!r}: there is another device or directory at {path}")
         out[path] = host
     return tuple((host, path) for path, host in out.items())
 

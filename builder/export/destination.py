@@ -71,7 +71,7 @@ def _check(folder: int, found: os.stat_result, path: str) -> None:
     if above.st_mode & everybodys == everybodys and found.st_uid not in (os.geteuid(), above.st_uid):
         what = "a link" if stat.S_ISLNK(found.st_mode) else "no plain file, and"
         raise OutputError(
-            f"writing {path}: on the way is {what} of another user (uid {found.st_uid}), in a folder where "
-            "everybody writes",
-            "write it to a folder of your own",
+            f"writing {path}: on the way is {what} of another user (uid {found.st_uid}), in a directory "
+            "where everybody writes",
+            "write it to a directory of your own",
         )

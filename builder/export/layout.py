@@ -14,7 +14,7 @@ from cache.store import Store
 def write_layout(
     store: Store, blobs: Mapping[Digest, int], entries: list[JsonObject], dest: str, sink: Sink
 ) -> None:
-    """Write *blobs* into the folder *dest*, and *entries* into its index in place of those of their names.
+    """Write *blobs* into the directory *dest*, and *entries* into its index in place of those of their names.
 
     Blobs that are there are left alone. Raises BuildError.
     """

@@ -66,12 +66,12 @@ def write_folder(store: Store, roots: Roots, dest: str, sink: Sink, delete: bool
     the same name.
     """
     if delete and _holds(dest, store.root):
-        raise OutputError(f"mode=delete would remove the store, which is in {dest}", "use another folder")
+        raise OutputError(f"mode=delete would remove the store, which is in {dest}", "use another directory")
     try:
         os.makedirs(dest, exist_ok=True)
         root = os.open(dest, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise OutputError(f"writing to the folder {dest}: {error.strerror}") from None
+        raise OutputError(f"writing to the directory {dest}: {error.strerror}") from None
     packed = []
     try:
         seen: dict[str, str] = {}
@@ -168,6 +168,6 @@ def _apart(entries: Iterator[Entry], whose: str, seen: dict[str, str]) -> Iterat
         if entry.kind != DIRECTORY and (other := seen.setdefault(entry.path, whose)) != whose:
             raise OutputError(
                 f"platform-split=false: {other} and {whose} both have /{entry.path}",
-                "leave that out, and each platform gets a folder of its own",
+                "leave that out: each platform then gets its own directory",
             )
         yield entry

@@ -142,7 +142,7 @@ class _Git:
                 _only(made, self._op.subdir)
             _normalise(here, when)
         except RecursionError:
-            raise FetchError(f"{redacted(self._op.remote)} has folders nested too deeply") from None
+            raise FetchError(f"{redacted(self._op.remote)} has directories nested too deeply") from None
 
     def _tidy(self, here: str, where: str, value: str) -> None:
         """Leave in .git what is the same whoever fetched it: the ref that was asked for and no other, and of

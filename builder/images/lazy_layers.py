@@ -31,34 +31,41 @@ class Layers:
 
     store: Store
     sink: Sink
-    damaged: set[Digest] = field(factory=set)
-    """Blobs that some place has, and that are not what they are named for."""
+    failed: set[Digest] = field(factory=set)
+    """Digests of blobs that could not be fetched or verified.
+
+    If there are any, an export of a shared cache uploads every blob again: a cache may list what it cannot
+    deliver.
+    """
     _of_bases: dict[DiffId, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
     _of_caches: dict[DiffId, list[tuple[BlobSource, Descriptor]]] = field(factory=dict)
     _images: list[tuple[str, Digest, tuple[DiffId, ...]]] = field(factory=list)
 
     def add(self, layer: DiffId, source: BlobSource, descriptor: Descriptor) -> None:
-        """Note that *source*, a shared cache, has the layer as the blob *descriptor*."""
+        """Record that *source*, a shared cache, has the layer as the blob *descriptor*."""
         self._of_caches.setdefault(layer, []).append((source, descriptor))
 
-    def leave(
+    def keep_remote(
         self, name: str, image: Digest, layers: Iterable[tuple[DiffId, Descriptor]], source: BlobSource
     ) -> None:
-        """Note that the base image *name* stays in *source*. It gets its name once all of it is stored."""
+        """Record that the layers of the base image *name* are not fetched yet.
+
+        It is tagged when all are stored.
+        """
         found = list(layers)
         for layer, descriptor in found:
             self._of_bases.setdefault(layer, []).append((source, descriptor))
         self._images.append((name, image, tuple(layer for layer, _ in found)))
 
     def find(self, layer: DiffId) -> Layer | None:
-        """Return the layer as a stack holds it: its snapshot, or its diff ID; None where nobody has it."""
+        """Return the layer as a stack holds it: its snapshot, or its diff ID; None if no source has it."""
         snapshot = self.store.index.unpacked(layer)
         if snapshot is not None:
             return snapshot
         return layer if self._elsewhere(layer) or stored(self.store, layer) else None
 
     def required(self, layer: DiffId) -> Layer:
-        """Return what ``find`` does. Raises LayerLost where nobody has the layer."""
+        """Return what ``find`` does. Raises LayerLost if no source has the layer."""
         found = self.find(layer)
         if found is None:
             raise LayerLost(f"layer {layer} is gone from the store", "build, load or pull the image again")
@@ -73,7 +80,7 @@ class Layers:
         self._of_caches.clear()
 
     def tag_complete(self) -> None:
-        """Name the base images whose layers are all stored now."""
+        """Tag the base images whose layers are all stored now."""
         for name, image, layers in self._images:
             if all(self.store.index.unpacked(layer) or stored(self.store, layer) for layer in layers):
                 self.store.tag(name, image)
@@ -84,7 +91,7 @@ class Layers:
         return next((descriptor for source, descriptor in found if source.name == place), None)
 
     def unpacked(self, stack: Sequence[Layer]) -> tuple[SnapshotId, ...]:
-        """Return the snapshots of *stack*, unpacking layers that are not. Raises BuildError or CacheError."""
+        """Return the snapshots of *stack*, unpacking where necessary. Raises BuildError or CacheError."""
         self._each(stack, self._unpack)
         return tuple(layer if isinstance(layer, SnapshotId) else self._snapshot(layer) for layer in stack)
 
@@ -129,9 +136,9 @@ class Layers:
         return [*self._of_caches.get(layer, ()), *self._of_bases.get(layer, ())]
 
     def _download(self, layer: DiffId, take: Callable[[Descriptor], object]) -> None:
-        """Store the layer's blob from the first place that works, and verify it by *take*.
+        """Store the layer's blob from the first source that works, and verify it by *take*.
 
-        Raises LayerLost where none works.
+        Raises LayerLost if none works.
         """
         failure: BuildError | CacheError | None = None
         for source, descriptor in self._elsewhere(layer):
@@ -144,7 +151,7 @@ class Layers:
             except SpaceError:
                 raise
             except (BuildError, CacheError) as error:
-                self.damaged.add(descriptor.digest)
+                self.failed.add(descriptor.digest)
                 failure = error
         if failure is None:
             failure = BuildError(f"layer {layer} is gone from the store {self.store.root}")

@@ -1,4 +1,4 @@
-"""Whether an image is what its descriptors say, checked down to the last byte of its layers."""
+"""Verify that an image matches its descriptors, including the contents of its layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def validate(top: Descriptor, open_blob: Open) -> None:
     of their index.
 
     *open_blob* opens a blob by its digest; it raises BuildError or OSError where there is none.
-    Raises BuildError (mostly ImageError) or CacheError for the first fault, which the message names.
+    Raises BuildError (mostly ImageError) or CacheError, which names the first fault found.
     """
     match _document(top, open_blob):
         case Index() as index:
@@ -75,13 +75,13 @@ def _validate_manifest(manifest: Manifest, at: Descriptor, open_blob: Open, entr
     config, layers = manifest.config(), manifest.layers()
     if not media_types.is_image_config(config.media_type):
         if entry is not None and entry.platform not in (None, _PLATFORMLESS):
-            raise ImageError(f"{at.digest} is no image, but has the platform {entry.platform}")
+            raise ImageError(f"{at.digest} is not an image but states a platform: {entry.platform}")
         for blob in (config, *layers):
             _read(blob, open_blob)
         return
     for blob in (config, *layers):
         if media_types.is_docker(blob.media_type) is not media_types.is_docker(at.media_type):
-            raise ImageError(f"{at.digest} is {at.media_type}, and holds {blob.media_type}")
+            raise ImageError(f"{at.digest} is {at.media_type}, but refers to {blob.media_type}")
     parsed = parse_config(_read(config, open_blob), f"the config {config.digest}")
     _validate_config(parsed, config, len(layers))
     if entry is not None and entry.platform is not None and entry.platform != parsed.platform.to_json():
@@ -101,7 +101,7 @@ def _validate_config(config: ImageConfig, at: Descriptor, layers: int) -> None:
 def _validate_layer(at: Descriptor, diff_id: Digest, open_blob: Open) -> None:
     """Check the compressed and the uncompressed bytes of a layer."""
     if not is_layer(at.media_type):
-        raise ImageError(f"{at.digest} is no layer: its media type is {at.media_type}")
+        raise ImageError(f"{at.digest} is not a layer: its media type is {at.media_type}")
     sha = hashlib.sha256()
     with open_blob(at.digest) as file:
         _check_bytes(file, at)

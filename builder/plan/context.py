@@ -16,7 +16,7 @@ from grammar.structs import struct
 
 @struct
 class Local:
-    """A folder of this machine as a source of files: a build context. ``name`` is "" for the main one."""
+    """A directory of this machine as a source of files: a build context. ``name`` is "" for the main one."""
 
     name: str = ""
 
@@ -43,7 +43,7 @@ class StageContext:
     ``find_source(name, span, mount)`` gives what a ``from`` names (*mount*: of a RUN --mount),
     the build context for ""; ``new_source(op, name, span)`` makes or reuses the
     step that fetches something. ``take(origin, path, span)`` gives the step that
-    takes a path of a folder to "/mount" of an empty root.
+    takes a path of a directory to "/mount" of an empty root.
     """
 
     scope: Scope

@@ -118,19 +118,19 @@ def _mount(mount: Mount) -> dict[str, object]:
             return {"bind": mount.target, "read_only": mount.read_only}
         case CacheMount():
             owner = [mount.mode, mount.uid, mount.gid]
-            looks = _given(owner=[] if owner == [0o755, 0, 0] else owner)
-            return {"cache": mount.target, "read_only": mount.read_only, **looks}
+            metadata = _given(owner=[] if owner == [0o755, 0, 0] else owner)
+            return {"cache": mount.target, "read_only": mount.read_only, **metadata}
         case TmpfsMount():
             return {"tmpfs": mount.target, **_given(size=mount.size, read_only=mount.read_only)}
         case SecretMount():
             owner = [mount.mode, mount.uid, mount.gid]
-            looks = _given(owner=[] if owner == [0o400, 0, 0] else owner)
+            metadata = _given(owner=[] if owner == [0o400, 0, 0] else owner)
             return {
                 "secret": mount.id,
                 "target": mount.target,
                 "env": mount.env,
                 "required": mount.required,
-                **looks,
+                **metadata,
             }
         case SshMount():
             owner = [mount.mode, mount.uid, mount.gid]

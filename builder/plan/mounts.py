@@ -20,7 +20,9 @@ from grammar.span import Span
 def convert_mounts(
     node: ast.Run, env: Mapping[str, str], cwd: str, missing: set[str], context: StageContext
 ) -> tuple[tuple[Mount, ...], tuple[Step, ...]]:
-    """The mounts of a RUN and its sources, which they number; unset variables go to *missing*.
+    """Return the mounts of a RUN and the source steps; mounts refer to them by index.
+
+    Names of unset variables are added to *missing*.
 
     Raises PlanError.
     """
@@ -40,7 +42,7 @@ def convert_mounts(
             raise PlanError(error.message, error.span, error.hint, code=error.code) from None
         agents = sum(isinstance(other, SshMount) for other in mounts)
         mounts.append(_convert(mount, cwd, context, sources, agents, flag.span))
-    # An outer mount may not hide an inner one, whatever the order they are written in.
+    # Sort by target, so that an outer mount does not hide an inner one.
     mounts.sort(key=lambda mount: (isinstance(mount, SecretMount | SshMount), mount.target))
     return tuple(mounts), tuple(sources)
 
@@ -48,8 +50,9 @@ def convert_mounts(
 def _convert(
     mount: syntax.Mount, cwd: str, context: StageContext, sources: list[Step], agents: int, span: Span
 ) -> Mount:
-    """Return *mount* with an absolute target; its files come from one of *sources*, which may get one more.
+    """Return *mount* with an absolute target; its files come from one of *sources*.
 
+    A source that is not in *sources* is appended.
     *agents* is the number of SSH mounts before this one.
     """
     match mount:
@@ -71,13 +74,16 @@ def _convert(
 def _source(
     mount: syntax.Bind | syntax.Cache, context: StageContext, sources: list[Step], span: Span
 ) -> tuple[int, str]:
-    """Return where the files of a mount come from: the number of a source, and the path in it."""
+    """Return the index of the source step of a mount, and the path in it.
+
+    A source that is not in *sources* is appended.
+    """
     origin, path = context.find_source(mount.from_, span, True), mount.source
     if isinstance(origin, Local):
         origin, path = context.take(origin, mount.source, span), "/mount"
-    place, _, numbered = number(origin, tuple(sources))
+    index, _, numbered = number(origin, tuple(sources))
     sources[:] = numbered
-    return place, path
+    return index, path
 
 
 def _absolute(cwd: str, path: str) -> str:
@@ -96,7 +102,10 @@ def _target(path: str, cwd: str, span: Span) -> str:
 def _cache(
     mount: syntax.Cache, cwd: str, context: StageContext, sources: list[Step], span: Span
 ) -> CacheMount:
-    """Mode and owner are those of a new, empty directory; with other ones it is another cache."""
+    """Return a cache mount. Mode and owner are for a new directory.
+
+    A different mode or owner selects a different cache.
+    """
     target = _target(mount.target, cwd, span)
     origin, path = _source(mount, context, sources, span) if mount.from_ else (NOWHERE, mount.source)
     mode, uid, gid = mount.mode, mount.uid, mount.gid

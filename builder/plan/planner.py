@@ -52,7 +52,7 @@ class Resolver(Protocol):
 
     @property
     def context(self) -> Files | None:
-        """The main build context, where it is no folder."""
+        """The main build context, where it is no directory."""
         ...
 
 
@@ -95,7 +95,7 @@ class _Planner:
     def plan(self, all_stages: bool) -> Plan:
         self._epoch = self._request.epoch
         text = self._scope.globals.get("SOURCE_DATE_EPOCH", "")
-        if text in ("", "context"):  # a folder has no time
+        if text in ("", "context"):  # a directory has no time
             self._scope.globals.pop("SOURCE_DATE_EPOCH", None)
         elif self._epoch is None:
             self._epoch = parse_epoch(text)
@@ -209,7 +209,7 @@ class _Planner:
         )
 
     def _take(self, origin: Local, path: str, span: Span, dest: str = "/mount") -> Step:
-        """A path of a folder, for a bind mount: a file or directory called "mount"."""
+        """A path of a directory, for a bind mount: a file or directory called "mount"."""
         op = CopyFiles((Picked(path or "/", CONTEXT, literal=True, context=origin.name),), dest)
         return self._intern(op, None, (), span, f"[internal] context {origin.name} {path or '/'}")
 

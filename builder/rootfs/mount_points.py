@@ -1,4 +1,4 @@
-"""Mount points in roots that are plain folders, and copies of what is bound into them.
+"""Mount points in roots that are plain directories, and copies of what is bound into them.
 
 The roots themselves are ``builder.rootfs.plain_trees``.
 """
@@ -15,7 +15,7 @@ from cache.layer.merged_tree import Tree
 
 
 def add_points(root: str, points: str) -> list[str]:
-    """Make what the folder *points* holds and *root* does not; the paths made, parents first.
+    """Make what the directory *points* holds and *root* does not; the paths made, parents first.
 
     Below a link of the image nothing is made, as overlayfs shows nothing of *points* there. To be called
     where nothing else can be written to.
@@ -51,7 +51,7 @@ def take_points(root: str, made: list[str]) -> None:
 
 
 def copy_bound(tree: Tree, path: str, folder: str) -> bytes:
-    """Copy *path* of *tree* for a bind mount into the empty *folder*; what it is called there."""
+    """Copy *path* of *tree* for a bind mount into the empty directory *folder*; return its name there."""
     copy_path(tree, path, folder, "/bound", links=False)
     remove_devices(folder)
     return b"/bound"

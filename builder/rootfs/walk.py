@@ -1,4 +1,4 @@
-"""Walks over the files of a plain directory: what is there, and putting a layer on top of it."""
+"""List a directory, and apply a layer to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cache.layer.replicate import replicate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# An entry as a scan sees it: mode, owner, group, size, mtime, ctime, inode, links, device. A plain tuple,
-# as one is made for each file of a root.
+# An entry as a scan sees it: mode, owner, group, size, mtime, ctime, inode, links, device. A plain tuple
+# for speed: there is one per file of a root.
 Seen = tuple[int, int, int, int, int, int, int, int, int]
 MODE, MTIME, CTIME, INODE, LINKS = 0, 4, 5, 6, 7  # indexes into ``Seen``
 
@@ -100,7 +100,7 @@ def _make_directory(layer: str, path: str, target: int) -> None:
 
 
 def copy_metadata(root: str, path: str, upper: str) -> None:
-    """Give the directory *path* of *upper* the owner, mode and attributes, not the time, of *root*'s."""
+    """Copy owner, mode and xattrs, but not the time, of the directory *path* from *root* to *upper*."""
     source, target = os.path.join(root, path), os.path.join(upper, path)
     found = os.lstat(source)
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)

@@ -16,16 +16,16 @@ from cache.kernel import keeps_owners
 
 _APT_FAILED = 100  # the exit code of apt after an error
 _FOREIGN_HINT = (
-    "this machine does not run programs for {}: register qemu for them (package qemu-user-static, with the F "
+    "register qemu for {}, whose programs this machine does not run (package qemu-user-static, with the F "
     "flag), or compile in a stage FROM --platform=$BUILDPLATFORM"
 )
 _UNHELD_HINT = (
-    "if qemu for {} is registered without the F flag, the kernel looks for it in the image: register it "
-    "with F (package qemu-user-static, or update-binfmts with fix_binary yes)"
+    "register qemu for {} with the F flag (package qemu-user-static, or update-binfmts with fix_binary yes): "
+    "without it the kernel looks for qemu in the image"
 )
 _APT_HINT = (
-    "with one id apt cannot become its own user: run it with -o APT::Sandbox::User=root, or give this user "
-    "ranges of ids (pybuild doctor says how)"
+    "run apt with -o APT::Sandbox::User=root, or give this user ranges of ids (pybuild doctor says how): "
+    "with one id apt cannot become its own user"
 )
 _MEMORY_HINT = "raise the limit or give the build more memory, or let the step use less (fewer parallel jobs)"
 _NETWORK_HINT = "build with --network=none, or with --network=host if you trust the Dockerfile"
@@ -77,9 +77,9 @@ def not_succeeded(op: RunCommand, step: Step, outcome: Outcome, memory_ran_out: 
         elif outcome.code == _APT_FAILED and not keeps_owners() and re.search(r"\bapt(-get)?\b", command):
             hint = _APT_HINT
         elif outcome.code == 127:
-            hint = "127 means that a command was not found: is it installed in this stage?"
+            hint = "install the command in this stage: 127 means that it was not found"
         elif outcome.code == 126:
-            hint = "126 means that a file was found but could not be executed"
+            hint = "check the file's mode and format: 126 means that it was found but could not be executed"
     message = f'process "{shown}" did not complete successfully: {how}'
     return CommandFailed(message, step.name, step.span, hint)
 

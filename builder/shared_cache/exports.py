@@ -100,7 +100,7 @@ def _export(
             sink(Notice(f"a step is left out of {place.name}: {error.message}", True))
             return
         meter = Meter(f"caching in {place.name}", descriptor.size, sink)
-        if not layers.damaged and place.has(descriptor):  # else who knows what it has
+        if not layers.failed and place.has(descriptor):
             meter.add(descriptor.size)
         else:
             place.put(descriptor, store.blob_path(descriptor.digest), meter.add)
@@ -129,7 +129,7 @@ def _export(
 def _at_its_place(layer: DiffId, layers: Layers, place: CacheBackend) -> Descriptor | None:
     """Return the blob of a layer that this place has already, so that the layer is not fetched."""
     descriptor = layers.in_cache(layer, place.name)
-    if descriptor is None or layers.damaged or not place.has(descriptor):
+    if descriptor is None or layers.failed or not place.has(descriptor):
         return None
     return _plain(descriptor)
 

@@ -138,7 +138,7 @@ class Run(StepKind):
                     outcome = self._containers.run(spec, self._output)
                 except OSError as error:
                     raise BuildError(f"the container launcher is gone: {error.strerror}") from None
-            if tree is not None and not outcome.error and not outcome.code:
+            if tree is not None and outcome.error is None and not outcome.code:
                 tree.collect(made)  # while caches are locked: their files may have names in the root
         if outcome.error is not None:
             raise not_started(op, self._ready.step, outcome.error, outcome.network_failed)

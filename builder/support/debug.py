@@ -1,6 +1,6 @@
 """Lines for ``--debug``: what pybuild decides and does, on standard error.
 
-A caller whose text costs something asks ``enabled`` first::
+A caller whose text is expensive to make calls ``enabled`` first::
 
     if debug.enabled():
         debug.debug(f"key {key}: hit")
@@ -34,7 +34,10 @@ def enable() -> None:
 
 
 def debug(text: str) -> None:
-    """Print *text* with the seconds since the start, each line behind ``debug:``; nothing when it is off."""
+    """Print *text* with the seconds since the start; do nothing if debug is off.
+
+    ``debug:`` stands before each line.
+    """
     if not _Switch.on:
         return
     lead = f"debug: {time.monotonic() - _start:.3f} "

@@ -149,7 +149,7 @@ def test_ranges_of_ids(installation: Installation, busybox: Path, ranges: str) -
         return Result(done.returncode, done.stdout, done.stderr)
 
     rows = {row["name"]: row for row in json.loads(run("doctor", "--json").out)}
-    row = rows["who builds"]
+    row = rows["user"]
     if ranges == "nameless":
         assert row["works"] == "limited" and "uid 54322 has no entry in /etc/passwd" in row["found"]
         assert "useradd" in row["advice"]

@@ -311,4 +311,4 @@ def test_this_machine_by_name(pybuild: Pybuild) -> None:
     option = "--add-host=here:host-gateway"
     pybuild(option, "--network=host", "--no-cache", pybuild.context(hosts.format(""))).ok()
     done = pybuild(option, "--no-cache", pybuild.context(hosts.format("! "))).ok()
-    assert "here of --add-host: steps cannot reach this machine" in done.err
+    assert "--add-host here: steps cannot reach the host" in done.err

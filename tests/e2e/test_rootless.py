@@ -77,7 +77,7 @@ def test_single_id(users: tuple[Rootless, Rootless]) -> None:
     archive = user.work / "o.tar"
     done = user(NONE, "--no-cache", "-o", archive, user.context(text, {"f": "1"})).ok()
     assert done.err.count("this user has one id") == 1
-    assert done.err.count("what steps use cannot be limited here") == 1
+    assert done.err.count("resource limits are not available here") == 1
     from oci import read_image
 
     root = read_image(archive).root()
@@ -246,6 +246,4 @@ def test_doctor(pybuild: Pybuild, users: tuple[Rootless, Rootless]) -> None:
     rows = {row["name"]: row for row in json.loads(users[0]("doctor", "--json").ok().out)}
     assert rows["overlayfs"]["works"] == "yes" and rows["network"]["found"].startswith("behind pasta")
     rows = {row["name"]: row for row in json.loads(users[1]("doctor", "--json").ok().out)}
-    assert (
-        rows["who builds"]["works"] == "limited" and "usermod --add-subuids" in rows["who builds"]["advice"]
-    )
+    assert rows["user"]["works"] == "limited" and "usermod --add-subuids" in rows["user"]["advice"]

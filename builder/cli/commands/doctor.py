@@ -132,17 +132,17 @@ def _unshare() -> str:
 def _identity(real: bool, one: bool) -> Check:
     """Return the row of the user; *one* tells whether a namespace was entered that has a single ID."""
     if real:
-        return Check("who builds", _GOOD, "root")
+        return Check("user", _GOOD, "root")
     if os.geteuid() == 0:
-        return Check("who builds", _GOOD, "root of a container: steps have its ids")
+        return Check("user", _GOOD, "root of a container: steps have its ids")
     ranges = rootless.ranges()
     if ranges and shutil.which("newuidmap") and shutil.which("newgidmap"):
         if not one:
-            return Check("who builds", _GOOD, f"a user with {ranges} more ids")
+            return Check("user", _GOOD, f"a user with {ranges} more ids")
         nameless = not rootless.has_name()
         why = f"uid {os.geteuid()} has no entry in /etc/passwd" if nameless else "newuidmap fails"
         return Check(
-            "who builds",
+            "user",
             _LESS,
             f"a user with one id; the {ranges} more are not mapped ({why}): what steps chown keeps its owner",
             "give it one, as by: useradd --uid N NAME" if nameless
@@ -151,7 +151,7 @@ def _identity(real: bool, one: bool) -> Check:
     what = "newuidmap and newgidmap are missing" if ranges else "no more ids in /etc/subuid and /etc/subgid"
     user = os.environ.get("USER") or str(os.geteuid())
     return Check(
-        "who builds",
+        "user",
         _LESS,
         f"a user with one id ({what}): what steps chown keeps its owner",
         "install uidmap, and as root: usermod --add-subuids 100000-165535 "
@@ -303,9 +303,8 @@ def _limits() -> Check:
         can = hierarchies.find().can
     except CgroupError as error:
         return Check("limits", _LESS, str(error))
-    wanted = ("memory", "cpu", "cpuset", "pids")
-    found = ", ".join(name for name in wanted if name in can) or "none"
-    if len(can) == len(wanted):
+    found = ", ".join(name for name in hierarchies.CONTROLLERS if name in can) or "none"
+    if len(can) == len(hierarchies.CONTROLLERS):
         return Check("limits", _GOOD, found)
     return Check(
         "limits",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from builder.runtime.container.cgroups import Limits
 
 _PREFIX = b"pybuild"
-_CONTROLLERS = ("memory", "cpu", "cpuset", "pids")
+CONTROLLERS = ("memory", "cpu", "cpuset", "pids")
 _WORDS = {"memory": "the memory", "cpu": "the CPU time", "cpuset": "the CPUs", "pids": "the processes"}
 
 # The files that set a limit, in the order they have to be written; @ stands for the limit.
@@ -153,7 +153,7 @@ class Hierarchies:
     def can(self) -> frozenset[str]:
         """Those of memory, cpu, cpuset and pids that can be limited; tried once."""
         if self._can is None:
-            self._can = frozenset(name for name in _CONTROLLERS if self._try(name))
+            self._can = frozenset(name for name in CONTROLLERS if self._try(name))
         return self._can
 
     def make(self, name: bytes, limits: Limits) -> Group:
@@ -305,7 +305,7 @@ def find(parent: bytes = b"", root: bytes = b"/sys/fs/cgroup", proc: bytes = b"/
     for line in read(proc + b"/self/cgroup").splitlines():
         _id, names, own = line.split(b":", 2)  # v2 has no names
         controllers = [name.decode() for name in names.split(b",") if name and not name.startswith(b"name=")]
-        if names and not (controllers if parent else set(controllers) & set(_CONTROLLERS)):
+        if names and not (controllers if parent else set(controllers) & set(CONTROLLERS)):
             continue  # nothing is ever made there
         wanted = set(names.split(b","))
         seen = [

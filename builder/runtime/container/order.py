@@ -41,7 +41,7 @@ _MASKED = (
     b"sys/firmware",
     b"sys/fs/selinux",
 )
-# Readable by the machine's own root alone: hidden where root of a step has its number.
+# Only host root may read these. They are masked if the step's root has host uid 0.
 _OF_MACHINES_ROOT = (
     b"proc/kpagecgroup",
     b"proc/kpagecount",
@@ -66,7 +66,7 @@ _READ_ONLY = (b"proc/bus", b"proc/fs", b"proc/irq", b"proc/sys", b"proc/sysrq-tr
 
 
 def frame_operations(frame: FrameSpec) -> list[FrameOperation]:
-    """Return what is done before a step is known, in the staging directory."""
+    """Return the operations that prepare a container in the staging directory, before its step is known."""
     own_network = frame["network"] in ("none", "default")
     out: list[FrameOperation] = [
         op.Isolate(),
@@ -105,7 +105,11 @@ def frame_operations(frame: FrameSpec) -> list[FrameOperation]:
 
 
 def step_operations(spec: ContainerSpec) -> list[RootOperation | ProcessOperation]:
-    """Return what turns a prepared container into the step."""
+    """Return the operations that start the step in a prepared container.
+
+    Cover comes before MoveIn, so that a symlink of the image cannot lead it to a file of the kernel. MoveIn
+    comes before mounts and volumes, so that these may lie below /dev.
+    """
     out: list[RootOperation | ProcessOperation] = [op.Undumpable()]
     if spec["filtered"]:
         out.append(op.ReadFilter(spec["capabilities"], spec["any_socketcall"], not keeps_owners()))
@@ -124,24 +128,27 @@ def step_operations(spec: ContainerSpec) -> list[RootOperation | ProcessOperatio
         out.append(op.HideAbstractSockets())
     if spec["no_new_privileges"]:
         out.append(op.NoNewPrivileges())
-    if spec["filtered"]:  # while there is the right to install it, and after all that it refuses
+    if spec["filtered"]:  # before capabilities are dropped, and after the calls that the filter refuses
         out.append(op.InstallFilter())
     return [*out, op.Identity(spec["capabilities"]), *_command(spec)]
 
 
 def chroot_frame_operations() -> list[ChrootOperation | ProcessOperation]:
-    """Return what is done in a process that waits for its step in a chroot."""
+    """Return the operations that prepare a process for a step in a chroot."""
     return [op.EnterChroot(), op.RestrictScope(), op.NoNewPrivileges()]
 
 
 def chroot_operations(spec: ContainerSpec, held: int) -> list[ChrootOperation | ProcessOperation]:
-    """Return what turns a waiting process into a step in a chroot; it has *held* capabilities at most."""
+    """Return the operations that start the step in a prepared process.
+
+    *held* is the mask of capabilities that the process can have.
+    """
     network = spec["frame"]["network"]
     capabilities = spec["capabilities"] & held
     out: list[ChrootOperation | ProcessOperation] = []
     if spec["filtered"]:
         any_socketcall = spec["any_socketcall"] and network != "none"
-        # Without the capability to chroot, the supervisor refuses the call and says so.
+        # Without the capability to chroot, the supervisor refuses the call and reports it.
         out.append(op.ReadFilter(spec["capabilities"] | CAP_SYS_CHROOT, any_socketcall, False))
     out.append(op.FindUser(spec["user"]))
     if spec["filtered"]:
