@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pytest
 from confinement import SINGLE_ID, Report, mounts, put_probe, summary
 from harness import Pybuild, Tree
-from rootless import User, command
+from rootless import PREFIX, User, command
 
 NONE = "--network=none"
 CANARY = "pybuild-canary-" + hashlib.sha256(str(os.getpid()).encode()).hexdigest()[:16]
@@ -90,14 +90,19 @@ def printed(progress: str) -> list[str]:
 
 
 def host_values() -> dict[str, str]:
-    """What an escape would change: settings of this machine, and some of its files."""
+    """What an escape would change: settings of this machine, and some of its files.
+
+    Users that another test process makes at the same time do not count.
+    """
     paths = [
         *(f"/proc/sys/kernel/{name}" for name in ("core_pattern", "modprobe", "hotplug", "panic", "hostname")),
         *(f"/proc/sys/{name}" for name in ("vm/overcommit_memory", "fs/file-max", "net/core/somaxconn")),
         "/sys/kernel/uevent_helper", "/sys/kernel/mm/transparent_hugepage/enabled",
         "/sys/fs/cgroup/memory/release_agent", "/etc/passwd", "/etc/hosts", "/etc/resolv.conf",
     ]  # fmt: skip
-    return {path: Path(path).read_text() for path in paths if os.path.exists(path)}
+    values = {path: Path(path).read_text() for path in paths if os.path.exists(path)}
+    users = values["/etc/passwd"].splitlines()
+    return {**values, "/etc/passwd": "\n".join(line for line in users if not line.startswith(PREFIX))}
 
 
 def with_probe(mode: Mode, probe: Path, text: str, files: Tree | None = None) -> Path:

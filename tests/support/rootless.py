@@ -29,7 +29,7 @@ _OURS = ("builder", "cache", "grammar")
 _OTHERS = ("lark", "zstandard", "pyroute2", "tqdm", "urllib3", "isal", "deflate")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Names of users are this, the number of the process that made them, and a letter.
-_PREFIX = "pybt"
+PREFIX = "pybt"
 _PLACE, _FOLDER = "/dev/shm", "pybuild-rootless."
 _RANGE = 65536
 _TUN = "/dev/net/tun"
@@ -153,7 +153,7 @@ def installed() -> Iterator[Installation]:
         program = folder / "program"
         _copy_program(program)
         for letter in "rs":
-            users.append(_make_user(f"{_PREFIX}{PROCESS}{letter}", folder, with_ranges=letter == "r"))
+            users.append(_make_user(f"{PREFIX}{PROCESS}{letter}", folder, with_ranges=letter == "r"))
         yield Installation(folder, program, _tun(folder), *users)
     finally:
         for user in users:
@@ -222,8 +222,8 @@ def _remove_user(user: User) -> None:
 def _sweep() -> None:
     """Remove what a run that was killed has left: nobody holds the lock of its folder."""
     for entry in pwd.getpwall():
-        folder = Path(_PLACE, _FOLDER + entry.pw_name.removeprefix(_PREFIX)[:-1])
-        if entry.pw_name.startswith(_PREFIX) and not _is_locked(folder):
+        folder = Path(_PLACE, _FOLDER + entry.pw_name.removeprefix(PREFIX)[:-1])
+        if entry.pw_name.startswith(PREFIX) and not _is_locked(folder):
             first = 100_000_000 + entry.pw_uid * _RANGE
             _remove_user(User(entry.pw_name, entry.pw_uid, entry.pw_gid, first, Path("/nonexistent")))
     for folder in Path(_PLACE).glob(_FOLDER + "*"):

@@ -1,4 +1,4 @@
-"""What the tests of shared caches build, and where a cache in a folder has what."""
+"""Contents of a shared-cache test: its Dockerfiles, and the paths in a cache's folder."""
 
 from __future__ import annotations
 

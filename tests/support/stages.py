@@ -1,4 +1,4 @@
-"""A registry that attacks who pulls from it, and what a client asks of it."""
+"""A registry that attacks its clients, and what a client asks of it."""
 
 from __future__ import annotations
 

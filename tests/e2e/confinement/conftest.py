@@ -1,4 +1,4 @@
-"""The ways to run pybuild, the probe, and what both meet.
+"""The ways to run pybuild, and the probe in each.
 
 The probe (tests/support/probe.c) tries some 370 things inside a step; tests/support/confinement.py
 says which of them work. Every mode has the same table: root, an ordinary user with subordinate
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -80,13 +79,3 @@ def report(probe: Path) -> Reporter:
         return known[what]
 
     return ask
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    """A server of this machine on an abstract socket, which has no file whose mode could protect it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.bind("\0pybuild-probe-canary")
-        server.listen(8)
-        server.settimeout(0.2)
-        yield server

@@ -1,4 +1,4 @@
-"""What a step does to who builds: processes, output, signals, odd images (RT-29 to RT-32)."""
+"""Processes, output, signals and odd images with which a step attacks its builder (RT-29 to RT-32)."""
 
 from __future__ import annotations
 

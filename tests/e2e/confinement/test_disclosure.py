@@ -1,4 +1,4 @@
-"""What the machine gives away, to a step that starts, to other users, to an image (S23 to S25)."""
+"""What a starting step, other users and images learn of the machine (S23 to S25)."""
 
 from __future__ import annotations
 

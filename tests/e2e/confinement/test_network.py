@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,16 @@ from oci import read_image
 from rootless import command
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server of this machine on an abstract socket, which has no file whose mode could protect it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind("\0pybuild-probe-canary")
+        server.listen(8)
+        server.settimeout(0.2)
+        yield server
 
 
 def test_RT_20_abstract_sockets(mode: Mode, probe: Path, listener: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""How registries get attestations, those that know referrers and those that do not."""
+"""How registries get attestations: with the referrers API, and without it."""
 
 from __future__ import annotations
 
