@@ -201,7 +201,7 @@ def refused_or_done(text: str, env: dict[str, str]) -> None:
         expand_word(text, env)
     except ExpansionError:
         pass
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 15
 
 
 @pytest.mark.parametrize(
