@@ -1,1 +1,1 @@
-"""What is said of an image beside it: the packages in it (SBOM), and how it was built (provenance)."""
+"""Attestations, stored with an image: the packages in it (SBOM), and how it was built (provenance)."""

@@ -1,8 +1,7 @@
-"""What package managers leave of themselves: the bytes of their databases to packages.
+"""Read the databases of package managers.
 
-The bytes are from strangers. Readers take nothing but the fields they name, in time linear to what they
-are given, and run nothing; who calls them sees to sizes. A record whose name or version is no text of
-one word is None.
+Their bytes are untrusted. Readers use only the fields that they name, in linear time, and run nothing;
+callers limit sizes. A record whose name or version is not one word is None.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ _GONE = ("not-installed", "config-files")  # states in which dpkg has no files o
 class Package(NamedTuple):
     """An installed package. ``kind`` is its type as package URLs have it: deb, apk, pypi or npm.
 
-    ``namespace`` is npm's scope, like "@babel"; ``source`` is the package that it was built from, by
-    another name. What is not known is "".
+    ``namespace`` is npm's scope, like "@babel". ``source`` is the source package if its name differs.
+    Unknown fields are "".
     """
 
     kind: str
@@ -34,7 +33,7 @@ class Package(NamedTuple):
 
 
 def read_debian(data: bytes) -> Iterator[Package | None]:
-    """dpkg's status, or a file of its status.d (deb-control(5), dpkg-query(1))."""
+    """Read dpkg's status, or a file of its status.d (deb-control(5), dpkg-query(1))."""
     for fields in _paragraphs(data, ("Package", "Version", "Architecture", "Source", "Status")):
         if fields.get("Status", "").rpartition(" ")[2] in _GONE:
             continue
@@ -45,26 +44,26 @@ def read_debian(data: bytes) -> Iterator[Package | None]:
 
 
 def read_alpine(data: bytes) -> Iterator[Package | None]:
-    """apk's database of what is installed (apk-package(5))."""
+    """Read apk's database of installed packages (apk-package(5))."""
     for fields in _paragraphs(data, ("P", "V", "A", "o")):
         yield _package("apk", "", fields.get("P"), fields.get("V"), fields.get("A"), fields.get("o", ""))
 
 
 def read_python(data: bytes) -> Iterator[Package | None]:
-    """The metadata of a distribution, or its beginning (Core metadata specifications)."""
+    """Read the metadata of a distribution, or its beginning (Core metadata specifications)."""
     for fields in _paragraphs(data, ("Name", "Version")):
         yield _package("pypi", "", fields.get("Name"), fields.get("Version"))
         return  # the description follows
 
 
 def read_npm(data: bytes) -> Iterator[Package | None]:
-    """A package.json; nothing of one that names no package. Raises BuildError for what is no JSON."""
+    """Read a package.json; yield nothing if it names no package. Raises BuildError for invalid JSON."""
     value = loads(data.removeprefix(b"\xef\xbb\xbf"), "it", JSON_LIMIT)
     if not isinstance(value, dict):
         return
     name, version = value.get("name"), value.get("version")
     if not isinstance(name, str) or not isinstance(version, str) or not name or not version:
-        return  # it tells how to load a folder, or is somebody's own program
+        return  # it configures a directory, or a private program
     scope, slash, rest = name.partition("/")
     if slash and (not scope.startswith("@") or not _is_word(scope) or "/" in rest):
         yield None
@@ -73,7 +72,7 @@ def read_npm(data: bytes) -> Iterator[Package | None]:
 
 
 def read_os_release(data: bytes) -> dict[str, str]:
-    """The fields of an os-release (os-release(5)); those that are no assignment are left out."""
+    """Return the fields of an os-release (os-release(5)). Lines without an assignment are ignored."""
     fields: dict[str, str] = {}
     for line in data.decode("utf-8", "replace").split("\n"):
         name, equals, value = line.strip().partition("=")
@@ -87,7 +86,7 @@ def read_os_release(data: bytes) -> dict[str, str]:
 
 
 def _paragraphs(data: bytes, wanted: Collection[str]) -> Iterator[dict[str, str]]:
-    """The fields *wanted* of each paragraph; of equal ones the first, of each its first line."""
+    """Yield the fields *wanted* of each paragraph: the first of equal fields, and its first line."""
     names = {name.encode(): name for name in wanted}
     fields: dict[str, str] = {}
     for line in io.BytesIO(data):
@@ -115,7 +114,7 @@ def _package(
 
 
 def _is_word(text: str) -> bool:
-    """Whether it can be a name or a version: of one word, and not of punctuation alone."""
+    """Return True if *text* can be a name or a version: one word, and not only punctuation."""
     if len(text) > _WORD_LIMIT or not text.isprintable() or any(map(str.isspace, text)):
         return False
     return any(map(str.isalnum, text))

@@ -1,4 +1,4 @@
-"""``--sbom``, ``--provenance`` and ``--attest``, as docker's buildx spells them. Off without one of them."""
+"""``--sbom``, ``--provenance`` and ``--attest``, in the syntax of docker buildx. All are off by default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODES = ("min", "max")
 
 @struct
 class Attestations:
-    """The form of the bill of materials and the mode of the provenance, "" for none of it."""
+    """The format of the SBOM and the mode of the provenance; "" for none."""
 
     sbom: str = ""
     provenance: str = ""
@@ -23,7 +23,7 @@ class Attestations:
 
 
 def parse_attestations(sbom: Sequence[str], provenance: Sequence[str], attest: Sequence[str]) -> Attestations:
-    """What the values of the three options ask for; the last word counts. Raises UsageError."""
+    """Parse the values of the three options. The last one wins. Raises UsageError."""
     form = mode = builder = ""
     for option, given, text in (
         *(("--attest", "", text) for text in attest),
@@ -44,7 +44,7 @@ def parse_attestations(sbom: Sequence[str], provenance: Sequence[str], attest: S
 
 
 def _fields(option: str, kind: str, text: str) -> dict[str, str]:
-    """``name=value`` with commas between, in quotes where a value holds some; of a *kind* also one word."""
+    """Parse ``name=value`` fields with commas between them; an option of a *kind* may have one word."""
     on = truth(text or "true")
     if kind and on is not None:
         return {} if on else {"disabled": "true"}
@@ -63,7 +63,7 @@ def _form(option: str, fields: dict[str, str]) -> str:
 
 
 def _mode(option: str, fields: dict[str, str]) -> tuple[str, str]:
-    """The mode, and the builder's identifier."""
+    """Return the mode, and the builder's identifier."""
     disabled, version = fields.pop("disabled", "false"), fields.pop("version", "v1")
     mode, builder = fields.pop("mode", _MODES[0]), fields.pop("builder-id", "")
     if version != "v1":

@@ -1,8 +1,8 @@
 """Find the packages in the files of an image: Debian's, Alpine's, Python's and npm's.
 
-The files are from strangers: nothing of them is run, links lead nowhere but inside the image, what is no
-regular file is not opened, and sizes, folders and packages are counted. What could not be read is told,
-never passed over: a list of packages with an unknown hole is worth little.
+The files are untrusted: none is run, symlinks are resolved inside the image, only regular files are opened,
+and sizes, directory entries and packages are limited. Each unreadable file is reported: a list of packages
+with an unknown gap is worth little.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from cache.layer.merged_tree import Node, Tree
 from grammar.structs import field, struct
 
 _DATABASE_LIMIT = 32 << 20  # bytes of a database of many packages
-_HEADER_LIMIT = 256 << 10  # bytes that are read of what goes on with a description
+_HEADER_LIMIT = 256 << 10  # bytes that are read of a file with a description at its end
 _OS_RELEASE_LIMIT = 64 << 10
-_BYTES = 1 << 30  # that are read in all
-_ENTRIES = 5_000_000  # of all folders
+_BYTES = 1 << 30  # read in total
+_ENTRIES = 5_000_000  # of all directories
 _PACKAGES = 200_000
-_GAPS = 50  # that are told one by one
+_GAPS = 50  # reported one by one
 
 _DEBIAN, _DEBIAN_FOLDER = "var/lib/dpkg/status", "var/lib/dpkg/status.d"
 _ALPINE = ("lib/apk/db/installed", "usr/lib/apk/db/installed")
@@ -45,7 +45,7 @@ _Reader = Callable[[bytes], Iterator[Package | None]]
 
 @struct
 class Distribution:
-    """What os-release says of an image: ``id`` like "debian", ``version`` like "12", both "" if unknown."""
+    """The distribution of an image: ``id`` like "debian", ``version`` like "12", "" if unknown."""
 
     id: str = ""
     version: str = ""
@@ -54,9 +54,9 @@ class Distribution:
 
 @struct
 class Found:
-    """The packages of an image, sorted, each with the files that tell of it (from the root, sorted).
+    """The packages of an image, sorted, each with the files that list it (from the root, sorted).
 
-    ``gaps`` says what could not be read, in sentences.
+    ``gaps`` are messages about unreadable files.
     """
 
     distribution: Distribution
@@ -65,12 +65,12 @@ class Found:
 
 
 class _Enough(Exception):
-    """There is more than can be counted."""
+    """A limit was reached."""
 
 
 @struct(frozen=False)
 class _Search:
-    """What one search has found, and what it may still look at."""
+    """The results of one search, and its remaining limits."""
 
     tree: Tree
     bytes_left: int
@@ -82,14 +82,14 @@ class _Search:
 
     def gap(self, path: str, why: str) -> None:
         if len(self.gaps) < _GAPS:
-            text = f"/{_shown(path)}: {why}"  # which is printed, and a path is a stranger's
+            text = f"/{_shown(path)}: {why}"  # it is printed, and the path is untrusted
             self.gaps.append("".join(char if char.isprintable() else "?" for char in text))
         else:
             self.more_gaps += 1
 
 
 def find(tree: Tree) -> Found:
-    """The packages in the merged files of an image."""
+    """Return the packages in the merged files of an image."""
     search = _Search(tree, _BYTES, _ENTRIES)
     distribution = _distribution(search)
     try:
@@ -120,7 +120,7 @@ def _distribution(search: _Search) -> Distribution:
 
 
 def _plain(text: str) -> str:
-    """A lower-case word of os-release, "" where it is something else."""
+    """Return *text* as a lower-case word of os-release, "" if it is not one."""
     allowed = text.isascii() and text.replace(".", "").replace("-", "").replace("_", "").isalnum()
     return text.lower() if allowed and len(text) <= 64 else ""
 
@@ -151,7 +151,7 @@ def _lookup(search: _Search, path: str) -> Node | None:
 def _regular(search: _Search, path: str) -> Node | None:
     node = _lookup(search, path)
     if node is not None and not stat.S_ISREG(node.found.st_mode):
-        search.gap(path, "it is no regular file")
+        search.gap(path, "it is not a regular file")
         return None
     return node
 
@@ -160,7 +160,7 @@ def _regular(search: _Search, path: str) -> Node | None:
 
 
 def _walk(search: _Search) -> None:
-    """Go through all folders, without following links, for the files that tell of packages."""
+    """Search all directories for files that list packages, without following symlinks."""
     if search.tree.root is None:
         return
     todo = [(search.tree.root, False, False)]
@@ -180,7 +180,7 @@ def _walk(search: _Search) -> None:
 
 
 def _look(search: _Search, folder: Node, own: str, name: str, python: bool, npm: bool) -> None:
-    """Take what a file tells, if it is one that does; *own* is the name of its folder."""
+    """Read a file if its name says that it lists packages; *own* is the name of its directory."""
     if npm and name == "package.json":
         reader, limit, whole = read_npm, JSON_LIMIT, True
     elif python and (
@@ -199,10 +199,10 @@ def _look(search: _Search, folder: Node, own: str, name: str, python: bool, npm:
 
 
 def _entries(search: _Search, folder: Node) -> list[tuple[str, str]]:
-    """The names in a merged folder, sorted, each with "file", "folder" or "" (links, devices, removed)."""
+    """Return the sorted names in a merged directory, each with "file", "folder" or "" (anything else)."""
     kinds: dict[str, str] = {}
     try:
-        for layer in folder.folders:  # from the top: what an upper layer has hides what a lower one has
+        for layer in folder.folders:  # from the top: an upper layer hides entries of a lower one
             with os.scandir(layer) as entries:
                 for entry in entries:
                     search.entries_left -= 1
@@ -224,7 +224,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _take(search: _Search, node: Node, reader: _Reader, limit: int, whole: bool) -> None:
-    """Add what *reader* makes of a file; with *whole* one of more than *limit* bytes is a gap."""
+    """Add the packages that *reader* finds in a file. With *whole*, a file above *limit* bytes is a gap."""
     data = _read(search, node, limit, whole)
     if data is None:
         return
@@ -248,7 +248,7 @@ def _take(search: _Search, node: Node, reader: _Reader, limit: int, whole: bool)
 
 
 def _read(search: _Search, node: Node, limit: int, whole: bool = True) -> bytes | None:
-    """The bytes of a file, its first *limit* if *whole* is off; None where it cannot be read."""
+    """Return the bytes of a file, the first *limit* unless *whole*; None if it is unreadable."""
     try:
         data = read_regular(node.real, limit)
     except OSError as error:

@@ -1,7 +1,7 @@
 """How an image was built: SLSA provenance v1. docs/attestations.md describes this build type.
 
-What came with the command line and is nobody's business is not in it: no secret, no credentials or
-queries of URLs, no proxies; values of build arguments and labels with mode max only.
+It has no private values of the command line: no secrets, no credentials or queries of URLs, no proxies. Only
+mode max has the values of build arguments and labels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Described = dict[str, object]
 
 
 class Result(Protocol):
-    """What is known of a step that was solved (builder.build.solve.Solved)."""
+    """The result of a step (builder.build.solve.Solved)."""
 
     @property
     def key(self) -> str: ...
@@ -49,9 +49,9 @@ class Result(Protocol):
 
 @struct
 class BuildRecord:
-    """What provenance is made of.
+    """The data for provenance.
 
-    ``dockerfile`` is its path and its bytes. ``context`` is the build context where that is not a directory.
+    ``dockerfile`` is its path and its bytes. ``context`` is the build context if that is not a directory.
     ``results`` are those of the steps of ``plan``, by their ``id``.
     """
 
@@ -87,13 +87,13 @@ def provenance(store: Store, subject: Subject, record: BuildRecord) -> Described
     }
 
 
-# -- what was asked for --------------------------------------------------------------------
+# -- the request ---------------------------------------------------------------------------
 
 
 def _config_source(
     request: BuildRequest, dockerfile: tuple[str, bytes], context: Files | None, store: Store
 ) -> Described:
-    """The Dockerfile: its name in the context, its digest, and where the context is from."""
+    """Return the Dockerfile: its name in the context, its digest, and the URI of the context."""
     path, data = dockerfile
     if path != STDIN and request.context:
         inside = os.path.relpath(path, request.context)
@@ -138,13 +138,13 @@ def _internal(made: Plan) -> Described:
     return out
 
 
-# -- what it was built from ----------------------------------------------------------------
+# -- the dependencies ----------------------------------------------------------------------
 
 
 def _dependencies(
     request: BuildRequest, context: Files | None, made: Plan, results: Mapping[int, Result], store: Store
 ) -> list[Described]:
-    """Base images, fetched files and repositories, and contexts that are elsewhere; sorted, each once."""
+    """Return base images, fetched files and repositories, and remote contexts; sorted, without duplicates."""
     found = [_base(name, image, platform, store) for name, image, platform in made.bases]
     known = {image for _, image, _ in made.bases}
     for step in made.steps:
@@ -163,7 +163,7 @@ def _dependencies(
 
 
 def _base(name: str, image: str, platform: str, store: Store) -> Described:
-    """A base image by the digest of its manifest, or index, where that is known, else by its ID."""
+    """Return a base image, by the digest of its manifest or index if that is known, else by its ID."""
     digest = parse_reference(name).digest or store.memos.pulled_digest(name, image)
     if not digest:
         return _image_id(Digest(image)) | {"uri": image_url(name, "", platform)}
@@ -179,7 +179,7 @@ def _image_id(image: Digest) -> Described:
 
 
 def _fetched(op: FetchUrl, stack: tuple[str, ...], store: Store) -> Described:
-    """A file behind a URL: the list of the layer it became says its digest."""
+    """Return the file of a URL. The file list of its layer has the digest."""
     out: Described = {"uri": _uri(op.url)}
     entries = manifest(store, stack[0]) if stack else None
     if op.checksum:
@@ -199,14 +199,14 @@ def _repository(op: FetchGit, key: str, store: Store) -> Described:
 
 
 def _remote(text: str, files: Files | None, store: Store) -> Described:
-    """A context that is elsewhere."""
+    """Return a remote context."""
     if (git := context_git_ref(text)) is not None:
         return _repository(git.op(keep_git_dir=False), files.key if files is not None else "", store)
     return {"uri": _uri(text)}
 
 
 def _uri(text: str) -> str:
-    """*text* without what may be a secret in a URL: who asks, and the query."""
+    """Return the URL *text* without its possible secrets: the credentials and the query."""
     if not is_url(text):
         return redacted(text)
     try:
@@ -217,7 +217,7 @@ def _uri(text: str) -> str:
 
 
 def _git_uri(remote: str) -> str:
-    """A repository as SPDX's download locations spell it."""
+    """Return a repository in the syntax of SPDX's download locations."""
     if "://" not in remote and (match := _SCP.fullmatch(remote)) is not None:
         return f"git+ssh://{match[1]}/{match[2].lstrip('/')}"
     return f"git+{without_credentials(remote)}"

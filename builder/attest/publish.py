@@ -1,7 +1,7 @@
-"""Put statements beside an image that was pushed (distribution-spec v1.1, "Pushing Manifests with Subject").
+"""Push statements with an image (distribution-spec v1.1, "Pushing Manifests with Subject").
 
-A registry of version 1.1 lists them itself, and says so by the header OCI-Subject. For older ones the list
-is an index under a tag that is named after the image's digest.
+A registry of version 1.1 lists them itself, and sends the header OCI-Subject. For an older one the list is an
+image index under a tag with the image's digest.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _listed(target: Target, tag: str) -> list[JsonObject]:
 
 
 def _merged(old: list[JsonObject], new: Sequence[Artifact]) -> list[JsonObject]:
-    """All of *old*, signatures of others among them, and what of *new* is not there yet."""
+    """Return *old*, with the signatures of others, and the artifacts of *new* that it does not have."""
     there = {item.get("digest") for item in old}
     return [*old, *(item for item in listing(new) if item["digest"] not in there)]
 

@@ -1,7 +1,7 @@
-"""The packages of an image as a bill of materials: SPDX 2.3 or CycloneDX 1.5, in JSON.
+"""The packages of an image as an SBOM: SPDX 2.3 or CycloneDX 1.5, in JSON.
 
-Equal packages of an equal image give equal documents. CycloneDX comes out of its own library; the part
-of SPDX that is needed is three kinds of objects, and they are spelled out here.
+Equal packages of an equal image give equal documents. A library writes CycloneDX. SPDX needs only three kinds
+of objects, so this module writes them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from cache.digest import hex_of
 
 SPDX, CYCLONEDX = "spdx", "cyclonedx"
 PREDICATE_TYPES = {SPDX: "https://spdx.dev/Document", CYCLONEDX: "https://cyclonedx.org/bom"}
-_VENDORS = {"deb": "debian", "apk": "alpine"}  # of packages in images that do not say what they are
+_VENDORS = {"deb": "debian", "apk": "alpine"}  # of packages in images without os-release
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 def sbom(found: Found, subject: Subject, form: str) -> JsonObject:
-    """The document about *subject* as *form* (SPDX or CYCLONEDX) has it."""
+    """Return the document about *subject* in the format *form* (SPDX or CYCLONEDX)."""
     return _spdx(found, subject) if form == SPDX else _cyclonedx(found, subject)
 
 
 def package_url(package: Package, distribution: Distribution) -> PackageURL:
-    """The package URL of an installed package (ECMA-427, with the qualifiers that scanners know)."""
+    """Return the package URL of an installed package (ECMA-427, with the qualifiers that scanners know)."""
     namespace, qualifiers = package.namespace, dict[str, str]()
     if package.kind in _VENDORS:
         namespace = distribution.id or _VENDORS[package.kind]
@@ -42,7 +42,7 @@ def package_url(package: Package, distribution: Distribution) -> PackageURL:
 
 
 def _by_url(found: Found) -> dict[str, tuple[Package, tuple[str, ...]]]:
-    """The packages by their URLs, sorted: names of Python's that differ in case only are one."""
+    """Return the packages by their URLs, sorted. Python names that differ only in case are one package."""
     out: dict[str, tuple[Package, tuple[str, ...]]] = {}
     for package, paths in sorted(found.packages.items()):
         url = package_url(package, found.distribution).to_string()
@@ -105,7 +105,7 @@ def _spdx_package(name: str, shown: str, version: str) -> JsonObject:
 
 
 def _spdx_id(package: Package, url: str) -> str:
-    """An identifier that people recognise, and that is the package's own."""
+    """Return a readable identifier that is unique for the package."""
     shown = _NOT_IN_ID.sub("-", package.name)[:60]
     return f"SPDXRef-{package.kind}-{shown}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 

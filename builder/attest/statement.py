@@ -1,7 +1,7 @@
-"""A statement about an image (in-toto Attestation Framework v1), and what carries it beside that image.
+"""A statement about an image (in-toto Attestation Framework v1), and the artifact that stores it.
 
-That is an OCI manifest whose ``subject`` is the image's own (image-spec v1.1 manifest.md, "Guidelines
-for Artifact Usage"): nothing of the image changes, and a registry lists it among the image's referrers.
+The artifact is an OCI manifest whose ``subject`` is the image's manifest (image-spec v1.1 manifest.md,
+"Guidelines for Artifact Usage"). The image is unchanged, and a registry lists the artifact as its referrer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grammar.structs import replace, struct
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_MARK = "in-toto.io/predicate-type"
-OURS = "urn:pybuild:"  # what our own identifiers begin with
+OURS = "urn:pybuild:"  # the prefix of pybuild's identifiers
 _EMPTY = b"{}"
 _NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -35,7 +35,7 @@ _NOWHEN = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 class Subject:
     """The image for one platform: its names (canonical), its manifest, and when it was made.
 
-    ``created`` is RFC 3339, of SOURCE_DATE_EPOCH where that was given.
+    ``created`` is RFC 3339; from SOURCE_DATE_EPOCH if that was given.
     """
 
     names: tuple[str, ...]
@@ -45,12 +45,12 @@ class Subject:
 
     @property
     def shown(self) -> str:
-        """What people call it."""
+        """The name for readers."""
         return parse_reference(self.names[0]).familiar if self.names else self.manifest.digest
 
     @property
     def moment(self) -> datetime.datetime:
-        """When it was made, to the second, in UTC; 1970 where that is not said, or nonsense."""
+        """The creation time, to the second, in UTC; 1970 if it is missing or invalid."""
         try:
             found = datetime.datetime.fromisoformat(self.created).astimezone(datetime.UTC)
         except (ValueError, OverflowError):
@@ -59,17 +59,17 @@ class Subject:
 
     @property
     def time(self) -> str:
-        """The same as RFC 3339 has it."""
+        """The creation time as RFC 3339."""
         return f"{self.moment:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")
 
     def derived(self, what: str) -> uuid.UUID:
-        """An identifier of *what* is said of this image: always the same (RFC 9562, version 5)."""
+        """Return the identifier of a statement *what* about this image (RFC 9562, version 5)."""
         return uuid.uuid5(uuid.NAMESPACE_URL, f"{OURS}{what}:{self.manifest.digest}")
 
 
 @struct
 class Artifact:
-    """A statement as registries and layouts hold it: ``body`` is the manifest, ``top`` its descriptor."""
+    """A statement as registries and layouts store it: ``body`` is the manifest, ``top`` its descriptor."""
 
     top: Descriptor
     body: bytes
@@ -79,20 +79,20 @@ class Artifact:
 
     @property
     def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
-        """What the manifest names."""
+        """The blobs that the manifest names."""
         return (_descriptor(media_types.EMPTY, _EMPTY), _EMPTY), (
             _descriptor(IN_TOTO, self.statement),
             self.statement,
         )
 
     def keep(self, store: Store) -> None:
-        """Have the manifest and all it names in the store. Raises CacheError."""
+        """Store the manifest and the blobs that it names. Raises CacheError."""
         for data in (self.body, *(data for _, data in self.blobs)):
             store.put_blob(data)
 
 
 def image_url(name: str, digest: str, platform: Platform | str) -> str:
-    """The package URL of an image of a registry, spelled as BuildKit does."""
+    """Return the package URL of a registry's image, in BuildKit's spelling."""
     reference = parse_reference(name)
     space, _, last = replace(reference, tag="", digest="").familiar.rpartition("/")
     qualifiers = {"digest": digest or reference.digest, "platform": str(platform)}
@@ -100,7 +100,7 @@ def image_url(name: str, digest: str, platform: Platform | str) -> str:
 
 
 def statement(subject: Subject, predicate_type: str, predicate: dict[str, object]) -> bytes:
-    """The statement that *predicate* is true of an image; equal values give equal bytes."""
+    """Return the statement that *predicate* is true of an image. Equal values give equal bytes."""
     digest = {"sha256": hex_of(subject.manifest.digest)}
     names = [image_url(name, "", subject.platform) for name in subject.names] or ["_"]
     value = {
@@ -113,7 +113,7 @@ def statement(subject: Subject, predicate_type: str, predicate: dict[str, object
 
 
 def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
-    """The manifest that carries the statement *said* beside its image."""
+    """Return the manifest of an artifact with the statement *said*."""
     about = Descriptor(subject.manifest.media_type, subject.manifest.digest, subject.manifest.size)
     layer = _descriptor(IN_TOTO, said)._replace(annotations={PREDICATE_MARK: predicate_type})
     empty = _descriptor(media_types.EMPTY, _EMPTY)
@@ -123,7 +123,7 @@ def artifact(subject: Subject, predicate_type: str, said: bytes) -> Artifact:
 
 @struct
 class Bundle:
-    """All statements about an image as an index has them: ``body`` is the manifest, ``top`` names it."""
+    """All statements about an image, for an image index: ``body`` is the manifest, ``top`` its descriptor."""
 
     top: Descriptor
     body: bytes
@@ -131,18 +131,18 @@ class Bundle:
 
     @property
     def blobs(self) -> tuple[tuple[Descriptor, bytes], ...]:
-        """What the manifest names."""
+        """The blobs that the manifest names."""
         said = ((_descriptor(IN_TOTO, statement), statement) for statement in self.statements)
         return (_descriptor(media_types.EMPTY, _EMPTY), _EMPTY), *said
 
     def keep(self, store: Store) -> None:
-        """Have the manifest and all it names in the store. Raises CacheError."""
+        """Store the manifest and the blobs that it names. Raises CacheError."""
         for data in (self.body, *(data for _, data in self.blobs)):
             store.put_blob(data)
 
 
 def bundles(items: Sequence[Artifact]) -> list[Bundle]:
-    """The manifests for an index, one for each image, in the order of the images (as BuildKit's are)."""
+    """Return the manifests for an image index, one for each image, in their order, as in BuildKit."""
     by_subject: dict[Digest, list[Artifact]] = {}
     for item in items:
         by_subject.setdefault(item.subject.digest, []).append(item)
@@ -166,7 +166,7 @@ def _bundle(subject: Descriptor, items: Sequence[Artifact]) -> Bundle:
 
 
 def listed(item: Artifact) -> dict[str, object]:
-    """The descriptor of an artifact as an index of referrers, or of a layout, has it."""
+    """Return the descriptor of an artifact for an index of referrers, or of a layout."""
     return {
         **item.top.to_json(),
         "artifactType": IN_TOTO,
@@ -175,14 +175,14 @@ def listed(item: Artifact) -> dict[str, object]:
 
 
 def listing(items: Sequence[Artifact]) -> list[dict[str, object]]:
-    """All of them, in a stable order."""
+    """Return the descriptors of all artifacts, in a stable order."""
     return [
         listed(item) for item in sorted(items, key=lambda item: (item.subject.digest, item.predicate_type))
     ]
 
 
 def referrers_tag(subject: Digest) -> str:
-    """The tag under which old registries keep what refers to a manifest (distribution-spec v1.1)."""
+    """Return the tag of a manifest's referrers in older registries (distribution-spec v1.1)."""
     return subject.replace(":", "-")
 
 

@@ -1,7 +1,7 @@
-"""ADD of a git repository, by the machine's git with everything turned off that it need not do.
+"""ADD of a git repository, with the machine's git and as few of its features as possible.
 
-A repository is an attacker (SRC-12 to SRC-15): git gets no configuration but ours,
-runs no hook, asks nobody, and speaks http, https, ssh and git only.
+A repository is untrusted (SRC-12 to SRC-15): git reads only pybuild's configuration, runs no hooks, prompts
+for nothing, and uses the protocols http, https, ssh and git only.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _CONFIG = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "gc.auto": "0",
-    "http.lowSpeedLimit": "20",  # bytes a second: less than the progress of a server that is at work
+    "http.lowSpeedLimit": "20",  # bytes per second: less than the progress messages of a working server
     "fetch.fsckObjects": "true",
 }
 _OUTPUT_LIMIT = 16 << 20  # bytes of each of git's outputs
-_MEMORY_LIMIT = 4 << 30  # bytes that git may allocate: what it is told to unpack may be a bomb
+_MEMORY_LIMIT = 4 << 30  # bytes that git may allocate: an object may be a decompression bomb
 _TICK = 0.2
-# Prints the credentials of a URL to git, which asks for them once a server wants them.
+# Prints the credentials of a URL to git, which runs it when a server requires them.
 _HELPER = (
     """!f() { test "$1" = get && """
     """printf 'username=%s\\npassword=%s\\n' "$PYBUILD_USER" "$PYBUILD_PASSWORD"; }; f"""
@@ -59,7 +59,7 @@ _HELPER = (
 
 
 def fetch_git(op: FetchGit, environment: Environment, fresh: bool) -> tuple[CacheKey, SnapshotId]:
-    """The key and the snapshot of what *op* says. A commit that is here is not fetched again.
+    """Return the key and the snapshot of the repository of *op*. A commit in the store is not fetched again.
 
     Raises BuildError, and Cancelled.
     """
@@ -67,7 +67,7 @@ def fetch_git(op: FetchGit, environment: Environment, fresh: bool) -> tuple[Cach
         raise FetchError(f"{redacted(op.remote)} needs git, and this machine has none", "install git")
     with draft(environment.store, ()) as made:
         git = _Git(op, environment, made.folder)
-        # Nothing that git runs, on whatever a server sends, can write anywhere else.
+        # Whatever a server sends, the programs that git runs can write only here.
         where, hashes = confined([made.folder, os.devnull], git.resolve)
         if op.checksum and not any(value.startswith(op.checksum) for value in hashes):
             raise FetchError(f"expected checksum to match {op.checksum}, got {hashes[0]}")
@@ -90,7 +90,7 @@ def fetch_git(op: FetchGit, environment: Environment, fresh: bool) -> tuple[Cach
 
 
 class _Git:
-    """git on one repository."""
+    """Runs git for one repository."""
 
     def __init__(self, op: FetchGit, environment: Environment, folder: str) -> None:
         self._op = op
@@ -99,7 +99,7 @@ class _Git:
         self._remote, self._environment = _environment(op.remote, folder, environment)
 
     def resolve(self) -> tuple[str, list[str]]:
-        """The full name of the ref and the hashes it stands for: a tag's own first, its commit last."""
+        """Return the full name of the ref and its hashes: that of an annotated tag first, its commit last."""
         ref = self._op.ref
         if is_commit(ref):
             return ref, [ref]
@@ -115,7 +115,7 @@ class _Git:
         if not ref and "HEAD" in found:
             return wanted, [found["HEAD"]]
         whole = [f"{space}{ref.removeprefix(space)}" for space in ("refs/", "refs/heads/", "refs/tags/")]
-        for name in (*whole, wanted):  # branches before tags, as git
+        for name in (*whole, wanted):  # branches before tags, as in git
             if name in found:
                 return name, list(dict.fromkeys((found[name], found.get(f"{name}^{{}}", found[name]))))
         raise FetchError(
@@ -124,7 +124,7 @@ class _Git:
         )
 
     def check_out(self, made: Draft, where: str, hashes: list[str]) -> None:
-        """Leave in the draft the files of the last of *hashes*, what the ref *where* stands for."""
+        """Check out the last of *hashes*, which are those of the ref *where*, into the draft."""
         here, wanted = made.upper, hashes[-1]
         self._run(["init", "-q"], here)
         self._run(["remote", "add", "origin", without_credentials(self._op.remote)], here)
@@ -145,8 +145,8 @@ class _Git:
             raise FetchError(f"{redacted(self._op.remote)} has directories nested too deeply") from None
 
     def _tidy(self, here: str, where: str, value: str) -> None:
-        """Leave in .git what is the same whoever fetched it: the ref that was asked for and no other, and of
-        each index the names and contents, not this machine's inodes and times.
+        """Make .git independent of this machine: keep only the requested ref, and remove inodes and times
+        from each index.
         """
         folder = os.path.join(here, ".git")
         for name in ("heads", "tags", "remotes"):
@@ -165,14 +165,14 @@ class _Git:
                 self._run([f"--git-dir={repository}", "read-tree", "HEAD"], here)
 
     def _fetch(self, where: str, hashes: list[str], here: str) -> None:
-        """Only the first of *hashes*, which brings the others; everything where the server gives no less."""
+        """Fetch the first of *hashes*, which includes the others; everything if the server refuses that."""
         begun = time.monotonic()
         try:
             self._run(["fetch", "--progress", "--depth=1", "--no-tags", "--", self._remote, hashes[0]], here)
             return
         except BuildError:
             if time.monotonic() - begun >= self._client.silence:
-                raise  # that is not what it cannot give
+                raise  # another failure than a refused hash
         try:
             everything = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
             if where.startswith("refs/") and not where.startswith(("refs/heads/", "refs/tags/")):
@@ -185,7 +185,7 @@ class _Git:
             ) from None
 
     def _run(self, arguments: Sequence[str], folder: str | None = None) -> str:
-        """git's output. Raises BuildError with the last it said, Cancelled."""
+        """Return the output of git. Raises BuildError with its last message, and Cancelled."""
         process = Tethered(
             ["git", *arguments],
             cwd=folder,
@@ -220,7 +220,10 @@ class _Git:
         return out.decode("utf-8", "surrogateescape")
 
     def _listen(self, process: subprocess.Popen[bytes], what: str) -> tuple[bytes, bytes]:
-        """All that git prints; its progress tells that the server is alive. Raises BuildError, Cancelled."""
+        """Return the output of git. Its progress messages show that the server works.
+
+        Raises BuildError and Cancelled.
+        """
         heard: dict[int, bytearray] = {}
         with selectors.DefaultSelector() as waiting:
             for pipe in (process.stdout, process.stderr):
@@ -246,8 +249,9 @@ class _Git:
 
 
 def _environment(remote: str, folder: str, environment: Environment) -> tuple[str, dict[str, str]]:
-    """The repository's address as git is told it, and what git sees besides: our configuration and
-    nobody else's. Credentials are in its environment only, never in arguments.
+    """Return the repository's address for git, and git's environment, with only pybuild's configuration.
+
+    Credentials are in the environment only, never in arguments.
     """
     out = {name: os.environ[name] for name in _PASSED if name in os.environ}
     out |= {name: os.environ[name] for name in map(str.upper, _PASSED) if name in os.environ}
@@ -257,14 +261,14 @@ def _environment(remote: str, folder: str, environment: Environment) -> tuple[st
     if parts.scheme in ("http", "https"):
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/"
         if header := _credentials(parts.hostname or "", environment.secrets):
-            config["http.followRedirects"] = "false"  # git would take the header along to any host
+            config["http.followRedirects"] = "false"  # git would send the header to any host
             config[f"http.{place}.extraheader"] = header
         if parts.username is not None:
             config[f"credential.{place}.helper"] = _HELPER
             out["PYBUILD_USER"] = unquote(parts.username)
             out["PYBUILD_PASSWORD"] = unquote(parts.password or "")
             remote = without_credentials(remote)
-    elif parts.password is not None:  # which neither ssh nor git's own protocol takes from there
+    elif parts.password is not None:  # neither ssh nor git's own protocol uses the header
         remote = without_credentials(remote).replace("://", f"://{parts.username}@", 1)
     for number, (key, value) in enumerate(config.items()):
         out[f"GIT_CONFIG_KEY_{number}"], out[f"GIT_CONFIG_VALUE_{number}"] = key, value
@@ -272,7 +276,7 @@ def _environment(remote: str, folder: str, environment: Environment) -> tuple[st
         "GIT_CONFIG_COUNT": str(len(config)),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_TEMPLATE_DIR": "",  # no files of this machine's git
+        "GIT_TEMPLATE_DIR": "",  # no template files of this machine's git
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ASKPASS": "true",
         "GIT_ALLOW_PROTOCOL": "http:https:ssh:git",
@@ -284,7 +288,7 @@ def _environment(remote: str, folder: str, environment: Environment) -> tuple[st
 
 
 def _ssh_command(given: Ssh | None) -> str:
-    """ssh with the keys of ``--ssh`` and no others, and with the user's list of known hosts."""
+    """Return the command of ssh with only the keys of ``--ssh``, and with the user's known hosts."""
     known = in_home(".ssh/known_hosts")
     command = ["ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"]
     command += ["-o", f"UserKnownHostsFile={known}"]
@@ -296,7 +300,7 @@ def _ssh_command(given: Ssh | None) -> str:
 
 
 def _credentials(host: str, secrets: Mapping[str, Secret]) -> str:
-    """The header that the secrets GIT_AUTH_HEADER and GIT_AUTH_TOKEN make, for this host or any."""
+    """Return the header that the secrets GIT_AUTH_HEADER and GIT_AUTH_TOKEN give for *host*, else ""."""
     for name in (f"GIT_AUTH_HEADER.{host}", "GIT_AUTH_HEADER"):
         if header := find_secret(secrets, name):
             return f"Authorization: {one_line(header, name)}"
@@ -308,7 +312,7 @@ def _credentials(host: str, secrets: Mapping[str, Secret]) -> str:
 
 
 def _forget(here: str) -> None:
-    """Remove what git keeps, here and in submodules."""
+    """Remove git's own files, here and in submodules."""
     for folder, names, files in os.walk(here):
         if ".git" in names:
             remove_tree(os.path.join(folder, ".git"))
@@ -318,7 +322,7 @@ def _forget(here: str) -> None:
 
 
 def _only(made: Draft, subdir: str) -> None:
-    """Make *subdir* the whole. Every step of it has to be a directory, no link (SRC-12)."""
+    """Keep only the content of *subdir*. Each component must be a directory, not a symlink (SRC-12)."""
     path = made.upper
     for name in [part for part in re.split("/+", subdir) if part not in ("", ".")]:
         path = os.path.join(path, name)
@@ -334,7 +338,7 @@ def _only(made: Draft, subdir: str) -> None:
 
 
 def _normalise(here: str, when: int | None) -> None:
-    """Modes as git means them, whatever the umask; the commit's time on every file if that is asked."""
+    """Set modes as git means them, whatever the umask; set the time *when* on each file unless it is None."""
     for folder, names, files in os.walk(here, topdown=False):
         for name in (*files, *names):
             path = os.path.join(folder, name)

@@ -1,7 +1,7 @@
-"""Build contexts that are no folder: git repositories, archives behind a URL or on standard input.
+"""Build contexts that are not a directory: git repositories, and archives at a URL or on standard input.
 
-Each becomes a snapshot, whose key is what it holds; the plan takes files from it as from a stage
-(ignore files do not apply, owners stay).
+Each becomes a snapshot whose key covers its content. Steps copy files from it as from a stage (ignore
+files do not apply, owners are kept).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cache.entry import FILE, Entry
 from cache.keys import CacheKey, derive
 from cache.layer.snapshots import commit, draft, tree_of
 
-FILE_NAME = "Dockerfile"  # what a file that is no archive is called
+FILE_NAME = "Dockerfile"  # the name of a file that is not an archive
 _CHUNK = 1 << 20
 
 
 def context_of_url(url: str, environment: Environment, keep_git_dir: bool) -> Files:
-    """What a URL holds: a repository's files, an archive's, or one file called Dockerfile.
+    """Return the files of a URL: of a repository, of an archive, or one file called Dockerfile.
 
     Raises BuildError or CacheError.
     """
@@ -40,7 +40,7 @@ def context_of_url(url: str, environment: Environment, keep_git_dir: bool) -> Fi
 
 
 def context_of_stream(read: Callable[[int], bytes], environment: Environment) -> tuple[Files, bool]:
-    """What a stream holds, as for a URL, and whether it was an archive.
+    """Return the files of a stream, as for a URL, and True if it was an archive.
 
     Raises BuildError or CacheError.
     """
@@ -62,7 +62,7 @@ def context_of_stream(read: Callable[[int], bytes], environment: Environment) ->
 
 
 def empty_context(environment: Environment) -> Files:
-    """No files at all."""
+    """Return a context without files."""
     key = derive("empty", {})
     snapshot = _known(key, environment)
     if not snapshot:
@@ -72,7 +72,7 @@ def empty_context(environment: Environment) -> Files:
 
 
 def _unpacked(files: Files, environment: Environment) -> Files:
-    """The files of an archive that is the one file of *files*; these where it is none."""
+    """Return the files of the archive that is the only file of *files*; *files* if it is not an archive."""
     source = TreeSource(tree_of(environment.store, (files.snapshot,)))
     item = Picked(FILE_NAME, 0, literal=True, unpack=True)
     (selected,) = source.select(item, ())

@@ -30,12 +30,12 @@ from grammar.structs import as_dict, struct
 _LIMIT = 1 << 40
 _MODE = 0o600
 _CHUNK = 1 << 20
-_NAME_LIMIT = 255  # what file systems take
+_NAME_LIMIT = 255  # bytes, of most file systems
 
 
 @struct
 class Fetched:
-    """What a URL gave: the snapshot that holds it, and by what a server knows whether it changed."""
+    """A fetched file: its snapshot, and the values with which a server tells whether it changed."""
 
     snapshot: SnapshotId
     digest: str
@@ -43,15 +43,15 @@ class Fetched:
     modified: str
 
     def key(self, op: FetchUrl) -> CacheKey:
-        """The cache key: what the file is, not where it came from."""
+        """Return the cache key: it covers the content of the file, not its URL."""
         return derive("file", {"name": op.name, "digest": self.digest, "modified": self.modified})
 
 
 def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[CacheKey, SnapshotId]:
-    """The key and the snapshot of the file behind a URL.
+    """Return the key and the snapshot of the file at a URL.
 
-    With a checksum, a file that is here is good without asking; else the server is asked
-    whether it changed. *fresh* fetches in any case. Raises BuildError.
+    A file with a checksum is taken from the store without a request. For any other the server is asked
+    whether it changed. With *fresh* it is always fetched. Raises BuildError.
     """
     store = environment.store
     memo = derive(*identity(op))
@@ -63,7 +63,7 @@ def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[Cach
     parts = urlsplit(op.url)
     try:
         _port = parts.port
-    except ValueError:  # its words would show a part of a password
+    except ValueError:  # its message would show part of a password
         hint = "in a password, write / as %2F, # as %23, ? as %3F, @ as %40"
         raise FetchError(f"{redacted(op.url)} is no URL: what follows its host is no port", hint) from None
     headers = {**_known(last), **_credentials(parts, environment.secrets)}
@@ -88,7 +88,7 @@ def fetch_url(op: FetchUrl, environment: Environment, fresh: bool) -> tuple[Cach
 
 
 def _asked(parts: SplitResult) -> str:
-    """The URL as it is asked for: its fragment and its credentials are not part of that."""
+    """Return the URL of the request, without fragment and credentials."""
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
@@ -101,14 +101,14 @@ def _remembered(store: Store, memo: str) -> Fetched | None:
 
 
 def _known(last: Fetched | None) -> dict[str, str]:
-    """What makes a server say that a file is the same as it was."""
+    """Return the headers with which a server answers 304 if the file is unchanged."""
     if last is not None and last.etag:
         return {"If-None-Match": last.etag}
     return {}
 
 
 def _credentials(parts: SplitResult, secrets: Mapping[str, Secret]) -> dict[str, str]:
-    """From the secrets that are named after the host, or from the URL."""
+    """Return the header with the credentials: of the secrets named after the host, or of the URL."""
     host = parts.hostname or ""
     if token := find_secret(secrets, f"HTTP_AUTH_TOKEN_{host}"):
         return {"Authorization": one_line(f"Bearer {token}", f"HTTP_AUTH_TOKEN_{host}")}
@@ -138,7 +138,7 @@ def _store(op: FetchUrl, response: Response, environment: Environment) -> Fetche
                 os.fchmod(file.fileno(), _MODE)
                 os.utime(file.fileno(), ns=(when, when))
         except OSError as error:
-            raise write_error(error, f"what {redacted(op.url)} holds") from None
+            raise write_error(error, f"the content of {redacted(op.url)}") from None
         meter.finish()
         digest = "sha256:" + sha.hexdigest()
         if op.checksum and digest != op.checksum:
@@ -148,7 +148,7 @@ def _store(op: FetchUrl, response: Response, environment: Environment) -> Fetche
 
 
 def _content(op: FetchUrl, response: Response, meter: Meter, environment: Environment) -> Iterator[bytes]:
-    """The body; what a server sends gzip-encoded although nobody asked it to is decoded, as curl does."""
+    """Yield the body. A gzip encoding that was not requested is decoded, as curl does."""
     inflate = None
     if response.headers.get("content-encoding") == "gzip":
         inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -176,7 +176,7 @@ def _content(op: FetchUrl, response: Response, meter: Meter, environment: Enviro
 
 
 def _time(modified: str) -> int:
-    """Last-Modified in nanoseconds; 1970 where the server does not say."""
+    """Return Last-Modified in nanoseconds; 0 if the server does not send it."""
     try:
         return int(parsedate_to_datetime(modified).timestamp()) * 10**9
     except (TypeError, ValueError, OverflowError):

@@ -265,8 +265,8 @@ def test_special_files(tmp_path: Path) -> None:
     found = find(Tree((str(top),)))
     assert found.packages == {}
     assert sorted(found.gaps) == [
-        "/lib/apk/db/installed: it is no regular file",
-        "/var/lib/dpkg/status: it is no regular file",
+        "/lib/apk/db/installed: it is not a regular file",
+        "/var/lib/dpkg/status: it is not a regular file",
     ]
 
 
