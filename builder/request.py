@@ -1,7 +1,8 @@
-"""What a build was asked to do: everything it depends on besides file contents."""
+"""The request for a build: everything that it depends on except the content of files."""
 
 from __future__ import annotations
 
+from cache.digest import Digest
 from grammar.structs import field, struct
 
 
@@ -9,7 +10,7 @@ from grammar.structs import field, struct
 class Annotation:
     """An annotation: ``place`` is manifest, manifest-descriptor, index or index-descriptor.
 
-    The first two are for the image for ``platform`` alone, of all where that is "".
+    ``platform`` limits the first two to the image for that platform; "" means all images.
     """
 
     place: str
@@ -20,16 +21,15 @@ class Annotation:
 
 @struct
 class Output:
-    """One ``-o``. ``kind``: "oci" and "docker" are archives of the image, "registry" pushes it, "image"
-    names it in the store, "tar" and "local" are its files; ``dest`` is a file, a folder, or "-" for
-    standard output.
+    """An ``-o``. ``dest`` is a file, a directory, or "-" for standard output.
 
-    With ``rewrite_timestamp`` new layers hold no time later than SOURCE_DATE_EPOCH. ``names`` are
-    canonical, instead of the build's own; with ``by_digest`` it is pushed without a tag, ``insecure``
-    says that the registry may be spoken to over HTTP. ``split`` is whether files are in folders by
-    platform (None: where there are several); with ``delete`` what else is in the folder is removed.
-    ``notes`` are to be said of options that change nothing. The rest is as builder.export.image.ImageFormat
-    has it.
+    ``kind``: "oci" and "docker" write an archive of the image, "registry" pushes it, "image" names it in the
+    store, "tar" and "local" write its files. With ``rewrite_timestamp`` new layers have no time later than
+    SOURCE_DATE_EPOCH. ``names`` are canonical, and replace those of the build. With ``by_digest`` the image
+    is pushed without a tag; with ``insecure`` the registry may use plain HTTP. ``split`` puts the files into
+    a directory for each platform (None: if there are several). ``delete`` removes all other files of the
+    directory. ``notes`` are notices about options without effect. The other fields are those of
+    builder.export.image.ImageFormat.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Output:
     notes: tuple[str, ...] = ()
 
     def marks(self, place: str, platform: str = "") -> dict[str, str]:
-        """The annotations of one *place*; those that name the *platform* count more."""
+        """Return the annotations of one *place*. Those for the *platform* override those for all."""
         found = [item for item in self.annotations if item.place == place]
         chosen = sorted(
             (one for one in found if one.platform in ("", platform)), key=lambda one: one.platform
@@ -61,9 +61,9 @@ class Output:
 class CachePlace:
     """A ``--cache-from`` or ``--cache-to``.
 
-    ``kind`` is "local" (``place`` an absolute path), "registry" (a reference) or "inline". ``mode`` max
-    is all steps, min those of the image's own layers. ``mounts`` are ids of cache mounts that are
-    taken along; with ``ignore_error`` a failure is a warning.
+    ``kind`` is "local" (``place`` is an absolute path), "registry" (a reference) or "inline". ``mode`` "max"
+    exports all steps, "min" those of the image's own layers. ``mounts`` are IDs of cache mounts to export.
+    With ``ignore_error`` a failure causes a warning.
     """
 
     kind: str
@@ -82,10 +82,10 @@ _LONGEST_SILENCE = 60.0  # seconds
 
 @struct
 class ClientOptions:
-    """How this program talks to servers.
+    """How pybuild connects to servers.
 
     ``insecure`` are the registries (``host[:port]``) that may use plain HTTP or any certificate.
-    ``timeout`` is how many seconds a server may take for one request without progress, all tries together.
+    ``timeout`` is the longest time of one request without progress, with all attempts, in seconds.
     """
 
     insecure: frozenset[str] = frozenset()
@@ -93,7 +93,7 @@ class ClientOptions:
 
     @property
     def silence(self) -> float:
-        """How many seconds a server may send nothing in one try."""
+        """The longest time in one attempt in which a server sends nothing, in seconds."""
         return min(_LONGEST_SILENCE, self.timeout / 2)
 
     def trusting(self, registry: str) -> ClientOptions:
@@ -103,7 +103,7 @@ class ClientOptions:
 
 @struct
 class Secret:
-    """Where ``--secret`` takes its content from: a file, or a variable of the environment."""
+    """The source of a ``--secret``: a file, or a variable of the environment."""
 
     file: str = ""
     env: str = ""
@@ -111,7 +111,7 @@ class Secret:
 
 @struct
 class Ssh:
-    """An ``--ssh``: the socket of an agent, or key files that one is made for."""
+    """An ``--ssh``: the socket of an agent, or key files that pybuild starts an agent for."""
 
     socket: str = ""
     keys: tuple[str, ...] = ()
@@ -130,8 +130,10 @@ class NamedContext:
 
 @struct
 class Limits:
-    """What a container may use: memory in bytes, processor time in microseconds per 100 ms, a list
-    of processors, processes; nothing where that is 0 or "". ``parent`` is the cgroup to be in.
+    """Resource limits of a container; 0 or "" for no limit.
+
+    ``memory`` is in bytes, ``cpu_quota`` in microseconds per 100 ms, ``cpuset`` a list of processors,
+    ``pids`` a number of processes. ``parent`` is the parent cgroup.
     """
 
     memory: int = 0
@@ -141,16 +143,17 @@ class Limits:
     parent: str = ""
 
 
-HOST_GATEWAY = "host-gateway"  # docker's word for the address at which containers find their machine
+HOST_GATEWAY = "host-gateway"  # docker's word for the host's address, as containers reach it
 
 
 @struct
 class Sandbox:
-    """What the command line says of the containers that it starts.
+    """The sandbox options of the command line.
 
-    ``hosts`` are names and addresses (HOST_GATEWAY: this machine's), ``ulimits`` names with soft and hard
-    limits (-1: none), ``devices`` paths here and there. ``any_syscall``: there is no seccomp filter;
-    ``system_paths``: nothing of /proc and /sys is hidden. ``shm_size`` is in bytes, 0 for the usual.
+    ``hosts`` are names and addresses (HOST_GATEWAY: this machine's), ``ulimits`` are names with soft and hard
+    limits (-1: none), ``devices`` are paths on this machine and in the container. ``any_syscall`` disables
+    the seccomp filter; ``system_paths`` disables the masks of /proc and /sys. ``shm_size`` is in bytes, 0 for
+    the default.
     """
 
     hosts: tuple[tuple[str, str], ...] = ()
@@ -170,14 +173,13 @@ class Sandbox:
 class BuildRequest:
     """A build, as the command line states it. Paths are absolute.
 
-    ``context`` is a folder, or "" where ``remote`` says what it is instead: a URL, or STDIN;
-    ``dockerfile`` is then a path in it. ``contexts`` go by their normalised names.
-    ``pull`` is when registries are asked for base images: always, missing, never or newer.
-    ``platforms`` are what it is built for, this machine's without any.
-    ``tags`` are canonical references. ``jobs`` is how many steps may run at once. ``epoch`` is
-    SOURCE_DATE_EPOCH in seconds: when everything this build makes was made. With ``quiet`` the image's ID
-    is all that is printed. ``sbom`` is its form,
-    ``provenance`` its mode, "" for none (builder.attest.options).
+    ``context`` is a directory, or "" if ``remote`` is set: to a URL, or to STDIN. ``dockerfile`` is then a
+    path in that context. The keys of ``contexts`` are normalised names. ``pull`` says when registries are
+    asked for base images: always, missing, never or newer. ``platforms`` are empty for this machine's.
+    ``tags`` are canonical references. ``jobs`` is the largest number of steps that run at once. ``epoch`` is
+    SOURCE_DATE_EPOCH in seconds: the time of everything that the build makes. With ``quiet`` only the image
+    ID is printed. ``sbom`` is the format of the SBOM, ``provenance`` its mode; "" for none
+    (builder.attest.options).
     """
 
     context: str
@@ -212,21 +214,21 @@ class BuildRequest:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that the image gets in the store: of ``tags``, and of outputs that are just that."""
+        """The names that the image gets in the store: from ``tags``, and from outputs of kind "image"."""
         more = (name for output in self.outputs if output.kind == "image" for name in output.names)
         return tuple(dict.fromkeys((*self.tags, *more)))
 
 
 @struct
 class BuildResult:
-    """What came out, and what deserves attention.
+    """The result of a build, with its warnings.
 
-    ``image`` is the image ID, the digest of its config; of several platforms it is the digest of the index
-    that was exported, "" where none had to be made, and ``images`` are platforms and the IDs of their images.
-    ``descriptor`` is what a registry or an archive calls the image, as JSON, if it went to one.
+    ``image`` is the image ID. For several platforms it is the digest of the exported image index, None if no
+    index was made; ``images`` are then the platforms and the IDs of their images. ``descriptor`` describes
+    the image in a registry or an archive, as JSON; None if it was not exported.
     """
 
-    image: str
+    image: Digest | None
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     declared_args: tuple[str, ...] = ()

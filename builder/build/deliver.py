@@ -21,6 +21,7 @@ from builder.images.local import remember_platform, rename
 from builder.oci.model import host
 from builder.request import BuildRequest, Output
 from cache.descriptor import Descriptor
+from cache.digest import Digest
 from cache.store import Store
 from grammar.reference import parse_reference
 from grammar.structs import replace, struct
@@ -35,12 +36,12 @@ class Delivered:
     """What a build left: the images for each platform, as they are named.
 
     ``top`` describes the image, or the index of several, in a registry or else an archive; None if it went to
-    none. ``image`` is the image ID: of several platforms the digest of their index, "" if none was made.
+    none. ``image`` is the image ID: of several platforms the digest of their index, None if none was made.
     """
 
     built: tuple[Built, ...]
     top: Descriptor | None
-    image: str
+    image: Digest | None
 
 
 def deliver(
@@ -65,8 +66,8 @@ def deliver(
         top = _store_index(_export(Output("oci", ""), request, inputs, named, environment))
     _name(request, named, environment.store)
     export_caches(request, built, layers, imports)
-    image = first_of(named).image if len(named) == 1 else top.digest if top is not None else ""
-    if request.iidfile:
+    image = first_of(named).image if len(named) == 1 else top.digest if top is not None else None
+    if request.iidfile and image is not None:
         try:
             with open(request.iidfile, "w", encoding="ascii") as file:
                 file.write(image)

@@ -1,4 +1,4 @@
-"""What converting an instruction needs besides the state of its stage."""
+"""What the conversion of an instruction uses in addition to the state of its stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Origin = Step | Local | None  # where files come from; None: nowhere, an empty r
 
 
 def number(origin: Origin, sources: tuple[Step, ...]) -> tuple[int, str, tuple[Step, ...]]:
-    """How an op names *origin*: by number and context, with the sources that it then numbers."""
+    """Return how an operation refers to *origin*: number, name of the context, and the numbered sources."""
     match origin:
         case None:
             return NOWHERE, "", sources
@@ -37,13 +37,13 @@ def number(origin: Origin, sources: tuple[Step, ...]) -> tuple[int, str, tuple[S
 
 @struct
 class StageContext:
-    """What converting needs besides the state.
+    """What the conversion uses in addition to the state.
 
-    ``new_step(op, parent, sources, span)`` makes or reuses a step and names it;
-    ``find_source(name, span, mount)`` gives what a ``from`` names (*mount*: of a RUN --mount),
-    the build context for ""; ``new_source(op, name, span)`` makes or reuses the
-    step that fetches something. ``take(origin, path, span)`` gives the step that
-    takes a path of a directory to "/mount" of an empty root.
+    ``new_step(op, parent, sources, span)`` makes or reuses a step and names it.
+    ``find_source(name, span, mount)`` returns the source that a ``from`` names, the build context for "";
+    *mount* says that it is the ``from`` of a RUN --mount. ``new_source(op, name, span)`` makes or reuses a
+    step that fetches. ``take(origin, path, span)`` returns the step that copies a path of a directory to
+    "/mount" of an empty root.
     """
 
     scope: Scope
@@ -62,5 +62,5 @@ class StageContext:
 
 
 def unsupported(what: str, span: Span) -> PlanError:
-    """The error for syntax we read but cannot execute yet; nothing has run when it is raised."""
+    """Return the error for syntax that is parsed but cannot be executed. No step has run at that time."""
     return PlanError(f"{what} is not supported yet", span, "docs/dockerfile-support.md lists what is")

@@ -1,7 +1,7 @@
-"""One instruction and the state of its stage give the next state of the stage.
+"""Apply an instruction to the state of its stage.
 
-The rules are BuildKit's (traps, T1 to T110, are cited where they bite). ``convert`` is one
-match over the union of instructions: adding one makes the type checker point here.
+The rules are BuildKit's (comments cite the traps, T1 to T110). ``convert`` is one match over the union of
+instructions: the type checker reports an instruction that has no case.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def _recommend_json(
 
 
 def _argv(command: ast.Command, state: StageState) -> list[str]:
-    """The arguments of a command; the shell form goes through the stage's SHELL."""
+    """Return the arguments of a command. The shell form runs in the stage's SHELL."""
     if isinstance(command, ast.ExecForm):
         return list(command.argv)
     return [*(state.config.settings.get("Shell") or _SHELL), command.text]
 
 
 def _quoted(argv: list[str]) -> str:
-    """A list as history shows it: ["a" "b"], each item as Go's %q writes it (T88)."""
+    """Return a list as history shows it: ["a" "b"], each item as Go's %q writes it (T88)."""
     return "[" + " ".join('"' + "".join(map(_quoted_char, item)) + '"' for item in argv) + "]"
 
 
@@ -114,7 +114,7 @@ def _quoted_char(char: str) -> str:
     if code < 0x80:
         return f"\\x{code:02x}"
     if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"  # a byte that is no text
+        return f"\\x{code - 0xDC00:02x}"  # a byte that is not UTF-8
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
@@ -127,7 +127,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
     if not argv or not argv[0]:
         raise PlanError("RUN has no command", node.span)
     missing: set[str] = set()
-    here = state.config.settings.get("WorkingDir") or "/"  # as written: links decide where .. leads
+    here = state.config.settings.get("WorkingDir") or "/"  # as written: symlinks decide where .. leads
     mounts, sources = convert_mounts(node, state.env, here, missing, context)
     warn_undefined(missing, state, context, node.span)
     env = dict(state.env)
@@ -152,7 +152,7 @@ def _run(node: ast.Run, state: StageState, context: StageContext) -> StageState:
 
 
 def _privileges(node: ast.Run, context: StageContext) -> tuple[str, str]:
-    """The network and security modes, which a Dockerfile cannot widen by itself."""
+    """Return the network and security modes. Raises PlanError for modes that are not allowed."""
     network, security = node.network or "default", node.security or "sandbox"
     if network == "host" and context.network != "host" and "network.host" not in context.allow:
         hint = "build with --network=host, or with --allow network.host for such steps alone"
@@ -168,8 +168,10 @@ def _privileges(node: ast.Run, context: StageContext) -> tuple[str, str]:
 
 
 def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
-    """The command with its here-documents: as the script itself where one is all there is, in
-    a file of its own where that says what runs it, else for the shell to read.
+    """Return the command with its here-documents, and the files that these become.
+
+    A command that is one here-document is that script; with a ``#!`` line the script is a file. Otherwise
+    the shell reads the here-documents.
     """
     if not node.heredocs or not isinstance(node.command, ast.ShellForm):
         return node.command, ()
@@ -177,21 +179,21 @@ def _with_heredocs(node: ast.Run) -> tuple[ast.Command, tuple[Inline, ...]]:
     if node.command.text.strip() != first.raw:
         bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in node.heredocs)
         return ast.ShellForm(node.command.text + bodies), ()
-    if first.content.startswith("#!"):  # also behind tabs that <<- takes away
+    if first.content.startswith("#!"):  # also after tabs that <<- removes
         check_heredoc_name(first, node.span)
         return ast.ShellForm(f"/dev/pipes/{first.name}"), (Inline(first.name, first.content, 0o755),)
     return ast.ShellForm(first.content), ()
 
 
 def _with_args(argv: list[str], state: StageState) -> str:
-    """The command as history shows it, build arguments first (T88): ``|2 a=1 b=2 /bin/sh -c x``."""
+    """Return the command as history shows it, build arguments first (T88): ``|2 a=1 b=2 /bin/sh -c x``."""
     values = {key: state.env.get(key, value) for key, value in state.args}
     shown = [f"{key}={value}" for key, value in values.items()]
     return " ".join([f"|{len(shown)}", *shown, *argv] if shown else argv)
 
 
 def _env(node: ast.Env, state: StageState, context: StageContext) -> StageState:
-    """Every value is expanded with what held before the line (T41)."""
+    """Set variables. Each value is expanded with the variables from before the instruction (T41)."""
     pairs = _pairs(node, state, context)
     kept = state.config.env if state.kept is None else state.kept
     shown = " ".join(f"{key}={value}" for key, value in pairs)
@@ -213,7 +215,7 @@ def _label(node: ast.Label, state: StageState, context: StageContext) -> StageSt
 
 
 def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
-    """--build-arg wins, then the default, then the global ARG of that name (T45, T46)."""
+    """Set build arguments: --build-arg, else the default, else the global ARG of that name (T45, T46)."""
     env, args, shown = dict(state.env), list(state.args), []
     for pair in node.pairs:
         before = replace(state, env=env)
@@ -229,12 +231,12 @@ def _arg(node: ast.Arg, state: StageState, context: StageContext) -> StageState:
 
 
 def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> StageState:
-    """Relative paths chain; the directory is made, owned by the current USER (T58, T59)."""
+    """Set the directory, relative to the last one. A step makes it, owned by the current USER (T58, T59)."""
     written = expand(node.path, state, context, node.span)
     if not state.workdir_set and not written.startswith("/"):
         context.linter.warn(rules.WORKDIR_RELATIVE_PATH, node.span, written)
     here = state.config.settings.get("WorkingDir") or "/"
-    # As BuildKit has it: an absolute path is kept as written, a relative one is joined and cleaned.
+    # As in BuildKit, an absolute path is kept as written; a relative one is joined and cleaned.
     path = written if written.startswith("/") else clean(posixpath.join("/", here, written))
     state = replace(state, config=state.config.with_settings(WorkingDir=path), workdir_set=True)
     if path == "/":
@@ -245,7 +247,7 @@ def _workdir(node: ast.Workdir, state: StageState, context: StageContext) -> Sta
 
 
 def _entrypoint(node: ast.Entrypoint, state: StageState) -> StageState:
-    """Clears a CMD that the base brought, keeps one this stage set (T55)."""
+    """Set the entrypoint. This clears the CMD of the base image, but not one of this stage (T55)."""
     argv = _argv(node.command, state)
     config = state.config.with_settings(Entrypoint=argv or None)
     if not state.cmd_set:
@@ -259,7 +261,7 @@ def _expose(node: ast.Expose, state: StageState, context: StageContext) -> Stage
         try:
             words += expand_words(
                 item, state.env, context.escape
-            )  # unset ones are no finding, as in BuildKit
+            )  # unset variables cause no warning, as in BuildKit
         except ExpansionError as error:
             raise PlanError(f"failed to process {item!r}: {error}", node.span) from None
     ports = parse_ports(words, node.span)
@@ -274,7 +276,7 @@ def _expose(node: ast.Expose, state: StageState, context: StageContext) -> Stage
 
 
 def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
-    """What the image says of its health; shell form goes through the shell where it runs."""
+    """Set the health check. The shell form runs in the container's shell."""
     try:
         durations = {
             name: check_interval(flag, text)
@@ -314,7 +316,7 @@ def _stop_signal(node: ast.StopSignal, state: StageState, context: StageContext)
 
 
 def _volume(node: ast.Volume, state: StageState, context: StageContext) -> StageState:
-    """Only the image's config: what later steps write there stays, as in BuildKit (T53)."""
+    """Add volumes to the image config. Later steps can still write there, as in BuildKit (T53)."""
     paths = [expand(path, state, context, node.span) for path in node.paths]
     if not all(paths):
         raise PlanError("VOLUME specified can not be an empty string", node.span)

@@ -1,4 +1,4 @@
-"""COPY and ADD: from the instruction to a step that copies files (T1 to T28)."""
+"""Convert COPY and ADD to steps that copy files (T1 to T28)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def convert_copy(node: ast.Copy | ast.Add, state: StageState, context: StageCont
 def _remote(
     node: ast.Copy | ast.Add, source: str, state: StageState, context: StageContext
 ) -> FetchUrl | FetchGit | None:
-    """The op that fetches a source of ADD which is elsewhere; None for one that is not."""
+    """Return the operation that fetches a remote source of ADD; None for another source."""
     try:
         git = parse_git_ref(source)
         if isinstance(node, ast.Copy):
@@ -101,7 +101,7 @@ def _remote(
 
 
 def check_from(node: ast.Copy | ast.Add) -> None:
-    """Raises PlanError where --from holds a variable."""
+    """Raise PlanError if --from has a variable."""
     if isinstance(node, ast.Copy) and "$" in node.from_:
         raise PlanError(
             "variable expansion is not supported for --from, "
@@ -111,7 +111,7 @@ def check_from(node: ast.Copy | ast.Add) -> None:
 
 
 def _below_pivot(item: Picked) -> Picked:
-    """``--parents``: what is left of the first ``/./`` is where paths begin to be kept (T25)."""
+    """Return a source of ``--parents`` split at its first ``/./``: the paths after it are kept (T25)."""
     top, pivot, pattern = item.pattern.partition("/./")
     if not pivot:
         top, pattern = "/", item.pattern
@@ -119,7 +119,7 @@ def _below_pivot(item: Picked) -> Picked:
 
 
 def _destination(written: str, state: StageState) -> str:
-    """The absolute destination; empty, "." and a trailing slash mean a directory (T3, T5)."""
+    """Return the absolute destination. Empty, "." and a trailing slash mean a directory (T3, T5)."""
     here = state.config.settings.get("WorkingDir") or "/"
     path = clean(posixpath.join("/", here, written))
     if written in ("", ".") or written.endswith(("/", "/.")):

@@ -1,4 +1,4 @@
-"""The DAG: steps that know their inputs, and the order to think about them in."""
+"""The DAG of steps, and the order in which to solve them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from grammar.structs import struct
 
 @struct(eq=False)
 class Step:
-    """One step: what it builds on (None on an empty root) and what it takes files from.
+    """A step: the step below it (None: an empty root) and the steps that it takes files from.
 
-    Identity is object identity: comparing by value would walk the whole graph below.
+    Steps are compared by object identity: a comparison by value would walk the graph below.
     """
 
     name: str
@@ -28,14 +28,14 @@ class Step:
 
 @struct(eq=False)
 class HistoryLine:
-    """A line of history before it is known when its layer was made, and the one before it."""
+    """A line of history without the time of its layer, and the line before it."""
 
     created_by: str
     step: Step | None = None
     before: HistoryLine | None = None
 
     def all(self) -> tuple[HistoryLine, ...]:
-        """The lines up to this one, in order."""
+        """Return the lines up to this one, in order."""
         lines, line = [self], self
         while line.before is not None:
             line = line.before
@@ -45,7 +45,7 @@ class HistoryLine:
 
 @struct
 class Argument:
-    """A build argument with the value it has in this build, and what the file says of it."""
+    """A build argument: its value in this build, and its description in the file."""
 
     name: str
     value: str
@@ -64,7 +64,7 @@ class Need:
 
 @struct
 class Outline:
-    """What a target can be given."""
+    """The build arguments, secrets and SSH agents that a target uses."""
 
     arguments: tuple[Argument, ...]
     secrets: tuple[Need, ...]
@@ -73,12 +73,12 @@ class Outline:
 
 @struct
 class Plan:
-    """All that is to be done: ``root`` is the target's last step (None: an empty image).
+    """The steps of a build: ``root`` is the target's final step (None: an empty image).
 
-    ``base_history`` came with the base image; ``lines`` are this build's own. ``bases`` are the
-    base images: name, image ID, platform. ``declared`` are the names of all ARGs;
-    ``epoch`` is when everything new was made, in seconds, if that is given. ``fresh`` are
-    the steps (by ``id``) that the cache is not asked for.
+    ``base_history`` is the history of the base image; ``lines`` are added by this build. ``bases`` are the
+    base images: name, image ID, platform. ``declared`` are the names of all ARGs. ``epoch`` is the time of
+    everything new, in seconds; None for the real times. ``fresh`` are the steps (by ``id``) that run
+    without a cache lookup.
     """
 
     root: Step | None
@@ -95,7 +95,7 @@ class Plan:
 
 
 def needed(root: Step | None) -> tuple[Step, ...]:
-    """Every step that *root* depends on and itself, inputs before their users; no recursion."""
+    """Return *root* and all steps that it depends on, inputs before their users. Does not recurse."""
     if root is None:
         return ()
     done: dict[int, Step] = {}

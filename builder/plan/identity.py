@@ -1,8 +1,7 @@
-"""The fields of each op that decide its cache key, spelled out (T94 to T98).
+"""The fields of each operation that its cache key covers (T94 to T98).
 
-Not here, on purpose: RunCommand.proxies (T98), names of images and stages, and everything
-that only shows in output. A test holds that every field of every op is either in its
-identity or on that list.
+Left out on purpose: RunCommand.proxies (T98), names of images and stages, and everything that only output
+shows. A test checks that each field of each operation is in its identity or on that list.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from builder.request import Sandbox
 
 
 def identity(op: Op) -> tuple[str, dict[str, object]]:
-    """The kind and the fields that ``cache.keys.derive`` hashes, besides the step's inputs."""
+    """Return the kind and the fields that ``cache.keys.derive`` hashes in addition to the step's inputs."""
     match op:
         case FromImage():
             return "image", {"layers": list(op.diff_ids)}
         case Files():
             return "files", {"key": op.key}
-        case FetchUrl():  # what was asked for: those who use a fetched file key on what it is
+        case FetchUrl():  # the request: the keys of steps that use the file cover its content
             return "url", {"url": op.url, "name": op.name, "checksum": op.checksum}
         case FetchGit():
             return "git", {
@@ -80,7 +79,7 @@ def identity(op: Op) -> tuple[str, dict[str, object]]:
 
 
 def _sandbox(sandbox: Sandbox) -> dict[str, object]:
-    """What a command can see of its sandbox; not addresses, nor what it may use of the machine (T98)."""
+    """Return what a command can see of its sandbox; without addresses and resource limits (T98)."""
     return _given(
         hosts=[name for name, _ in sandbox.hosts],
         shm_size=sandbox.shm_size,
@@ -110,8 +109,9 @@ def _inline(item: Inline) -> dict[str, object]:
 
 
 def _mount(mount: Mount) -> dict[str, object]:
-    """What a mount is, not what it holds: bound files enter a key by their content, caches and
-    secrets not at all (T98).
+    """Return the identity of a mount without its content.
+
+    The content of bind mounts enters the key as an input; that of caches and secrets does not (T98).
     """
     match mount:
         case BindMount():
@@ -140,5 +140,5 @@ def _mount(mount: Mount) -> dict[str, object]:
 
 
 def _given(**fields: object) -> dict[str, object]:
-    """Fields that are left out when nobody gave them, so that keys from before them still hold."""
+    """Return *fields* without those that have no value, so that older keys stay valid."""
     return {name: value for name, value in fields.items() if value}

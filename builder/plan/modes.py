@@ -13,10 +13,10 @@ _SHIFTS = {"u": 6, "g": 3, "o": 0}
 
 
 class Mode:
-    """What to do with a mode. Immutable."""
+    """A change of mode bits. Immutable."""
 
     def __init__(self, text: str) -> None:
-        """Raises ValueError for what is neither octal up to 07777 nor symbolic."""
+        """Parse *text*. Raises ValueError unless it is octal, at most 07777, or symbolic."""
         self._octal: int | None = None
         self._actions: list[tuple[int, str, str]] = []  # whom, operator, permissions
         if text[:1].isascii() and text[:1].isdigit():
@@ -40,11 +40,11 @@ class Mode:
 
     @property
     def of_parent(self) -> int:
-        """The permission bits of a directory made on the way: the plain ones of an octal mode."""
+        """The mode of a missing parent directory: the permission bits of an octal mode, else 0755."""
         return 0o755 if self._octal is None else self._octal & 0o777
 
     def apply(self, mode: int, is_dir: bool) -> int:
-        """The permission bits that a file or directory of *mode* gets."""
+        """Return the permission bits that a file or directory of *mode* gets."""
         if self._octal is not None:
             return self._octal
         searchable = is_dir or mode & 0o111
@@ -54,7 +54,7 @@ class Mode:
 
 
 def _act(mode: int, searchable: bool, who: int, operator: str, permissions: str) -> int:
-    """One operator with its permissions; *searchable* is what X asks, of the mode as it was at first."""
+    """Apply one operator with its permissions. X applies if *searchable*, which the original mode decides."""
     mask = who or _WHO["a"]
     bits, copied = 0, ""
     for letter in permissions:

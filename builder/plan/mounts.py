@@ -1,4 +1,4 @@
-"""RUN --mount flags to mounts with absolute targets, and the steps that they take files from."""
+"""Convert RUN --mount flags to mounts with absolute targets, and the steps that they take files from."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _secret(mount: syntax.Secret, cwd: str) -> SecretMount:
 
 
 def _ssh(mount: syntax.Ssh, cwd: str, agents: int) -> SshMount:
-    """*agents* is the number of SSH mounts that the step has before this one."""
+    """Return an SSH mount. *agents* is the number of SSH mounts before it in the step."""
     target = f"/run/buildkit/ssh_agent.{agents}"
     if mount.target:
         target = _absolute(cwd, mount.target)

@@ -6,9 +6,9 @@ from builder.request import Sandbox
 from cache.digest import DiffId, Digest, SnapshotId
 from grammar.structs import field, struct
 
-# Where files come from, besides the step's sources, which are numbered from 0.
+# Where files come from, if not from the step's sources, which are numbered from 0.
 CONTEXT = -1
-NOWHERE = -2  # a stage with nothing in it
+NOWHERE = -2  # an empty stage
 
 
 @struct
@@ -33,8 +33,8 @@ class FetchUrl:
 class FetchGit:
     """The files of a git repository at ``ref`` ("": its default branch), or of its ``subdir``.
 
-    ``checksum`` begins the hash of the commit that it has to be. Files get the time of the
-    checkout, with ``commit_time`` that of the commit.
+    The hash of the commit must start with ``checksum``. Files get the time of the checkout; with
+    ``commit_time``, the time of the commit.
     """
 
     remote: str
@@ -48,7 +48,7 @@ class FetchGit:
 
 @struct
 class Files:
-    """Files that were fetched before the plan was made: a ``snapshot``, and the ``key`` of what it holds."""
+    """Files that were fetched before planning: a ``snapshot``, and the ``key`` of its content."""
 
     key: str
     snapshot: SnapshotId
@@ -56,12 +56,10 @@ class Files:
 
 @struct
 class Picked:
-    """Files of ``origin``: the build context (``context`` is its name, "" the main one's), or the
-    step's source of that number.
+    """Files of ``origin``: a build context (``context`` is its name), or the source of that number.
 
-    ``pattern`` is as written; with ``literal`` its wildcards mean themselves. ``unpack``:
-    archives are unpacked. With ``parents`` it is everything below ``pattern`` that matches
-    one of them.
+    ``pattern`` is as written; with ``literal`` its wildcards are ordinary characters. With ``unpack``
+    archives are unpacked. With ``parents`` the files are those below ``pattern`` that match one of them.
     """
 
     pattern: str
@@ -74,7 +72,7 @@ class Picked:
 
 @struct
 class Inline:
-    """A file whose content stands in the Dockerfile."""
+    """A file whose content is in the Dockerfile."""
 
     name: str
     content: str
@@ -83,10 +81,10 @@ class Inline:
 
 @struct
 class CopyFiles:
-    """COPY and ADD. ``dest`` is absolute and keeps a trailing slash where one was meant.
+    """COPY and ADD. ``dest`` is absolute; a trailing slash says that it is a directory.
 
-    ``exclude`` are patterns relative to each source. With ``link`` the layer depends on
-    nothing below it. ``epoch`` is the time of what it makes itself, in seconds, 0 for the usual.
+    ``exclude`` are patterns relative to each source. With ``link`` the layer does not depend on the layers
+    below. ``epoch`` is the time of the directories that it makes, in seconds; 0 for the default.
     """
 
     items: tuple[Picked | Inline, ...]
@@ -104,7 +102,7 @@ class CopyFiles:
 
 @struct
 class MakeDir:
-    """WORKDIR: make ``path`` and its parents, owned by ``user``, where they are missing."""
+    """WORKDIR: make ``path`` and its missing parents, owned by ``user``."""
 
     path: str
     user: str
@@ -113,7 +111,7 @@ class MakeDir:
 
 @struct
 class BindMount:
-    """``path`` of a step's source at ``target``; what is written there is thrown away."""
+    """``path`` of a step's source, mounted at ``target``. Changes are discarded."""
 
     target: str
     origin: int
@@ -123,7 +121,7 @@ class BindMount:
 
 @struct
 class CacheMount:
-    """A directory that outlives the step. ``path`` of the source is what a new one holds."""
+    """A directory that pybuild keeps between builds. A new one is a copy of ``path`` of the source."""
 
     target: str
     id: str
@@ -138,7 +136,7 @@ class CacheMount:
 
 @struct
 class TmpfsMount:
-    """Memory; ``size`` in bytes, 0 for the kernel's default."""
+    """A tmpfs; ``size`` is in bytes, 0 for the kernel's default."""
 
     target: str
     size: int
@@ -147,7 +145,7 @@ class TmpfsMount:
 
 @struct
 class SecretMount:
-    """A secret of the command line as a file ("" for none), as a variable, or both."""
+    """A secret of the command line as the file ``target``, as the variable ``env``, or both; "" for none."""
 
     id: str
     target: str
@@ -160,7 +158,7 @@ class SecretMount:
 
 @struct
 class SshMount:
-    """The socket of an ssh agent that the command line gave as ``id``."""
+    """The socket of the SSH agent that the command line names ``id``."""
 
     id: str
     target: str
@@ -175,10 +173,10 @@ Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 
 @struct
 class RunCommand:
-    """A process. ``proxies`` are variables that reach it without being part of its key.
+    """RUN: a command. ``proxies`` are variables that it gets, and that its key does not cover.
 
-    ``scripts`` are files it finds in /dev/pipes. ``security`` is "" or "insecure". ``foreign`` is the
-    image's architecture where that is not the machine's.
+    ``scripts`` are files in its /dev/pipes. ``security`` is "" or "insecure". ``foreign`` is the image's
+    architecture if the machine has another one, else "".
     """
 
     argv: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a target can be given: build arguments, secrets and ssh agents, as BuildKit's outline lists them."""
+"""List the build arguments, secrets and SSH agents that a target uses, as BuildKit's outline does."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def outline(
     target: int,
     mounts: dict[int, list[tuple[Mount, Span]]],
 ) -> Outline:
-    """The outline of the stage *target*; *mounts* are those of the RUNs of each stage that was converted.
+    """Return the outline of the stage *target*. *mounts* are the mounts of the RUNs of each converted stage.
 
-    A name goes by where it is seen first: in the target itself, in what that is made from, in what
-    it copies from. All are in the order of the file.
+    The first stage that declares a name counts: the target, then its base stages, then the stages that it
+    copies from. All are in the order of the file.
     """
     arguments: dict[str, tuple[int, int, Argument]] = {}
     secrets: dict[str, Need] = {}
@@ -48,7 +48,7 @@ def outline(
 
 
 def _from_target(stages: Stages, target: int) -> Iterator[Stage]:
-    """The target, then what it is made from, then what it takes files from, and so on for these."""
+    """Yield the target, then its base stage, then the stages it takes files from, recursively."""
     seen: set[int] = set()
     stack = [target]
     while stack:
@@ -64,8 +64,9 @@ def _from_target(stages: Stages, target: int) -> Iterator[Stage]:
 
 
 def _declared(stages: Stages, scope: Scope, stage: Stage) -> dict[str, tuple[ast.Arg, str]]:
-    """The ARGs that names stand for in a stage, and their values: the global ones, and its own unless they
-    only let a global one in.
+    """Return the ARG and the value of each name in a stage: the global ARGs, and the stage's own.
+
+    An ARG without a value that only takes over a global one does not count.
     """
     out = {name: (item.node, item.value) for name, item in stages.global_args.items()}
     values = dict(stage.state.args) if stage.state is not None else {}
@@ -79,7 +80,7 @@ def _declared(stages: Stages, scope: Scope, stage: Stage) -> dict[str, tuple[ast
 
 
 def _used(stages: Stages, stage: Stage, declared: dict[str, tuple[ast.Arg, str]]) -> list[str]:
-    """The names that count in a stage: of its ARGs, of its FROM, and of what is in the values of these."""
+    """Return the names that a stage uses: in its ARGs, in its FROM, and in the values of these."""
     todo = [pair.key for node in stage.node.instructions if isinstance(node, ast.Arg) for pair in node.pairs]
     todo += stage.used
     out: dict[str, None] = {}

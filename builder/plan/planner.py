@@ -1,4 +1,4 @@
-"""The whole file to a Plan: stages, what the target needs of them, steps in order."""
+"""Plan the build of a Dockerfile: the stages that the target needs, and their steps in order."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _LAYER_STEPS = (ast.Run, ast.Copy, ast.Add, ast.Workdir)
 
 
 class Resolver(Protocol):
-    """Where base images and contexts come from."""
+    """Resolves base images and fetches contexts."""
 
     def resolve(self, reference: Reference, platform: Platform) -> tuple[Digest, ImageConfig]:
-        """The image ID and config of *reference*. Raises BuildError or CacheError."""
+        """Return the image ID and config of *reference*. Raises BuildError or CacheError."""
         ...
 
     def layout(self, place: str, platform: Platform) -> tuple[Digest, ImageConfig]:
-        """The same of an image in an OCI layout: ``path[:tag|@digest]``."""
+        """Return the same of an image in an OCI layout: ``path[:tag|@digest]``."""
         ...
 
     def files(self, url: str) -> Files:
-        """What a URL holds, as files. Raises BuildError or CacheError."""
+        """Return the files that a URL gives. Raises BuildError or CacheError."""
         ...
 
     @property
     def context(self) -> Files | None:
-        """The main build context, where it is no directory."""
+        """The main build context if it is not a directory, else None."""
         ...
 
 
@@ -63,10 +63,10 @@ def plan(
     linter: Linter,
     all_stages: bool = False,
 ) -> Plan:
-    """Plan the build of *file* as *request* asks; *linter* is told what is questionable.
+    """Plan the build of *file* for *request*; report findings to *linter*.
 
-    With *all_stages* also the stages that the target does not need are converted, to check
-    them. Raises PlanError, and what *resolver* raises.
+    With *all_stages* convert also the stages that the target does not need, to check them. Raises
+    PlanError, and the errors of *resolver*.
     """
     check_file(file, linter)
     return _Planner(file, request, resolver, linter).plan(all_stages)
@@ -89,13 +89,13 @@ class _Planner:
         self._bases: list[tuple[str, str, str]] = []
         self._fresh: set[int] = set()
         self._mounts: dict[int, list[tuple[Mount, Span]]] = {}  # of the RUNs of each stage
-        self._named_targets: list[str] = []  # the contexts of kind "target" being looked into
+        self._named_targets: list[str] = []  # contexts of kind "target" that are being resolved
         self._stages = Stages(file, request, self._scope, linter, self._platform)
 
     def plan(self, all_stages: bool) -> Plan:
         self._epoch = self._request.epoch
         text = self._scope.globals.get("SOURCE_DATE_EPOCH", "")
-        if text in ("", "context"):  # a directory has no time
+        if text in ("", "context"):  # a directory has no commit time
             self._scope.globals.pop("SOURCE_DATE_EPOCH", None)
         elif self._epoch is None:
             self._epoch = parse_epoch(text)
@@ -107,7 +107,7 @@ class _Planner:
         except RecursionError:
             raise PlanError("triggers of base images lead to one another too often") from None
         config = state.config
-        if self._request.platforms:  # what was asked for is said, whatever the base is for (T93)
+        if self._request.platforms:  # the config has the requested platform, not the base image's (T93)
             config = replace(config, platform=self._platform)
         if self._request.labels:
             labels = {**(config.settings.get("Labels") or {}), **self._request.labels}
@@ -128,7 +128,7 @@ class _Planner:
         )
 
     def _declared(self) -> tuple[str, ...]:
-        """The names of all ARGs of the file, also of stages that are not needed."""
+        """Return the names of all ARGs of the file, also of stages that are not needed."""
         bodies = (self._file.global_args, *(stage.instructions for stage in self._file.stages))
         nodes = (node for body in bodies for node in body if isinstance(node, ast.Arg))
         return tuple(dict.fromkeys(pair.key for node in nodes for pair in node.pairs))
@@ -136,11 +136,12 @@ class _Planner:
     # -- converting ------------------------------------------------------------------------
 
     def _state_of(self, index: int) -> StageState:
-        """A stage's last state. Stages it needs are converted first, in file order, so that only
-        triggers, which add needs while a stage is converted, make this call itself.
+        """Return the final state of a stage, after converting it and the stages that it needs, in file order.
+
+        This calls itself only for triggers: they add needs while a stage is converted.
         """
         for needed_index in self._stages.reachable(index, new=True):
-            if self._stages.all[needed_index].state is None:  # no trigger has needed it meanwhile
+            if self._stages.all[needed_index].state is None:  # a trigger may have converted it
                 self._convert_stage(self._stages.all[needed_index])
         state = self._stages.all[index].state
         assert state is not None  # a stage reaches itself
@@ -151,14 +152,14 @@ class _Planner:
         check_stage(stage.node, self._linter)
         own_base = stage.base_index is None and stage.base != "scratch"
         counter = _Counter(self._label(stage), own_base + _layer_steps(stage.node.instructions))
-        if (named := self._named(start.name)) is not None:  # instead of all that stands here
+        if (named := self._named(start.name)) is not None:  # it replaces the whole stage
             state = self._named_state(named, stage)
             stage.state = replace(state, config=state.config.with_settings(OnBuild=None))
             return
         if stage.base_index is not None:
             below = self._stages.all[stage.base_index].state
             assert below is not None  # earlier in file order, and reachable
-            # What the image keeps comes back over ARGs of the same names (T44, T49).
+            # ENV of the config overrides ARGs of the same names (T44, T49).
             state = replace(below, env={**below.env, **below.config.env}, cmd_set=False)
         elif stage.base == "scratch":
             config = scratch(self._platform)
@@ -179,7 +180,7 @@ class _Planner:
         stage.state = state.settled()
 
     def _stage_context(self, stage: Stage, counter: _Counter, text: str = "") -> StageContext:
-        """The context of a stage's instructions; *text* is shown of those not in the file."""
+        """Return the context of a stage's instructions. *text* is shown for a trigger."""
         fresh = stage.node.start.name in self._request.no_cache_stages
         fresh |= str(stage.index) in self._request.no_cache_stages
 
@@ -209,7 +210,7 @@ class _Planner:
         )
 
     def _take(self, origin: Local, path: str, span: Span, dest: str = "/mount") -> Step:
-        """A path of a directory, for a bind mount: a file or directory called "mount"."""
+        """Return the step that copies a path of a directory to *dest*, for a bind mount."""
         op = CopyFiles((Picked(path or "/", CONTEXT, literal=True, context=origin.name),), dest)
         return self._intern(op, None, (), span, f"[internal] context {origin.name} {path or '/'}")
 
@@ -236,7 +237,7 @@ class _Planner:
         return StageState(config, step, config.env)
 
     def _resolved(self, ask: Callable[[], _T], span: Span) -> _T:
-        """What the resolver answers; what goes wrong goes wrong at *span*."""
+        """Return the result of *ask*, a call of the resolver. Raises PlanError at *span*."""
         try:
             return ask()
         except Cancelled:
@@ -254,7 +255,7 @@ class _Planner:
             hint = error.hint
             stages = [stage.node.start.name for stage in self._stages.all if stage.node.start.name]
             if guess := suggestion(name.lower(), stages, 0.75):
-                hint = f"{name!r} is no stage of this file{guess}, so it was taken for an image"
+                hint = f"{name!r} is not a stage of this file{guess}, so it names an image"
             raise PlanError(f"{name}: {error.message}", span, hint, code=error.code) from error
         self._bases.append((str(reference), image, str(platform)))
         return FromImage(name, image, config.diff_ids), config
@@ -284,7 +285,7 @@ class _Planner:
     # -- named contexts --------------------------------------------------------------------
 
     def _named(self, name: str) -> tuple[str, NamedContext] | None:
-        """The ``--build-context`` that stands for an image or a stage *name*, and its name (T69)."""
+        """Return the ``--build-context`` that replaces the image or stage *name*, and its name (T69)."""
         if not self._request.contexts or name.lower() in ("", *RESERVED):
             return None
         try:
@@ -297,7 +298,7 @@ class _Planner:
     def _origin_of(
         self, named: tuple[str, NamedContext], span: Span, platform: Platform | None = None
     ) -> tuple[Origin, ImageConfig | None]:
-        """A named context as a source of files, and its config where it is an image for *platform*."""
+        """Return a named context as a source of files, and its config if it is an image for *platform*."""
         name, context = named
         match context.kind:
             case "image" if context.value == "scratch":
@@ -327,7 +328,7 @@ class _Planner:
         return step, config
 
     def _named_state(self, named: tuple[str, NamedContext], stage: Stage) -> StageState:
-        """The state of a *stage* that a named context stands for, or is the base of."""
+        """Return the state of a *stage* that a named context replaces, or is the base of."""
         span = stage.node.start.span
         origin, config = self._origin_of(named, span, stage.platform)
         root = self._take(origin, "/", span, "/") if isinstance(origin, Local) else origin
@@ -338,7 +339,7 @@ class _Planner:
     # -- steps -----------------------------------------------------------------------------
 
     def _intern(self, op: Op, parent: Step | None, sources: tuple[Step, ...], span: Span, name: str) -> Step:
-        """The step that does *op* on these inputs; equal ones are the same step (T101)."""
+        """Return the step that does *op* on these inputs, always the same one (T101)."""
         key = (op, id(parent), tuple(map(id, sources)))
         if key not in self._steps:
             self._steps[key] = Step(name, op, parent, sources, span)
@@ -346,7 +347,7 @@ class _Planner:
 
 
 def _as_base(config: ImageConfig) -> ImageConfig:
-    """What a stage begins with: history and diff IDs are the image's, its creation time is not (T74)."""
+    """Return the config that a stage starts with: the image's, without its creation time (T74)."""
     if here := config.settings.get("WorkingDir"):
         config = config.with_settings(WorkingDir=clean(posixpath.join("/", here)))
     if "PATH" not in config.env:  # before anything is expanded (T61, T109)
@@ -355,7 +356,7 @@ def _as_base(config: ImageConfig) -> ImageConfig:
 
 
 def _trigger(text: str, span: Span) -> ast.Instruction:
-    """A base image's trigger; what is wrong with it is wrong with this FROM."""
+    """Parse a trigger of a base image. An error in it has the span of this FROM."""
     try:
         node = parse_instruction(text, span)
         if isinstance(node, ast.From | ast.Onbuild | ast.Maintainer):
@@ -371,7 +372,7 @@ def _layer_steps(instructions: Iterable[ast.Instruction]) -> int:
 
 @struct(frozen=False)
 class _Counter:
-    """Numbers the steps of a stage for display: ``[build 2/5] RUN make`` (T75)."""
+    """Number the steps of a stage for display: ``[build 2/5] RUN make`` (T75)."""
 
     label: str
     total: int

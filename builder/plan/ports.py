@@ -9,7 +9,7 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 def parse_ports(words: list[str], span: Span) -> list[str]:
-    """``port/proto`` for every port of every word, in their order. Raises PlanError."""
+    """Return ``port/proto`` for each port of each word, in order. Raises PlanError."""
     return [port for word in words for port in _parse(word, span)]
 
 
@@ -30,7 +30,7 @@ def _parse(word: str, span: Span) -> list[str]:
         except ValueError:
             raise PlanError(f"invalid IP address: {address}", span) from None
     low, high = _range("containerPort", numbers, span)
-    if host:  # the host's side means nothing in an image, but it has to make sense
+    if host:  # an image has no host port, but its syntax is checked
         first, last = _range("hostPort", host, span)
         if last - first != high - low and high != low:
             raise PlanError(

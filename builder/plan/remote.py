@@ -1,4 +1,4 @@
-"""Sources of ADD and contexts that are elsewhere: http URLs and git repositories."""
+"""Remote sources of ADD and remote contexts: HTTP URLs and git repositories."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 @struct
 class GitRef:
-    """A git source: the repository, what of it, and how to leave it behind.
+    """A git source: the repository, the files of it, and how to check them out.
 
-    ``ref`` is "" for the default branch; ``checksum`` is the commit it has to be, or its first
-    digits.
+    ``ref`` is "" for the default branch. ``checksum`` is the expected commit hash, or its first digits.
     """
 
     remote: str
@@ -35,7 +34,7 @@ class GitRef:
     commit_time: bool = False
 
     def op(self, keep_git_dir: bool, checksum: str = "") -> FetchGit:
-        """The op that fetches it; *checksum* is one that stands elsewhere."""
+        """Return the operation that fetches it. *checksum* is the value of the flag."""
         checksum = checksum or self.checksum
         return FetchGit(
             self.remote, self.ref, self.subdir, checksum, keep_git_dir, self.submodules, self.commit_time
@@ -47,7 +46,7 @@ def is_url(source: str) -> bool:
 
 
 def context_git_ref(text: str) -> GitRef | None:
-    """The repository that a context is, None if it is none. Raises BuildError."""
+    """Return the repository that the context *text* names, or None. Raises BuildError."""
     try:
         return parse_git_ref(text, context=True)
     except ValueError as error:
@@ -55,12 +54,12 @@ def context_git_ref(text: str) -> GitRef | None:
 
 
 def is_remote(text: str) -> bool:
-    """Whether a context is named by a URL or as a git repository. Raises BuildError."""
+    """Return True if a context is a URL or a git repository. Raises BuildError."""
     return is_url(text) or context_git_ref(text) is not None
 
 
 def url_name(url: str) -> str:
-    """What the file behind *url* is called: one component, always."""
+    """Return the name of the file at *url*: always one component."""
     from urllib.parse import unquote, urlsplit
 
     try:
@@ -71,10 +70,9 @@ def url_name(url: str) -> str:
 
 
 def parse_git_ref(source: str, context: bool = False) -> GitRef | None:
-    """The git repository that *source* names, None if it names none.
+    """Return the git repository that *source* names, or None.
 
-    A *context* may also say github.com/owner/name. Raises ValueError where it is one but asks
-    for what makes no sense.
+    A *context* may also be github.com/owner/name. Raises ValueError for a repository with invalid options.
     """
     if source.startswith(("./", "../")):
         return None
@@ -117,7 +115,7 @@ def _with_query(git: GitRef, fragment: str, query: str) -> GitRef:
     checksum = asked.pop("checksum", "") or asked.pop("commit", "")
     keep = _truth(asked, "keep-git-dir")
     submodules = _truth(asked, "submodules")
-    _truth(asked, "fetch-by-commit")  # we always fetch the commit where the server lets us
+    _truth(asked, "fetch-by-commit")  # pybuild always fetches the commit if the server allows it
     mtime = asked.pop("mtime", "checkout")
     if mtime not in ("checkout", "commit"):
         raise ValueError(f'invalid mtime value: "{mtime}"')
@@ -133,12 +131,12 @@ def _with_query(git: GitRef, fragment: str, query: str) -> GitRef:
         raise ValueError(f'unexpected query "{next(iter(asked))}"')
     ref = ref or checksum
     if ref.startswith("-") or re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.", ref):
-        raise ValueError(f"{ref!r} is no name of a branch, tag or commit")
+        raise ValueError(f"{ref!r} is not the name of a branch, tag or commit")
     return GitRef(git.remote, ref, subdir, checksum, keep, submodules is not False, mtime == "commit")
 
 
 def _truth(asked: dict[str, str], key: str) -> bool | None:
-    """The value of a switch; without one it is on."""
+    """Return the value of a switch, True without a value."""
     if key not in asked:
         return None
     text = asked.pop(key)
@@ -154,5 +152,5 @@ def _agreed(what: str, first: str, second: str) -> str:
 
 
 def is_commit(ref: str) -> bool:
-    """Whether *ref* is a whole commit hash, which needs no asking."""
+    """Return True if *ref* is a full commit hash, which the server need not resolve."""
     return _COMMIT.fullmatch(ref) is not None

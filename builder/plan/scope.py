@@ -1,4 +1,4 @@
-"""Build arguments: what was given, what is predefined, what was used."""
+"""Build arguments: given, predefined and used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from builder.oci.model import Platform
 from grammar.structs import field, struct
 
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
-# Arguments that speak to the builder: ARG declares them, but no step sees them.
+# Arguments for the builder: ARG declares them, but no step sees them.
 NOT_IN_ENV = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})
-# Given for BuildKit's sake; they configure the build and need no ARG.
+# Arguments that configure BuildKit; they need no ARG.
 _QUIET = ("BUILDKIT_", "SOURCE_DATE_EPOCH")
 
 
 def platform_args(target: Platform, build: Platform, stage: str) -> dict[str, str]:
-    """The arguments every FROM sees without declaring them."""
+    """Return the arguments that every FROM sees without an ARG."""
     args = {"TARGETSTAGE": stage or "default"}
     for prefix, where in (("TARGET", target), ("BUILD", build)):
         args[f"{prefix}PLATFORM"] = str(where)
@@ -26,7 +26,7 @@ def platform_args(target: Platform, build: Platform, stage: str) -> dict[str, st
 
 
 def parse_epoch(text: str) -> int:
-    """The value of SOURCE_DATE_EPOCH in seconds. Raises BuildError."""
+    """Return the value of SOURCE_DATE_EPOCH in seconds. Raises BuildError."""
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise BuildError(f"SOURCE_DATE_EPOCH is {text!r}, not a number of seconds since 1970")
     return int(text)
@@ -34,28 +34,28 @@ def parse_epoch(text: str) -> int:
 
 @struct(frozen=False)
 class Scope:
-    """Arguments of one build: the command line's, and the file's global ones as they are read."""
+    """The arguments of one build: those of the command line, and the global ones of the file."""
 
     build_args: dict[str, str]
     globals: dict[str, str]
     used: set[str] = field(factory=set)
 
     def value_of(self, name: str, default: str | None) -> str | None:
-        """The value of ``ARG name[=default]`` in a stage; None leaves it unset."""
+        """Return the value of ``ARG name[=default]`` in a stage; None leaves it unset."""
         self.used.add(name)
         if name in self.build_args:
             return self.build_args[name]
         return self.globals.get(name) if default is None else default
 
     def proxies(self) -> tuple[tuple[str, str], ...]:
-        """What the proxy arguments put into every RUN, in both spellings, declared or not."""
+        """Return the variables of the proxy arguments for every RUN, in both spellings, declared or not."""
         given = {name.lower(): value for name, value in sorted(self.build_args.items()) if value}
         return tuple(
             (spelling, given[name]) for name in _PROXIES if name in given for spelling in (name.upper(), name)
         )
 
     def unused(self) -> tuple[str, ...]:
-        """Names given on the command line that no ARG asked for."""
+        """Return the names of the command line that no ARG has used."""
         return tuple(
             name
             for name in self.build_args

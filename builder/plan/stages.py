@@ -1,4 +1,4 @@
-"""The stages of a file, before any is converted: their bases, and which of them copy from which."""
+"""The stages of a file before their conversion: their bases, and the stages that they copy from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from grammar.suggest import suggestion
 
 @struct
 class GlobalArg:
-    """An ARG before the first FROM: its value, and the names of those that are in it."""
+    """An ARG before the first FROM: its value, and the names of the ARGs in it."""
 
     node: ast.Arg
     value: str
@@ -31,7 +31,7 @@ class GlobalArg:
 
 
 class _Recording(dict[str, str]):
-    """An environment that takes note of what is found in it."""
+    """An environment that records the names that are read from it."""
 
     def __init__(self, env: dict[str, str]) -> None:
         super().__init__(env)
@@ -45,9 +45,9 @@ class _Recording(dict[str, str]):
 
 @struct(frozen=False)
 class Stage:
-    """One FROM: the stages it is made from and copies from, its state once it is converted.
+    """A stage: its base stage, the stages that it copies from, and its state after the conversion.
 
-    ``used`` are the arguments that are in its words.
+    ``used`` are the arguments in the words of its FROM.
     """
 
     index: int
@@ -61,12 +61,12 @@ class Stage:
 
     @property
     def shown(self) -> str:
-        """What errors call it."""
+        """The name for error messages."""
         return self.node.start.name or f"stage-{self.index}"
 
 
 def check_image_name(name: str, span: Span) -> Reference:
-    """What a *name* that is no stage's means. Raises PlanError where it cannot be an image's either."""
+    """Return the image reference that *name* is. Raises PlanError for an invalid one."""
     try:
         return parse_reference(name)
     except ReferenceError_ as error:
@@ -76,10 +76,10 @@ def check_image_name(name: str, span: Span) -> Reference:
 
 
 class Stages:
-    """All stages of *file*, and the global ARGs, which go into *scope*.
+    """All stages of *file*. The global ARGs are added to *scope*.
 
-    Raises PlanError for a FROM that makes no sense, an ARG that cannot be expanded, and stages
-    that copy from one another in a circle.
+    Raises PlanError for an invalid FROM, an ARG that cannot be expanded, and a circle of stages that copy
+    from one another.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Stages:
         self._check_defaults()
         self._read_global_args()
         self.all: list[Stage] = []
-        self._by_name: dict[str, int] = {}  # of equal names the last counts (T67)
+        self._by_name: dict[str, int] = {}  # the last of equal names counts (T67)
         for index, node in enumerate(file.stages):
             self.all.append(self._resolve_base(index, node))
             if node.start.name:
                 self._by_name[node.start.name] = index
-        for stage in self.all:  # also those the target does not need: their --from must make sense
+        for stage in self.all:  # also for stages that the target does not need: their --from must be valid
             stage.sources = self._sources_of(stage)
         self._check_circles()
 
     def _read_global_args(self) -> None:
-        """ARGs before the first FROM; each may use those before it and the predefined ones."""
+        """Evaluate the ARGs before the first FROM. Each may use those before it and the predefined ones."""
         for node in self._file.global_args:
             for pair in node.pairs:
                 value = None
@@ -119,14 +119,14 @@ class Stages:
                 value = self._scope.value_of(pair.key, value)
                 if value is not None:
                     self._scope.globals[pair.key] = self._global_env[pair.key] = value
-                if pair.key in needs and pair.key in self.global_args:  # its own value before
+                if pair.key in needs and pair.key in self.global_args:  # its earlier value
                     needs |= self.global_args[pair.key].needs
                 self.global_args[pair.key] = GlobalArg(node, value or "", frozenset(needs - {pair.key}))
 
     def _expand_global(
         self, text: str, span: Span, missing: set[str] | None = None, found: set[str] | None = None
     ) -> str:
-        """*text* with global ARGs replaced; the names of unset ones go to *missing*, of others to *found*."""
+        """Expand *text* with global ARGs. Unset names are added to *missing*, the others to *found*."""
         env = _Recording(self._global_env)
         if found is not None:
             env.found = found
@@ -138,8 +138,9 @@ class Stages:
     def _expand_from(
         self, text: str, start: ast.From, span: Span, used: set[str], missing: set[str] | None = None
     ) -> str:
-        """A word of FROM; it may use global ARGs and the predefined ones. Set ones go to *used*, others to
-        *missing*.
+        """Expand a word of FROM with global and predefined ARGs.
+
+        Set names are added to *used*, unset ones to *missing*.
         """
         missing = set() if missing is None else missing
         try:
@@ -154,7 +155,7 @@ class Stages:
                     )
 
     def _check_defaults(self) -> None:
-        """Whether every base has a name also when no build argument is given."""
+        """Warn of a base image name that is empty or invalid without build arguments."""
         env = dict(self._scope.globals)
         try:
             for pair in (pair for node in self._file.global_args for pair in node.pairs):
@@ -165,7 +166,7 @@ class Stages:
                 if not self._is_reference(base):
                     self._linter.warn(rules.INVALID_DEFAULT_ARG_IN_FROM, stage.start.span, stage.start.base)
         except ExpansionError:
-            pass  # the build says it better
+            pass  # the build reports it with more detail
 
     @staticmethod
     def _is_reference(text: str) -> bool:
@@ -205,9 +206,9 @@ class Stages:
         )
 
     def reachable(self, target: int, new: bool = False) -> list[int]:
-        """Stages the target needs, in file order (a stage only ever needs earlier ones).
+        """Return the stages that the target needs, in file order (a stage needs only earlier ones).
 
-        With *new* only those without a state: what a stage with a state needs has one too.
+        With *new*, return only those without a state: all needs of a stage with a state have one too.
         """
         found: set[int] = set()
         stack = [target]
@@ -219,11 +220,13 @@ class Stages:
             found.add(index)
             if stage.base_index is not None:
                 stack.append(stage.base_index)
-            stack += [source for source in stage.sources if source < index]  # others are errors
+            stack += [
+                source for source in stage.sources if source < index
+            ]  # the conversion reports the others
         return sorted(found)
 
     def _sources_of(self, stage: Stage) -> dict[int, Span]:
-        """The stages that its ``COPY --from`` and ``RUN --mount=from=`` name, and where."""
+        """Return the stages that its ``COPY --from`` and ``RUN --mount=from=`` name, with their spans."""
         found: dict[int, Span] = {}
         for node in stage.node.instructions:
             names: list[tuple[str, Span, bool]] = []
@@ -245,7 +248,7 @@ class Stages:
         return found
 
     def _check_circles(self) -> None:
-        """Raises PlanError where stages copy from one another in a circle."""
+        """Raise PlanError if stages copy from one another in a circle."""
         done: set[int] = set()
         for start in range(len(self.all)):
             path: dict[int, None] = {}
@@ -269,9 +272,9 @@ class Stages:
                     done.add(index)
 
     def named(self, name: str, span: Span, mount: bool) -> int | None:
-        """The index of the stage that ``from`` means; None: it is an image.
+        """Return the index of the stage that ``from`` names; None if it is an image.
 
-        A *mount* knows stages by their names only (T65).
+        The ``from`` of a *mount* can use names only, not numbers (T65).
         """
         if re.fullmatch("[+-]?[0-9]+", name) and not mount:
             index = int(name) if len(name) < 20 else -1
@@ -281,7 +284,7 @@ class Stages:
         return self._by_name.get(name.lower())
 
     def _platform_of(self, start: ast.From, used: set[str]) -> Platform:
-        """The platform that a FROM asks for, else ours; the arguments in it go to *used*."""
+        """Return the platform of a FROM, by default that of the build. Its arguments are added to *used*."""
         if not start.platform:
             return self._platform
         missing: set[str] = set()

@@ -1,4 +1,4 @@
-"""The state of a stage, and words expanded with its variables."""
+"""The state of a stage, and the expansion of words with its variables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from grammar.structs import field, replace, struct
 
 @struct
 class StageState:
-    """What is known of a stage after some of its instructions; replaced, never changed.
+    """The state of a stage after some of its instructions. Immutable.
 
-    ``env`` is what words are expanded with and RUN sees: ENV and ARG in one namespace, the
-    later one winning (T44). The image keeps only ENV: ``kept``, where it is not None, is what
-    ``config`` will have of it. ``history`` is the last line so far.
+    ``env`` has the variables that words and RUN see: ENV and ARG in one namespace, the later one wins
+    (T44). The image keeps only ENV: ``kept`` is the future ``config.env``, None if that is unchanged.
+    ``history`` is the last line so far.
     """
 
     config: ImageConfig
@@ -38,7 +38,7 @@ class StageState:
         return replace(self, history=HistoryLine(created_by, step, self.history))
 
     def settled(self) -> StageState:
-        """The same with ENV in the config: once for a stage, not once for each of its lines."""
+        """Return the state with ENV in the config. This runs once for a stage, not for each of its lines."""
         if self.kept is None:
             return self
         return replace(self, config=self.config.with_env(self.kept), kept=None)
@@ -52,9 +52,9 @@ def expand(
     raw_quotes: bool = False,
     whole: Span | None = None,
 ) -> str:
-    """*text* with its variables replaced; with *raw_quotes* it is the body of a here-document.
+    """Return *text* with its variables replaced. With *raw_quotes* it is the body of a here-document.
 
-    *whole* is the span of the instruction, where *span* is only that of the text.
+    *whole* is the span of the instruction if *span* is only that of the text.
     """
     missing: set[str] = set()
     try:
@@ -68,7 +68,7 @@ def expand(
 
 
 def warn_undefined(missing: set[str], state: StageState, context: StageContext, span: Span) -> None:
-    """What was used and nobody set, nor declared."""
+    """Warn of each variable in *missing*: it is used, but neither set nor declared."""
     if missing:
         known = {key for key, _ in state.args} | NOT_IN_ENV
         context.linter.undefined(missing - known, state.env, span)
@@ -80,5 +80,5 @@ def check_heredoc_name(heredoc: ast.Heredoc, span: Span) -> None:
 
 
 def clean(path: str) -> str:
-    """An absolute path without dots, as text: links are not looked at."""
+    """Return an absolute path without dots. Works on the text: symlinks are not followed."""
     return "/" + posixpath.normpath(path).lstrip("/")

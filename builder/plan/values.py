@@ -1,4 +1,4 @@
-"""Values that instructions hold as text: durations, signals, as Go's libraries read them."""
+"""Values that instructions have as text: durations and signals, as Go's libraries parse them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10
 _UNITS |= {"m": 60 * 10**9, "h": 3600 * 10**9}
 _PART = re.compile(r"([0-9]{0,20})(?:\.([0-9]{0,20}))?(ns|us|µs|μs|ms|s|m|h)")
 _LONGEST = (1 << 63) - 1
-_SHORTEST = 10**6  # of a health check, besides none: 1ms
+_SHORTEST = 10**6  # of a health check that has one: 1 ms
 
 _SIGNALS = {
     "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO",
@@ -19,7 +19,7 @@ _SIGNALS = {
 
 
 def duration(text: str) -> int:
-    """A Go duration (``1h30m``, ``1.5s``) in nanoseconds. Raises ValueError."""
+    """Return a Go duration (``1h30m``, ``1.5s``) in nanoseconds. Raises ValueError."""
     from fractions import Fraction  # few files have a duration
 
     sign = -1 if text.startswith("-") else 1
@@ -40,7 +40,7 @@ def duration(text: str) -> int:
 
 
 def check_interval(name: str, text: str) -> int:
-    """The duration *name* of a health check in nanoseconds, 0 for none. Raises ValueError."""
+    """Return the duration *name* of a health check in nanoseconds, 0 for none. Raises ValueError."""
     value = duration(text) if text else 0
     if value and value < _SHORTEST:
         raise ValueError(f'Interval "{name}" cannot be less than 1ms')
@@ -48,7 +48,7 @@ def check_interval(name: str, text: str) -> int:
 
 
 def check_retries(text: str) -> int:
-    """The retries of a health check, 0 for none. Raises ValueError."""
+    """Return the retries of a health check, 0 for none. Raises ValueError."""
     if not text:
         return 0
     if re.fullmatch("[+-]?[0-9]{1,20}", text) is None:
@@ -62,7 +62,7 @@ def check_retries(text: str) -> int:
 
 
 def show_duration(value: int) -> str:
-    """Nanoseconds as Go prints them: ``1h30m0s``, ``1.5s``, ``100ms``."""
+    """Return nanoseconds as Go prints them: ``1h30m0s``, ``1.5s``, ``100ms``."""
     if value < 10**9:
         for unit, size in (("ms", 10**6), ("µs", 10**3), ("ns", 1)):
             if value >= size:

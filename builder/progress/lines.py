@@ -31,10 +31,10 @@ def output(number: int, seconds: float, text: str) -> str:
     return start + text.replace("\n", f"\n{start}")
 
 
-def conclusion(image: str, tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":
+def conclusion(image: "str | None", tags: "Iterable[str]", warnings: "Sequence[str]") -> "Iterator[str]":
     """Yield the last lines: findings of the checks, the image ID, the image's names."""
     yield from found(warnings)
-    if image:
+    if image is not None:
         yield f"image {image}"
     for tag in tags:
         yield f"tagged {tag}"

@@ -131,7 +131,7 @@ def test_checksum(pybuild: Pybuild, web: Misbehaving) -> None:
         ("ADD https://x/r.git?what=1 /x", 'unexpected query "what"'),
         ("ADD https://x/r.git?submodules=maybe /x", 'invalid submodules value: "maybe"'),
         ("ADD --keep-git-dir=true https://x/r.git?keep-git-dir=0 /x", "inconsistent keep-git-dir"),
-        ("ADD https://x/r.git#--upload-pack=evil /x", "is no name of a branch"),
+        ("ADD https://x/r.git#--upload-pack=evil /x", "is not the name of a branch"),
         ("ADD ssh://-oProxyCommand=evil/r.git /x", "names no host"),
         ("ADD --checksum=1 https://x/r.git?checksum=2 /x", "checksum mismatch"),
     ],

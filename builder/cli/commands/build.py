@@ -187,7 +187,8 @@ def _conclude(options: argparse.Namespace, result: BuildResult, tags: Sequence[s
     from builder.progress.lines import conclusion
 
     if options.quiet:
-        if not any(output.dest == "-" for output in outputs(options)):  # an archive is written there
+        to_stdout = any(output.dest == "-" for output in outputs(options))  # an archive is written there
+        if result.image is not None and not to_stdout:
             print_result(result.image)
     elif not is_silent(options) and options.progress != "rawjson":
         shown = list(conclusion(result.image, tags, ()))
