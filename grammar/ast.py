@@ -1,7 +1,6 @@
-"""One frozen node per Dockerfile instruction; text is unexpanded.
+"""The nodes of a Dockerfile: an immutable one for each instruction, with text before expansion.
 
-Every node carries the Span it was read from. Nodes are values: they hold what the file
-says and nothing of what it does.
+Each node has the Span of its text. Nodes are values without behaviour.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from grammar.structs import field, struct
 
 @struct
 class Heredoc:
-    """One ``<<NAME`` with its body.
+    """A here-document: ``<<NAME`` with its body.
 
-    ``expand`` is false when the name was quoted; ``chomp`` is true for ``<<-``; ``fd`` is the
-    number before ``<<`` or -1; ``raw`` is the word as written, ``<<-"EOF"``; ``body`` is as
-    written, its line ends too.
+    ``expand`` is False if the name is quoted; ``chomp`` is True for ``<<-``; ``fd`` is the number before
+    ``<<``, or -1; ``raw`` is the word as written, ``<<-"EOF"``; ``body`` is as written, with its line ends.
     """
 
     name: str
@@ -30,13 +28,13 @@ class Heredoc:
 
     @property
     def content(self) -> str:
-        """What the here-document holds: with ``<<-`` without its leading tabs."""
+        """The content: the body, with ``<<-`` without leading tabs."""
         return re.sub(r"(?m)^\t+", "", self.body) if self.chomp else self.body
 
 
 @struct
 class ShellForm:
-    """A command line for the SHELL, as written, continuations joined."""
+    """A command line for the SHELL, as written, with joined continuations."""
 
     text: str
 
@@ -71,7 +69,7 @@ class Pair:
 
 @struct
 class From:
-    """FROM: ``base`` unexpanded, ``name`` lower-cased or ""."""
+    """FROM: ``base`` is unexpanded, ``name`` is in lower case or ""."""
 
     span: Span
     base: str
@@ -180,7 +178,7 @@ class Shell:
 
 @struct
 class Expose:
-    """EXPOSE; the port words, unexpanded."""
+    """EXPOSE; ``ports`` are unexpanded words."""
 
     span: Span
     ports: tuple[str, ...]
@@ -200,7 +198,7 @@ class StopSignal:
 
 @struct
 class Healthcheck:
-    """HEALTHCHECK; ``command`` is None for NONE. Durations are the texts written, "" when absent."""
+    """HEALTHCHECK; ``command`` is None for NONE. The settings are as written, "" if absent."""
 
     span: Span
     command: Command | None
@@ -215,7 +213,7 @@ class Healthcheck:
 class Onbuild:
     """ONBUILD; ``text`` is the trigger as the image config stores it.
 
-    ``trigger`` is None for one that can be stored but not be executed.
+    ``trigger`` is None if it is invalid: it can be stored, but not executed.
     """
 
     span: Span
@@ -253,7 +251,7 @@ Instruction = (
 
 @struct
 class Directives:
-    """Parser directives at the top of the file; ``check`` and ``syntax`` unparsed."""
+    """Parser directives at the top of the file; ``check`` and ``syntax`` are unparsed."""
 
     syntax: str = ""
     escape: str = "\\"
@@ -262,7 +260,7 @@ class Directives:
 
 @struct
 class Stage:
-    """A FROM and what follows it. ``source`` is the text as written, for display."""
+    """A stage: a FROM and the instructions after it."""
 
     start: From
     instructions: tuple[Instruction, ...]
@@ -272,10 +270,9 @@ class Stage:
 class Dockerfile:
     """A parsed file: the ARGs before the first FROM, then its stages in order.
 
-    ``text`` is the file's text; ``sources`` maps an instruction's first line to the
-    instruction as one line (continuations joined by single spaces), for progress display;
-    ``comments`` maps it to the comments that stand right before it. ``empty_continuations``
-    are the lines where a command ends that has an empty line in it.
+    ``text`` is the text of the file. ``sources`` maps the first line of an instruction to the instruction on
+    one line, for progress; ``comments`` maps it to the comments directly before it. ``empty_continuations``
+    are the final lines of commands that have an empty line in them.
     """
 
     text: str

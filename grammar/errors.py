@@ -15,16 +15,15 @@ from grammar.span import Span
 
 
 class GrammarError(Exception):
-    """A text that does not follow its grammar."""
+    """A text does not follow its grammar."""
 
     code = "E-DOCKERFILE-SYNTAX"
 
 
 class DockerfileError(GrammarError):
-    """A Dockerfile that cannot be built, with the place that makes it so.
+    """A Dockerfile cannot be built; ``span`` is the position of the error, None if it has none.
 
-    ``message`` says what is wrong, ``hint`` what to do about it ("" when there is nothing
-    useful to say).
+    ``message`` says what is wrong, ``hint`` what to do ("" if there is nothing useful to say).
     """
 
     def __init__(self, message: str, span: Span | None = None, hint: str = "") -> None:
@@ -35,15 +34,15 @@ class DockerfileError(GrammarError):
 
 
 class ExpansionError(GrammarError):
-    """A word whose quoting or ``${...}`` is malformed, or whose ``${x:?}`` has no value."""
+    """The quoting or a ``${...}`` of a word is malformed, or its ``${x:?}`` has no value."""
 
 
 class ReferenceError_(GrammarError, ValueError):
-    """A text that is not an image reference (distribution/reference grammar)."""
+    """A text is not an image reference (distribution/reference grammar)."""
 
 
 class IgnoreError(GrammarError, ValueError):
-    """A malformed pattern in an ignore file; ``line`` counts from 1."""
+    """A pattern of an ignore file is malformed; ``line`` counts from 1."""
 
     code = "E-IGNORE"
 
@@ -53,18 +52,17 @@ class IgnoreError(GrammarError, ValueError):
 
 
 class GlobError(GrammarError, ValueError):
-    """A malformed pattern: an open ``[``, a trailing backslash, a letter behind one that means nothing."""
+    """A pattern is malformed: an open ``[``, a trailing backslash, or an unknown letter after one."""
 
 
 _WIDEST = 240  # characters of a line that an excerpt shows
 
 
 def excerpt(source: str, text: str | list[str], span: Span, context: int = 2) -> str:
-    """The lines around *span* with line numbers, ``>>>`` marks and a line of carets.
+    """Return the lines around *span* with line numbers, ``>>>`` marks and a line of carets.
 
-    *source* is the name to print ("Dockerfile"), *text* the whole file, or its lines. Carets are
-    under the columns of the span, or under its whole first line when it has none. Credentials of URLs
-    are not shown.
+    *source* is the name to print ("Dockerfile"), *text* the whole file, or its lines. Carets are under the
+    columns of the span, or under its whole first line if it has no columns. Credentials of URLs are removed.
     """
     lines = file_lines(text) if isinstance(text, str) else text
     first = max(1, span.first - context)
@@ -87,5 +85,5 @@ def excerpt(source: str, text: str | list[str], span: Span, context: int = 2) ->
 
 
 def file_lines(text: str) -> list[str]:
-    """The lines of a file, for excerpts of it."""
+    """Return the lines of a file, for excerpts."""
     return text.removesuffix("\n").split("\n")

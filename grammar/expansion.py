@@ -1,8 +1,8 @@
-"""Quoting and ``$variable`` expansion of one argument, as BuildKit's shell lexer does it.
+"""Quoting and ``$variable`` expansion of one argument, as in BuildKit's shell lexer.
 
-All twelve operators. Everything is bounded: nesting by _DEPTH, what a
-word may grow to by _SIZE, and patterns are matched by a set of states, never by
-backtracking, so no text costs more than its length times its pattern's.
+It has all twelve operators, and bounded cost: _DEPTH limits nesting, _SIZE the length of a word, and
+patterns are matched with a set of states, without backtracking. The time is at most proportional to the
+length of the text times that of the pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RUN = "run"
 
 
 def valid_text(text: str) -> str:
-    """Text as Go reads it: half of a surrogate pair, or a byte that is no text, is U+FFFD."""
+    """Return *text* as Go reads it: a lone surrogate, or a byte that is not UTF-8, becomes U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -34,10 +34,10 @@ def expand_word(
     missing: set[str] | None = None,
     raw_quotes: bool = False,
 ) -> str:
-    """*text* as one word: quotes removed, variables replaced, unset ones by nothing.
+    """Return *text* as one word: without quotes, with the values of its variables, unset ones empty.
 
-    Names that were looked up and are unset are added to *missing*. With *raw_quotes* quotes
-    stay (here-document bodies). Raises ExpansionError.
+    Names of unset variables are added to *missing*. With *raw_quotes* quotes are kept (for here-documents).
+    Raises ExpansionError.
     """
     return _expand(text, env, escape, missing, raw_quotes)[0]
 
@@ -45,7 +45,7 @@ def expand_word(
 def expand_words(
     text: str, env: Mapping[str, str], escape: str = "\\", missing: set[str] | None = None
 ) -> list[str]:
-    """*text* as words: split at blanks outside quotes, and inside unquoted variables' values.
+    """Return *text* as words: split at blanks outside quotes, and in the values of unquoted variables.
 
     Raises ExpansionError.
     """
@@ -60,11 +60,11 @@ def _expand(
 
 
 class _Unfinished(ExpansionError):
-    """The text ended inside a substitution."""
+    """The text ends inside a substitution."""
 
 
 class _Words:
-    """Collects words; blanks that came from outside quotes separate them."""
+    """Collects words, which blanks outside quotes separate."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -119,7 +119,7 @@ class _Lexer:
         return text
 
     def until(self, stop: str, depth: int, keep_escapes: bool = False) -> tuple[str, list[str]]:
-        """Expand up to and over the character *stop*; the text as one word, and as words."""
+        """Expand up to and including the character *stop*; return the text as one word, and as words."""
         if depth > _DEPTH:
             raise ExpansionError(f"substitutions are nested more than {_DEPTH} deep")
         out: list[str] = []
@@ -142,7 +142,7 @@ class _Lexer:
         return "".join(out), words.finish()
 
     def _plain(self, words: _Words, keep_escapes: bool) -> str:
-        """A character that is neither quote nor variable; an escape takes its next one literally."""
+        """Read a character that is neither quote nor variable. After an escape the next one is literal."""
         char = self._next()
         if char != self._escape:
             words.add(char)
@@ -152,7 +152,7 @@ class _Lexer:
         return piece
 
     def _single(self) -> str:
-        """Everything up to the closing quote, as it is."""
+        """Read all characters up to the closing single quote, unchanged."""
         start = self._place
         end = self._text.find("'", start + 1)
         if end < 0:
@@ -161,7 +161,7 @@ class _Lexer:
         return self._text[start + 1 : end]
 
     def _double(self, depth: int) -> str:
-        """Up to the closing quote; only quote, dollar and the escape itself can be escaped."""
+        """Read up to the closing double quote. Only quote, dollar and the escape itself can be escaped."""
         self._next()
         out: list[str] = []
         while char := self._peek():
@@ -197,7 +197,7 @@ class _Lexer:
         return self._spend(self._substitute(name, depth))
 
     def _name(self) -> str:
-        """A variable's name; a number or one special character is a name too."""
+        """Return a variable's name. A number, or one special character, is a name too."""
         start = self._place
         first = self._peek()
         if first.isdigit():
@@ -211,14 +211,14 @@ class _Lexer:
         return self._text[start : self._place]
 
     def _value(self, name: str) -> str | None:
-        """The variable's value, None when unset, as positional and special ones are in any build."""
+        """Return the variable's value; None if it is unset. Positional and special variables always are."""
         value = self._env.get(name)
         if value is None:
             self._missing.add(name)
         return value
 
     def _substitute(self, name: str, depth: int) -> str:
-        """What stands after ``${name`` up to and over its brace."""
+        """Expand the text from after ``${name`` up to and including its brace."""
         operator = self._next()
         if operator == "}":
             return self._value(name) or ""
@@ -271,7 +271,7 @@ class _Lexer:
 
 
 def _compile(pattern: str) -> list[tuple[str, str]]:
-    """``*``, ``?`` and literals; a backslash may escape those, itself, ``}`` and ``/``."""
+    """Compile ``*``, ``?`` and literals. A backslash may escape those, itself, ``}`` and ``/``."""
     tokens: list[tuple[str, str]] = []
     escaped = False
     for char in pattern:
@@ -295,7 +295,7 @@ def _compile(pattern: str) -> list[tuple[str, str]]:
 
 
 class _Work:
-    """What matching may cost: a hostile pattern ends in an error, not in hours."""
+    """The limit for the work of matching: a malicious pattern gives an error, and does not run for hours."""
 
     def __init__(self) -> None:
         self._left = _WORK
@@ -307,7 +307,7 @@ class _Work:
 
 
 class _Pattern:
-    """A compiled pattern that walks over texts: its states are the bits of an int, all moved at once."""
+    """A compiled pattern. Its states are the bits of an int, which all advance at once."""
 
     def __init__(self, tokens: list[tuple[str, str]]) -> None:
         self._runs = self._anys = 0
@@ -322,7 +322,7 @@ class _Pattern:
         self._end = 1 << len(tokens)
 
     def match(self, text: str, start: int, longest: bool, work: _Work) -> int:
-        """The length of the shortest or longest match at *start* of *text*, -1 for none."""
+        """Return the length of the shortest or longest match at *start* of *text*, -1 for none."""
         states = self._closed(1)
         found = 0 if states & self._end else -1
         for place in range(start, len(text)):
@@ -338,18 +338,18 @@ class _Pattern:
         return found
 
     def _closed(self, states: int) -> int:
-        """With what is reachable without a character: a run may be empty (two never stand together)."""
+        """Return *states* with those reachable without a character: ``*`` may match nothing."""
         return states | (states & self._runs) << 1
 
 
 def strip_prefix(value: str, pattern: str, longest: bool) -> str:
-    """``${v#p}`` and ``${v##p}``."""
+    """Expand ``${v#p}`` and ``${v##p}``."""
     length = _Pattern(_compile(pattern)).match(value, 0, longest, _Work())
     return value[length:] if length > 0 else value
 
 
 def strip_suffix(value: str, pattern: str, longest: bool) -> str:
-    """``${v%p}`` and ``${v%%p}``."""
+    """Expand ``${v%p}`` and ``${v%%p}``."""
     length = _Pattern(_compile(pattern)[::-1]).match(value[::-1], 0, longest, _Work())
     return value[: len(value) - length] if length > 0 else value
 
@@ -360,7 +360,7 @@ def _bounded(size: int) -> None:
 
 
 def _template(text: str) -> list[str | None]:
-    """The literal parts of a template, None where what matched stands: ``$0``, ``${0}``.
+    """Return the literal pieces of a template, with None for the matched text: ``$0``, ``${0}``.
 
     ``$$`` is a dollar sign, other groups and names are empty, and any other ``$`` is itself.
     """
@@ -385,16 +385,16 @@ def _filled(template: list[str | None], match: str) -> str:
 
 
 def replace_pattern(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
-    """``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first.
+    """Expand ``${v/p/r}`` and ``${v//p/r}``: the leftmost, longest match first.
 
-    The second form's replacement is a template of Go's regexp package, as BuildKit has it.
+    The replacement of the second form is a template of Go's regexp package, as in BuildKit.
     """
     tokens = _compile(pattern)
     template: list[str | None] = _template(replacement) if everywhere else [replacement]
     if None in template and not any(kind for kind, _literal in tokens):
         template = [_filled(template, "".join(literal for _kind, literal in tokens))]
     replacement = _filled(template, "")
-    if not tokens:  # nothing is found before every character, and at the end
+    if not tokens:  # an empty pattern matches before each character, and at the end
         _bounded(len(value) * (len(replacement) + 1))
         return replacement + ("".join(char + replacement for char in value) if everywhere else value)
     if not value and all(kind == _RUN for kind, _literal in tokens):

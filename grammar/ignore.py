@@ -1,8 +1,7 @@
-""".dockerignore files and the glob they are made of, in linear time.
+""".dockerignore files and their glob patterns, in linear time.
 
-Python's ``re`` backtracks, so a pattern of a few ``**/`` could stop a build for hours.
-Patterns are matched component by component with sets of positions
-instead. The rules are those of moby's patternmatcher.
+Python's ``re`` backtracks: a pattern with a few ``**/`` could stop a build for hours. So patterns are
+matched component by component, with sets of positions. The rules are those of moby's patternmatcher.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _Class = tuple[bool, tuple[tuple[str, str], ...]]  # negated, ranges
 _Token = tuple[str, str, "_Class | None"]  # kind, literal, class
 _LITERAL, _ONE, _STAR, _SET = "literal", "one", "star", "set"
 
-# What letters behind a backslash mean to moby, whose patterns become regular expressions.
+# Letters with a meaning after a backslash in moby, which converts patterns to regular expressions.
 _DIGITS = (("0", "9"),)
 _BLANKS = (("\t", "\n"), ("\f", "\r"), (" ", " "))
 _WORDS = (("0", "9"), ("A", "Z"), ("_", "_"), ("a", "z"))
@@ -35,7 +34,7 @@ _LETTERS = {
 
 
 def _others(ranges: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """Every character that is not in *ranges*."""
+    """Return the ranges of all characters that are not in *ranges*."""
     ends = ["\0"]
     for low, high in ranges:
         ends += [chr(ord(low) - 1), chr(ord(high) + 1)]
@@ -47,7 +46,7 @@ _LETTERS |= {letter.upper(): _others(_LETTERS[letter]) for letter in "dsw"}
 
 
 def _escaped(char: str) -> tuple[tuple[str, str], ...]:
-    """What *char* behind a backslash matches in an ignore file. Raises GlobError."""
+    """Return the token of *char* after a backslash in an ignore file. Raises GlobError."""
     if char in _LETTERS:
         return _LETTERS[char]
     if char.isascii() and not char.isalnum():
@@ -56,12 +55,15 @@ def _escaped(char: str) -> tuple[tuple[str, str], ...]:
 
 
 def has_glob(text: str) -> bool:
-    """Whether *text* holds anything but literal characters."""
+    """Return True if *text* has a wildcard."""
     return any(char in text for char in "*?[\\")
 
 
 def match_glob(pattern: str, path: str) -> bool:
-    """Go's filepath.Match: ``*`` and ``?`` never match a slash. Raises GlobError."""
+    """Return True if *text* matches, as in Go's filepath.Match: ``*`` and ``?`` match no slash.
+
+    Raises GlobError.
+    """
     patterns, parts = pattern.split("/"), path.split("/")
     compiled = [_compile(item) for item in patterns]
     if len(patterns) != len(parts):
@@ -70,7 +72,7 @@ def match_glob(pattern: str, path: str) -> bool:
 
 
 def _compile(pattern: str, letters: bool = False) -> list[_Token]:
-    """The tokens of a component; with *letters* as in an ignore file, where some mean more (_LETTERS)."""
+    """Return the tokens of a component. With *letters* escaped letters have the meaning of _LETTERS."""
     tokens: list[_Token] = []
     place = 0
     while place < len(pattern):
@@ -98,7 +100,7 @@ def _compile(pattern: str, letters: bool = False) -> list[_Token]:
 
 
 def _class(pattern: str, place: int, letters: bool) -> tuple[_Class, int]:
-    """``[^a-z]`` from after its bracket; the class and where it ends."""
+    """Parse ``[^a-z]`` from after its bracket; return the class and its end."""
     negated = pattern[place : place + 1] == "^"
     place += negated
     ranges: list[tuple[str, str]] = []
@@ -133,7 +135,7 @@ def _class_char(pattern: str, place: int, letters: bool) -> tuple[str, int]:
 
 
 def _match(tokens: Sequence[_Token], text: str) -> bool:
-    """Match a whole component; going back only ever to the last star, so in product time."""
+    """Match a whole component. It goes back only to the last star: time is the product of the lengths."""
     at = place = 0
     star = star_place = -1
     while place < len(text):
@@ -166,15 +168,14 @@ def _accepts(token: _Token, char: str) -> bool:
 
 # -- "**" glued to other characters ---------------------------------------------------------
 #
-# moby gives it a meaning of its own: at the front any characters may come before, at the end
-# any after, and in the middle any whole components. Rare, so it is matched character by
-# character, over the whole path.
+# It has a special meaning in moby: at the start it matches any characters before, at the end any after,
+# and in the middle any whole components. It is rare, so the whole path is matched by characters.
 
 _BEFORE, _COMPONENTS, _AFTER = "before", "components", "after"
 
 
 def _has_glued_stars(pattern: str) -> bool:
-    """Whether an unescaped ``**`` stands in one component with something else."""
+    """Return True if an unescaped ``**`` shares a component with other characters."""
     place = _find_stars(pattern, 0)
     while place >= 0:
         if pattern[max(place - 1, 0) : place] not in ("", "/") or pattern[place + 2 : place + 3] not in (
@@ -187,7 +188,7 @@ def _has_glued_stars(pattern: str) -> bool:
 
 
 def _compile_deep(pattern: str) -> list[_Token]:
-    """The tokens of a whole pattern. Raises GlobError."""
+    """Return the tokens of a whole pattern. Raises GlobError."""
     tokens: list[_Token] = []
     place = 0
     while (stars := _find_stars(pattern, place)) >= 0:
@@ -205,7 +206,7 @@ def _compile_deep(pattern: str) -> list[_Token]:
 
 
 def _find_stars(pattern: str, place: int) -> int:
-    """Where the next unescaped ``**`` begins, -1 for nowhere."""
+    """Return the index of the next unescaped ``**``, -1 for none."""
     while place < len(pattern):
         if pattern.startswith("**", place):
             return place
@@ -236,7 +237,7 @@ def _match_deep(tokens: Sequence[_Token], path: str) -> bool:
 
 
 def _reachable(tokens: Sequence[_Token], states: set[int]) -> set[int]:
-    """States and those that need no further character."""
+    """Return *states* with those reachable without a character."""
     stack = list(states)
     while stack:
         number, inside = divmod(stack.pop(), 2)
@@ -251,7 +252,7 @@ def _reachable(tokens: Sequence[_Token], states: set[int]) -> set[int]:
 
 
 class Pattern:
-    """One line: its components, ``**`` matching any number of them."""
+    """One line as components, of which ``**`` matches any number."""
 
     def __init__(self, text: str, negated: bool, line: int) -> None:
         self.negated = negated
@@ -271,7 +272,7 @@ class Pattern:
         self.first = "" if has_glob(first) else first
 
     def matches(self, path: str) -> bool:
-        """Whether the pattern matches this very path."""
+        """Return True if the pattern matches the path itself."""
         if self.literal:
             return self.literal == path
         if self._deep is not None:
@@ -298,13 +299,13 @@ class Pattern:
         return len(self._parts) in positions
 
     def _skip(self, positions: set[int]) -> set[int]:
-        """A ``**`` before other components may match none; a final one needs something."""
+        """Return *positions* with those after a ``**``, which may match nothing unless it is the last one."""
         last = len(self._parts) - 1
         return positions | {p + 1 for p in positions if p < last and self._parts[p] is None}
 
 
 class State:
-    """The verdict on one path, and which patterns matched it or a parent of it."""
+    """The verdict on one path, and the patterns that match it or a parent of it."""
 
     __slots__ = ("excluded", "matched")
 
@@ -329,10 +330,10 @@ class Ignore:
         return bool(self._exceptions)
 
     def match(self, path: str, parent: State | None) -> State:
-        """The verdict on *path*; *parent* is that of its directory (None at the top).
+        """Return the verdict on *path*; *parent* is that of its directory (None at the top).
 
-        The last pattern that matches decides; one that matched a parent matches its children,
-        but a pattern is only looked at where it would change the verdict.
+        The last matching pattern decides. A pattern that matches a parent matches its children too. Only
+        patterns that would change the verdict are evaluated.
         """
         excluded = False
         matched = []
@@ -347,7 +348,7 @@ class Ignore:
         return State(excluded, tuple(matched))
 
     def may_reinclude(self, directory: str) -> bool:
-        """Whether some ``!`` pattern could match below an excluded *directory*."""
+        """Return True if a ``!`` pattern could match below an excluded *directory*."""
         prefix = directory + "/"
         for pattern in self._exceptions:
             if not pattern.literal or (pattern.literal + "/").startswith(prefix):
@@ -355,7 +356,7 @@ class Ignore:
         return False
 
     def why(self, path: str) -> int:
-        """The line of the pattern that excludes *path* or a parent of it; 0 if none does."""
+        """Return the line of the pattern that excludes *path* or a parent of it; 0 if none does."""
         state: State | None = None
         parts = path.split("/")
         for depth in range(1, len(parts) + 1):
@@ -382,7 +383,7 @@ def parse_ignore(data: bytes | str) -> Ignore:
 
 
 def parse_patterns(texts: Iterable[str]) -> Ignore:
-    """The patterns of flags, which know no comments and take a leading slash for what it is.
+    """Return the patterns of flags. They have no comments, and a leading slash counts.
 
     Raises IgnoreError.
     """
@@ -395,7 +396,7 @@ def parse_patterns(texts: Iterable[str]) -> Ignore:
 
 
 def _pattern(text: str, number: int) -> Pattern | None:
-    """The pattern of a line, None for an empty one."""
+    """Return the pattern of a line, None for an empty one."""
     body = text.strip()
     negated = body.startswith("!")
     if negated:
@@ -409,7 +410,7 @@ def _pattern(text: str, number: int) -> Pattern | None:
 
 
 def _plain_slashes(pattern: str) -> str:
-    """*pattern* without the backslashes before slashes: those part names all the same, as in moby."""
+    """Return *pattern* without backslashes before slashes. An escaped slash still separates, as in moby."""
     if "\\/" not in pattern:
         return pattern
     out, place = "", 0

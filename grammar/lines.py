@@ -1,7 +1,7 @@
-"""Physical lines to logical ones: directives, comments, continuations, here-document bodies.
+"""Join physical lines to logical ones: directives, comments, continuations, here-document bodies.
 
-The rules are BuildKit's line scanner's (L1 to L9 and "Parser directives"). One
-pass, linear in the text. What a logical line means is the grammar's business.
+The rules are those of BuildKit's line scanner (L1 to L9 and "Parser directives"). One pass, linear in the
+text. The grammar parses the logical lines.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from grammar.errors import DockerfileError
 from grammar.span import Span
 from grammar.structs import struct
 
-_MOST_INSTRUCTIONS = 20_000  # some hundred times what anybody writes
+_MOST_INSTRUCTIONS = 20_000  # some hundred times a usual file
 _LINE_LIMIT = 65535
-BLANKS = " \t\v\f\r\n"  # what separates words; other blanks of Unicode do not (L12)
+BLANKS = " \t\v\f\r\n"  # separators of words; other Unicode spaces are not (L12)
 _DIRECTIVES = ("syntax", "escape", "check")
 _HEREDOC_KEYWORDS = ("add", "copy", "run")
 
 
 @struct
 class LogicalLine:
-    """One instruction with its continuations joined, and where each part of it stood.
+    """One instruction with its continuations joined, and the position of each of its physical lines.
 
-    ``pieces`` holds ``(offset in text, physical line, column)`` of each physical line used.
-    ``empty_until`` is the line that a command ends at which has an empty line in it, else 0.
+    ``pieces`` has ``(offset in text, physical line, column)`` for each physical line. ``empty_until`` is the
+    final line of a command that has an empty line in it, else 0.
     """
 
     text: str
@@ -39,9 +39,9 @@ class LogicalLine:
     comments: tuple[str, ...] = ()
 
     def span(self, offset: int = -1, width: int = 0) -> Span:
-        """The span of the whole instruction, or of *width* characters at *offset* of the text.
+        """Return the span of the whole instruction, or of *width* characters at *offset* of the text.
 
-        Of what a continuation splits, the part on its first line.
+        A span does not go beyond a continuation: it ends with its first line.
         """
         if offset < 0:
             return Span(self.first, self.last)
@@ -55,12 +55,11 @@ class LogicalLine:
 def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLine]]:
     """Cut a Dockerfile into logical lines. Raises DockerfileError.
 
-    With *escape* the text is a piece of a file that has this escape character: it has no
-    directives of its own.
+    With *escape* the text is from a file with this escape character, and has no directives.
     """
     physical = text.removeprefix("\ufeff").split("\n")
     if not physical[-1]:
-        physical.pop()  # what ends with a line feed has no line after it
+        physical.pop()  # after a final line feed there is no further line
     for number, line in enumerate(physical, 1):
         if "\0" in line:
             raise DockerfileError("a NUL byte: this is not a Dockerfile", Span(number, number))
@@ -73,7 +72,7 @@ def split_lines(text: str, escape: str = "") -> tuple[Directives, list[LogicalLi
 
 
 def _directives(physical: list[str]) -> tuple[Directives, int]:
-    """Directives stand at the very top; the first line that is none ends them. How many lines they are."""
+    """Read the directives at the top of the file; return their number of lines."""
     found: dict[str, str] = {}
     for number, line in enumerate(physical, 1):
         body = line.strip()
@@ -95,7 +94,7 @@ def _directives(physical: list[str]) -> tuple[Directives, int]:
 
 
 def _check_syntax(name: str, span: Span) -> None:
-    """``# syntax=`` names a frontend; ours is built in and nothing is ever fetched for it."""
+    """Check the frontend of ``# syntax=``. pybuild's is built in: it fetches none."""
     if not name.removeprefix("docker.io/").startswith("docker/dockerfile"):
         raise DockerfileError(
             f"syntax {name!r} is not supported",
@@ -105,7 +104,7 @@ def _check_syntax(name: str, span: Span) -> None:
 
 
 class _Scanner:
-    """Goes over the physical lines once; the first *directives* of them are no comments."""
+    """Scans the physical lines once. The first *directives* lines are not comments."""
 
     def __init__(self, physical: list[str], escape: str, directives: int) -> None:
         self._physical = physical
@@ -125,7 +124,7 @@ class _Scanner:
                 self._next += 1
             else:
                 line = self._instruction()
-                if line.text.strip():  # else there was nothing but an escape
+                if line.text.strip():  # otherwise there was only an escape
                     out.append(line)
                 if len(out) > _MOST_INSTRUCTIONS:
                     raise DockerfileError(f"the file has more than {_MOST_INSTRUCTIONS} instructions")
@@ -163,7 +162,7 @@ class _Scanner:
         return LogicalLine(text, first, last, heredocs, tuple(pieces), until, tuple(self._comments))
 
     def _continuation(self, line: str) -> tuple[str, bool]:
-        """Take a final escape off *line*; a doubled one is text, not a continuation (L5)."""
+        """Return *line* without a final escape. A doubled escape is text, not a continuation (L5)."""
         body = line.rstrip(" \t")
         if body.endswith(self._escape) and not body[:-1].endswith(self._escape):
             return body[:-1], True
@@ -195,9 +194,9 @@ class _Scanner:
 
 
 def heredoc_words(text: str) -> list[str]:
-    """The words of an instruction that may hold here-documents, else none.
+    """Return the words of an instruction that may have here-documents; none for any other.
 
-    Only ADD, COPY and RUN (also below ONBUILD), and not their JSON form.
+    Only the shell forms of ADD, COPY and RUN may (also below ONBUILD).
     """
     rest = text
     keyword, _, rest = _cut(rest)
@@ -219,12 +218,12 @@ def heredoc_words(text: str) -> list[str]:
 
 
 def bare_words(text: str) -> list[str]:
-    """Split at blanks, quotes having no meaning."""
+    """Split at blanks. Quotes have no meaning."""
     return [word for word in re.split(f"[{BLANKS}]+", text) if word]
 
 
 def first_word(text: str) -> str:
-    """The first word of an instruction or trigger: its keyword."""
+    """Return the first word of an instruction or trigger: its keyword."""
     return _cut(text)[0]
 
 
@@ -237,15 +236,15 @@ def _cut(text: str) -> tuple[str, str, str]:
 
 
 def raw_words(text: str) -> list[str]:
-    """Split at blanks outside quotes, keeping quotes and escapes; shell rules, lenient at the end.
+    """Split at blanks outside quotes, and keep quotes and escapes. An open quote ends with the text.
 
-    Blanks after ``<<`` belong to its word, as the name of the here-document does.
+    Blanks after ``<<`` belong to its word, as does the name of the here-document.
     """
     words: list[str] = []
     word: list[str] = []
     quote = ""
     escaped = False
-    smaller = 0  # how many "<" stand before, two of them open a here-document
+    smaller = 0  # the number of "<" before; two of them start a here-document
     for char in text:
         if char == "<" and not (quote or escaped):
             smaller = smaller % 2 + 1
@@ -275,7 +274,7 @@ def raw_words(text: str) -> list[str]:
 
 
 def parse_heredoc(word: str) -> Heredoc | None:
-    """``[fd]<<[-]name`` as a Heredoc without its body; None for any other word."""
+    """Return ``[fd]<<[-]name`` as a Heredoc without its body; None for any other word."""
     digits, marker, name = word.partition("<<")
     if not marker or (digits and not (digits.isascii() and digits.isdigit())) or "<" in name:
         return None
@@ -290,7 +289,7 @@ def parse_heredoc(word: str) -> Heredoc | None:
 
 
 def _unquote(word: str) -> tuple[str, bool]:
-    """A word without quotes and escapes, as a shell reads it, and whether any of it was quoted."""
+    """Return a word without quotes and escapes, as a shell reads it, and True if any of it was quoted."""
     out: list[str] = []
     quote, quoted, place = "", False, 0
     while place < len(word):

@@ -1,6 +1,6 @@
 """Image references: ``[registry/]repository[:tag][@digest]`` (distribution/reference grammar).
 
-Hand-written and import-light: a name is checked on every cached build too.
+Hand-written, with few imports: a cached build checks names too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """Registry and repository, without tag and digest."""
+        """The registry and the repository, without tag and digest."""
         return f"{self.registry}/{self.repository}"
 
     @property
@@ -75,10 +75,10 @@ def parse_reference(text: str) -> Reference:
 
 
 def _split_registry(name: str) -> tuple[str, str]:
-    """The first component is a registry if it looks like a host (dot, port, localhost, capitals)."""
+    """Split the registry off: a first component that can be a host (dot, port, localhost, capitals)."""
     first, slash, rest = name.partition("/")
-    looks = "." in first or ":" in first or first == "localhost" or first != first.lower()
-    if not slash or not looks:
+    is_host = "." in first or ":" in first or first == "localhost" or first != first.lower()
+    if not slash or not is_host:
         repository = name if slash else _OFFICIAL + name
         return _DEFAULT_REGISTRY, repository
     _check_host(first)
@@ -115,7 +115,7 @@ def _check_repository(repository: str, whole: str) -> None:
 
 
 def _is_component(text: str) -> bool:
-    """Runs of lower-case letters and digits, joined by ".", "_", "__" or any number of "-"."""
+    """Return True for lower-case letters and digits, joined by ".", "_", "__" or any number of "-"."""
     separator = ""
     last_alnum = False
     for char in text:

@@ -1,8 +1,8 @@
-"""Structs: classes of named fields, declared as with ``dataclasses`` and much cheaper to import.
+"""Structs: classes of named fields, declared as with ``dataclasses``, and much cheaper to import.
 
-A build imports about a hundred of them. For each, ``dataclasses`` generates and compiles the text of up to
-seven functions, and it imports ``inspect``: half the start-up time of a build. Here all structs share
-functions that read the fields of the class as they run.
+A build imports about a hundred of them. For each, ``dataclasses`` generates and compiles up to seven
+functions, and it imports ``inspect``: half of the start-up time of a build. Structs share functions that
+read the fields of the class at run time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REQUIRED = object()
 
 
 class _Factory:
-    """A default that is made for each struct."""
+    """A default that is made anew for each struct."""
 
     __slots__ = ("make",)
 
@@ -36,11 +36,12 @@ def struct(made: C, /) -> C: ...
 def struct(*, frozen: bool = True, eq: bool = True) -> Callable[[C], C]: ...
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def struct(made: C | None = None, /, *, frozen: bool = True, eq: bool = True) -> C | Callable[[C], C]:
-    """Make a class of the annotated names of the class below it, which has no base.
+    """Return a class with the annotated names of the decorated class as its fields. That class has no base.
 
-    It has slots, takes its fields by place or name, shows them, is matched by place and can be pickled;
-    ``__post_init__`` is not called. A *frozen* one cannot be changed. With *eq* equal fields make equal
-    structs, with the same hash if they are frozen; without, each is equal to itself only.
+    A struct has slots, takes its fields by position or name, shows them in its repr, is matched by position,
+    and can be pickled. ``__post_init__`` is not called. A *frozen* struct cannot be changed. With *eq*
+    structs with equal fields are equal, and have the same hash if frozen; otherwise each is equal only to
+    itself.
     """
     if made is None:
         return lambda plain: _build(plain, frozen, eq)  # type: ignore[return-value]
@@ -48,9 +49,9 @@ def struct(made: C | None = None, /, *, frozen: bool = True, eq: bool = True) ->
 
 
 def fields(item: object) -> Mapping[str, object]:
-    """The fields of a struct or of its class, in order, with their defaults; none if it is something else.
+    """Return the fields of a struct or of its class, in order, with their defaults; none for other objects.
 
-    The default of one that must be given is REQUIRED.
+    A field without a default has REQUIRED.
     """
     found: Mapping[str, object] = getattr(item, "__struct_fields__", {})
     return found
@@ -89,7 +90,7 @@ def _initialiser(made: type) -> Callable[..., None]:
     def __init__(self: object, *args: object, **given: object) -> None:
         if given or len(args) != count:
             args = _arguments(made, args, given)
-        for setter, item in zip(setters, args):  # noqa: B905 - they are as many, and this is called often
+        for setter, item in zip(setters, args):  # noqa: B905 - the lengths are equal, and this is called often
             setter(self, item)
 
     return __init__

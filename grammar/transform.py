@@ -1,4 +1,4 @@
-"""Lark trees to nodes: one explicit function per rule of ``dockerfile.lark``."""
+"""Convert trees of lark to nodes: one function for each rule of ``dockerfile.lark``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grammar.structs import replace, struct
 
 _STAGE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz")
 _STAGE_REST = _STAGE_FIRST | frozenset("0123456789-_.")
-# Flags of RUN with few values, and the words for any other.
+# Flags of RUN with few values, and the message for any other value.
 _MODES = (
     ("network", ("default", "none", "host"), 'invalid network mode "{}"'),
     ("security", ("sandbox", "insecure"), 'security "{}" is not valid'),
@@ -29,7 +29,7 @@ ParseLine = Callable[[LogicalLine, str], ast.Instruction]
 
 @struct
 class Line:
-    """One parsed line: its keyword, checked flags, and argument tokens."""
+    """A parsed line: its keyword, checked flags, and argument tokens (lark.Token)."""
 
     keyword: str
     given: Given
@@ -48,7 +48,7 @@ class Line:
         return str(self.tokens[-1]) if self.tokens else ""
 
     def at(self, token: Any) -> Span:
-        """The span of one token."""
+        """Return the span of one token."""
         return self.source.span(token.start_pos, len(str(token).split("\n")[0]))
 
     def error(self, message: str, token: Any = None, hint: str = "") -> DockerfileError:
@@ -67,7 +67,7 @@ def transform(tree: Any, source: LogicalLine, escape: str, parse_line: ParseLine
     flags = [_flag(token, source, escape) for token in tokens if token.type == "FLAG"]
     arguments = tuple(token for token in tokens if token.type != "FLAG")
     if keyword == "ARG" or (keyword == "HEALTHCHECK" and arguments and arguments[0].type == "NONE"):
-        flags = []  # BuildKit does not look at them
+        flags = []  # BuildKit ignores them
     line = Line(keyword, check_flags(keyword, flags), arguments, source, escape, parse_line)
     return RULES[str(rule.data)](line)
 
@@ -79,7 +79,7 @@ def _flag(token: Any, source: LogicalLine, escape: str) -> ast.Flag:
 
 
 def _unquote(text: str, escape: str) -> str:
-    """Quotes and escapes taken off, as the flag scanner does."""
+    """Return *text* without quotes and escapes, as BuildKit reads flags."""
     out = []
     quote = ""
     escaped = False
@@ -100,9 +100,9 @@ def _unquote(text: str, escape: str) -> str:
 
 
 def json_array(line: Line) -> tuple[str, ...] | None:
-    """The rest of the line as a JSON array of texts; None when it is not JSON (then it is shell).
+    """Return the rest of the line as a JSON array of strings; None if it is not JSON (it is then shell).
 
-    An array that holds anything but texts is an error.
+    Raises DockerfileError for an array with other values.
     """
     text = line.rest.strip()
     if not text.startswith("["):
@@ -135,9 +135,8 @@ def _run(line: Line) -> ast.Run:
     command = _command(line)
     texts = [command.text] if isinstance(command, ast.ShellForm) else []
     heredocs = line.source.heredocs
-    if len(heredocs) != 1 or not heredocs[0].content.startswith(
-        "#!"
-    ):  # that is a file of its own, of any bytes
+    script = len(heredocs) == 1 and heredocs[0].content.startswith("#!")
+    if not script:  # a script becomes a file, which may have any bytes
         texts += [heredoc.body for heredoc in heredocs]
     _only_text(texts, line)
     for name, known, wrong in _MODES:
@@ -193,7 +192,7 @@ def _healthcheck(line: Line) -> ast.Healthcheck:
     if first.type == "NONE":
         if len(line.tokens) > 1:
             raise line.error("HEALTHCHECK NONE takes no arguments", line.tokens[1])
-        return ast.Healthcheck(line.span, None)  # its flags mean nothing
+        return ast.Healthcheck(line.span, None)  # its flags have no effect
     if first.type != "TEST":
         kind = str(first).split(None, 1)[0].upper()
         raise line.error(f'Unknown type "{kind}" in HEALTHCHECK (try CMD)', first)
@@ -217,7 +216,7 @@ class _Paths:
 
 
 def _paths(line: Line) -> _Paths:
-    """Sources and destination of COPY and ADD; here-documents are sources of their own."""
+    """Return the sources and the destination of COPY and ADD. Here-documents are listed separately."""
     argv = json_array(line)
     words: list[tuple[str, Span]] = []
     if argv is not None:
@@ -305,7 +304,7 @@ def _volume(line: Line) -> ast.Volume:
 
 
 def _key_values(line: Line) -> tuple[tuple[ast.Pair, ...], bool]:
-    """``k=v k2=v2``, or the old ``k rest of the line``; whether it was the old form."""
+    """Return the pairs of ``k=v k2=v2``, or of the legacy ``k rest of the line``; and True for the latter."""
     if not line.tokens:
         raise line.error(f"{line.keyword} requires at least one argument")
     first = line.tokens[0]
@@ -412,9 +411,9 @@ def _onbuild(line: Line) -> ast.Onbuild:
         trigger = line.parse_line(replace(line.source, text=line.rest, pieces=pieces), line.escape)
     except DockerfileError:
         if keyword in ("ENV", "LABEL", "ARG") and line.rest.split()[1:]:
-            raise  # of others BuildKit only looks at the name; they fail where they are triggered
+            raise  # BuildKit checks only the name of the others; they fail in the build that they trigger
     bodies = "".join(f"\n{heredoc.body}{heredoc.name}" for heredoc in line.source.heredocs)
-    text = line.source.text[start:]  # with the blanks at its end
+    text = line.source.text[start:]  # with its trailing blanks
     return ast.Onbuild(line.span, text + bodies, trigger)
 
 
