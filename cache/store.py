@@ -216,7 +216,7 @@ class Store:
         except OSError as error:
             raise CacheError(
                 f"removing what the store {self.root} holds: {error.strerror}: {error.filename}",
-                f"as root: rm -rf {self.root}",
+                f"run as root: rm -rf {self.root}",
             ) from None
 
     def _remove_orphans(self) -> None:

@@ -97,7 +97,7 @@ def _no_dockerfile(request: BuildRequest, path: str) -> BuildError:
         )
     hint = "name it with -f, or give its directory as the context"
     if not request.dockerfile and not os.path.lexists(path) and os.path.isfile(other):
-        hint = f"there is a Containerfile: pybuild -f {os.path.relpath(other)} ..."
+        hint = f"use -f {os.path.relpath(other)}, which is there"
     return BuildError(f"there is no Dockerfile at {path}{why_missing(path)}", hint, code=_NO_DOCKERFILE)
 
 
@@ -189,5 +189,5 @@ def _dockerfile_in(files: Files, wanted: str, environment: Environment) -> tuple
             return path, _limited(data, _DOCKERFILE_LIMIT, f"the Dockerfile {path}")
     hint = "name it with -f"
     if not wanted and tree.lookup("Containerfile") is not None:
-        hint = "there is a Containerfile: -f Containerfile"
+        hint = "use -f Containerfile, which is there"
     raise BuildError(f"there is no {wanted or 'Dockerfile'} in the context", hint, code=_NO_DOCKERFILE)

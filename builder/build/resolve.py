@@ -45,7 +45,7 @@ class StoreResolver:
             if self.policy == "never":
                 raise BuildError(
                     f"{reference.familiar} is not in the store, and --pull=never asks no registry",
-                    f"pybuild pull {reference.familiar}, or load it from an archive",
+                    f"run pybuild pull {reference.familiar}, or load it from an archive",
                     code="E-BASE-NOT-FOUND",
                 )
             if self.lazy and platform == host() and not self.metadata_only:

@@ -73,9 +73,7 @@ def _of_this_place(error: OSError) -> BuildError | None:
     """Return the error to show if *error* comes from a removed working directory or a missing /proc."""
     name = os.fsdecode(error.filename or "")
     if name.startswith("/proc/"):
-        return BuildError(
-            f"{name}: {error.strerror}", "is /proc mounted here, with all that is in it?", code="E-MACHINE"
-        )
+        return BuildError(f"{name}: {error.strerror}", "mount /proc with all its files", code="E-MACHINE")
     try:
         os.getcwd()
     except OSError:

@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             if action is None and word.startswith("-") and word != "-" and word[:2] not in shorts:
                 raise UsageError(
                     f"{self.prog} has no option {name}{suggestion(name, self._option_string_actions, 0.7)}",
-                    f"{self.prog} --help lists the options",
+                    f"see {self.prog} --help",
                 )
             if equals and name in OPTIONAL_VALUES and action is not None:
                 out.append((f"{OPTIONAL_VALUES[name]}={value}", None))
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         if message.startswith(_TOO_MANY):
             message = f"more arguments than {self.prog} takes: {message.removeprefix(_TOO_MANY)}"
-        raise UsageError(message, f"{self.prog} --help lists the options")
+        raise UsageError(message, f"see {self.prog} --help")
 
 
 def pair(item: str, option: str) -> tuple[str, str]:

@@ -145,7 +145,7 @@ def _volume(text: str) -> tuple[str, str, bool]:
         raise UsageError(f"--volume {text!r}: the root directory cannot be a volume")
     if "/" not in source and source not in (".", ".."):
         raise UsageError(
-            f"--volume {text!r}: named volumes are not supported", f"for a directory: ./{source}"
+            f"--volume {text!r}: named volumes are not supported", f"write ./{source} for a directory"
         )
     if not os.path.exists(source):
         raise UsageError(f"--volume {text!r}: there is no {source}")

@@ -100,7 +100,7 @@ class ContextSource:
         self._ignore_name = ignore.name
         self._sink = sink
         self._scanned = scanned
-        # What the build took from the context, for replay: digest by path, listed folders.
+        # What the build took from the context, for replay: digest by path, listed directories.
         self.digests: dict[Selector, str] = {}
         self.listed: set[str] = set()
 

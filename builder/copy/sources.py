@@ -170,7 +170,7 @@ def filter_of(ignore: Ignore, selected: Selected) -> ScanFilter | None:
     try:
         return scan_filter(ignore, selected.selector)
     except IgnoreError as error:
-        raise CopyError(f"the pattern {error}", "patterns of --exclude are those of .dockerignore") from None
+        raise CopyError(f"the pattern {error}", "write patterns of --exclude as in .dockerignore") from None
 
 
 def _broken_link(path: str, tree: Tree) -> str:

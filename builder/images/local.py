@@ -53,7 +53,7 @@ def find(store: Store, name: str) -> tuple[Digest, ImageConfig]:
     if image is None:
         raise BuildError(
             f"there is no image {name!r} in the store {store.root}",
-            "pybuild images lists them",
+            "run pybuild images for a list",
             code="E-IMAGE-NOT-FOUND",
         )
     return image, config_of(store, image)

@@ -63,4 +63,4 @@ class StageContext:
 
 def unsupported(what: str, span: Span) -> PlanError:
     """Return the error for syntax that is parsed but cannot be executed. No step has run at that time."""
-    return PlanError(f"{what} is not supported yet", span, "docs/dockerfile-support.md lists what is")
+    return PlanError(f"{what} is not supported yet", span, "see docs/dockerfile-support.md")

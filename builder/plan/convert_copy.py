@@ -95,7 +95,7 @@ def _remote(
         if len(kept) > 1:
             raise ValueError("inconsistent keep-git-dir configuration")
     except (ValueError, CacheError) as error:
-        hint = "ADD takes URLs and git repositories" if isinstance(node, ast.Copy) else ""
+        hint = "use ADD for URLs and git repositories" if isinstance(node, ast.Copy) else ""
         raise PlanError(str(error), node.span, hint) from None
     return git.op(True in kept, checksum)
 

@@ -165,7 +165,7 @@ class Session:
         return self._credentials[repository]
 
     def _login_hint(self) -> str:
-        return "; ".join([*self._warnings, f"pybuild login {self.name}"])
+        return "; ".join([*self._warnings, f"run pybuild login {self.name}"])
 
     def failure(self, response: Response, what: str) -> RegistryError:
         """Return the error for an answer with an unexpected status."""
@@ -174,7 +174,7 @@ class Session:
         if response.status == 404:
             return NotFound(f"{what} does not exist ({detail})", "check the name and the tag")
         if response.status in (401, 403):
-            hint = f"{self._login_hint()}, as a user who may"
+            hint = f"{self._login_hint()}, as a user with access"
             return Unauthorized(f"{what}: not allowed with these credentials ({detail})", hint)
         return RegistryError(f"{self.name} answered {response.status} for {what}: {detail}")
 

@@ -364,7 +364,7 @@ class Transport:
             )
         if "EOF" in text or "timed out" in text:
             return BrokenOff(text)
-        hint = f"if it speaks plain HTTP: --insecure-registry {host}" if "WRONG_VERSION" in text else ""
+        hint = f"use --insecure-registry {host} if it speaks plain HTTP" if "WRONG_VERSION" in text else ""
         return Untrusted(f"{host} speaks no TLS that this machine does: {text[:_DETAIL]}", hint)
 
     def resolve(self, source: str, location: str) -> str:

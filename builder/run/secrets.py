@@ -37,7 +37,7 @@ def find_secret(secrets: Mapping[str, Secret], name: str) -> str:
 def one_line(value: str, name: str) -> str:
     """*value*, which is to be a header. Raises BuildError where it cannot be one, without saying it."""
     if not value.isascii() or not value.isprintable():
-        raise SecretError(f"secret {name}: it cannot be sent as a header", "it has to be one line of ASCII")
+        raise SecretError(f"secret {name}: it cannot be sent as a header", "give it as one line of ASCII")
     return value
 
 

@@ -143,7 +143,7 @@ def enter(protect: bool = True) -> None:
     if code == _NEWGIDMAP_FAILED:
         raise RootlessError(
             "newgidmap did not map the ids that /etc/subgid gives this user",
-            "it has to be setuid root or have cap_setgid, and the ranges have to be right",
+            "make it setuid root, or give it cap_setgid, and check the ranges",
         )
     if code:
         _map_own_id(outside)

@@ -1,1 +1,1 @@
-"""Shared caches: what steps gave, taken from and left in a folder, a registry or an image (docs/cache.md)."""
+"""Shared caches: layers of steps, in a directory, a registry or an image (docs/cache.md)."""

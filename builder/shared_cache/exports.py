@@ -43,7 +43,7 @@ class StepResult:
 @struct
 class Known:
     """The results of a build. ``last`` are the keys of the steps whose layers the image holds, ``mounts`` the
-    cache mounts by their ids: their names, and their folders, "" for one that is not there.
+    cache mounts by their ids: their names, and their directories, "" for one that is not there.
     """
 
     steps: tuple[StepResult, ...]

@@ -34,7 +34,7 @@ def check_name(name: str) -> None:
     if name.startswith(WHITEOUT_PREFIX):
         raise LayerError(
             f"a file is named {name!r}, which in a layer means that another one is deleted",
-            "no image can hold a name that begins with .wh.",
+            "rename it: no image can hold a name that begins with .wh.",
         )
 
 

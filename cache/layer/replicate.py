@@ -46,7 +46,7 @@ def _file(source: int, path: str, target: int, name: str, found: os.stat_result)
         try:
             if found.st_size:
                 _content(there, here, found.st_size)
-            set_owner(here, found.st_uid, found.st_gid)  # a setgid folder has handed down its group
+            set_owner(here, found.st_uid, found.st_gid)  # a setgid directory has handed down its group
             for key, value in image_xattrs(there):
                 os.setxattr(here, key, value)
             os.fchmod(here, stat.S_IMODE(found.st_mode))

@@ -112,7 +112,7 @@ def test_words_blame_what_is_wrong(pybuild: Pybuild, words: tuple[str, ...], say
     [
         (("-f", "broken", "c"), "broken is a link to gone, which is not there"),
         (("linked",), "linked/Dockerfile is a link to gone, which is not there"),
-        (("other",), "there is a Containerfile: pybuild -f other/Containerfile"),
+        (("other",), "use -f other/Containerfile"),
         (("dangling",), "hint: /lnk is a link to gone, which is not there"),
         (("load", "broken"), "broken is a link to gone, which is not there"),
     ],

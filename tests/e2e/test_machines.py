@@ -259,7 +259,7 @@ def test_machine_without_settings(pybuild: Pybuild) -> None:
     for hidden, words, said in (
         ("/proc/sys", f"--no-cache {NONE}", ""),
         ("/proc/sys", "--no-cache", "/proc/sys/net/ipv4"),
-        ("/proc", f"--no-cache {NONE}", "is /proc mounted here"),
+        ("/proc", f"--no-cache {NONE}", "mount /proc with all its files"),
     ):
         script = f'mount -t tmpfs tmpfs {hidden} && exec "$@"'
         done = subprocess.run(

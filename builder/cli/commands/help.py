@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, invocation: Invocation) -> int:
     known = pages if code.startswith("E-") else NAMES
     raise UsageError(
         f"no such command or error code: {topic}{suggestion(topic, known)}",
-        "pybuild help lists the commands, docs/errors.md the error codes",
+        "see pybuild help for the commands, docs/errors.md for the error codes",
     )
 
 

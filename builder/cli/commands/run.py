@@ -107,7 +107,7 @@ def run_image(opened: ContainerStore, launcher: Launcher, request: RunRequest) -
     store, chroot = opened.store, opened.isolation == CHROOT
     changes = request.changes
     if chroot and (changes.volumes or changes.ports):
-        raise UsageError("-v and -p need namespaces, which this place forbids", "pybuild doctor says more")
+        raise UsageError("-v and -p need namespaces, which this container forbids", "run pybuild doctor")
     _image, config = find(store, request.image)
     argv = _command(request, config)
     env = {"PATH": DEFAULT_PATH, **config.env, **dict(changes.env)}
