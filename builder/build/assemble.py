@@ -1,4 +1,4 @@
-"""A solved plan to an image: diff IDs, history with times, config."""
+"""Assemble the image config of a solved plan: diff IDs, and history with times."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from builder.plan.ops import FromImage
 from cache.digest import DiffId
 from grammar.structs import replace
 
-# What readers of a history know lines by: those of a file, those of layers that had none.
+# Comments of history lines: from a Dockerfile, and for layers of a base image without history.
 _COMMENT, _EXPORTER = "buildkit.dockerfile.v0", "buildkit.exporter.image.v0"
 
 
 def assemble(plan: Plan, diff_ids: tuple[DiffId, ...], created: Callable[[Step], int]) -> ImageConfig:
-    """The config of the image that *plan* describes, its layers being *diff_ids*.
+    """Return the config of the image that *plan* describes, with the layers *diff_ids*.
 
-    *created* gives the time in nanoseconds at which a step's layer was made. Lines without
-    a layer take the time of a layer near them, so that a cached build gives the same image.
-    With an epoch everything new has that time (T89).
+    *created* returns the time at which a step's layer was made, in nanoseconds. Lines without a layer take
+    the time of a layer near them, so that a cached build gives the same image. With an epoch all new lines
+    have that time (T89).
     """
 
     def time(step: Step | None) -> str:
@@ -38,7 +38,7 @@ def assemble(plan: Plan, diff_ids: tuple[DiffId, ...], created: Callable[[Step],
 
 
 def _fitting(plan: Plan) -> list[History]:
-    """The base's history, with as many lines that have a layer as the base has layers."""
+    """Return the history of the base image, with as many lines with a layer as the image has layers."""
     bottom = plan.root
     while bottom is not None and bottom.parent is not None:
         bottom = bottom.parent
@@ -54,7 +54,10 @@ def _fitting(plan: Plan) -> list[History]:
 
 
 def _fill_times(history: list[History]) -> list[History]:
-    """Times for the lines that have none: of the first new layer at first, then of the last (T87)."""
+    """Return *history* with times for the lines without one.
+
+    They take the time of the first new layer; after that layer, the time of the last line before them (T87).
+    """
     time = ""
     missing = False
     for item in history:
@@ -76,7 +79,7 @@ def _fill_times(history: list[History]) -> list[History]:
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """A time as image configs write it, to the microsecond, in UTC."""
+    """Return a time in the form of image configs: to the microsecond, in UTC."""
     whole, part = divmod(nanoseconds, 1_000_000_000)
     moment = datetime.datetime.fromtimestamp(whole, datetime.UTC)
     fraction = f".{part // 1000:06d}" if part >= 1000 else ""

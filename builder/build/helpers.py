@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The launcher and, where they may be needed, a network and a packing process. A context manager.
+    """The launcher and, if they may be needed, the network helper and the packing process. A context manager.
 
-    Enter it before heavy imports and before any thread: its processes are forked from this
-    one. Leaving it ends every container.
+    Enter it before heavy imports and before any thread starts: its processes are forked from this one. The
+    exit ends all containers.
     """
 
     def __init__(
         self, store: Store, network: bool, copies: bool = False, isolation: Isolation = NAMESPACES
     ) -> None:
-        """*network* is whether containers need one, *copies* whether files are copied."""
+        """Fork the processes: with *network*, one for containers' networks; with *copies*, one that packs."""
         self._isolation = isolation
         self._setting = Setting(
             store=store.root,

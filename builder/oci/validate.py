@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, assert_never
 
 from builder.errors import BuildError
 from builder.oci import media_types
@@ -38,6 +38,8 @@ def validate(top: Descriptor, open_blob: Open) -> None:
             _validate_index(index, top, open_blob)
         case Manifest() as manifest:
             _validate_manifest(manifest, top, open_blob, None)
+        case other:
+            assert_never(other)
 
 
 def _document(at: Descriptor, open_blob: Open) -> Index | Manifest:
@@ -62,6 +64,8 @@ def _validate_index(index: Index, at: Descriptor, open_blob: Open) -> None:
             case Manifest() as manifest:
                 _validate_attachment(entry, digests, at)
                 _validate_manifest(manifest, descriptor, open_blob, entry)
+            case other:
+                assert_never(other)
 
 
 def _validate_attachment(entry: Entry, digests: set[object], at: Descriptor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from builder.errors import BuildError
 from builder.oci import media_types
@@ -82,6 +82,8 @@ def _of_index(index: Index, walk: _Walk, depth: int) -> Iterator[Manifest]:
                     yield manifest
             case None:
                 pass
+            case other:
+                assert_never(other)
 
 
 def by_rank(index: Index, wanted: Platform | None) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 from builder.errors import PlanError
 from builder.plan.graph import Step
@@ -33,6 +34,8 @@ def number(origin: Origin, sources: tuple[Step, ...]) -> tuple[int, str, tuple[S
             return CONTEXT, origin.name, sources
         case Step():
             return len(sources), "", (*sources, origin)
+        case _:
+            assert_never(origin)
 
 
 @struct

@@ -297,6 +297,8 @@ def _healthcheck(node: ast.Healthcheck, state: StageState) -> StageState:
             test = ["CMD-SHELL", text]
         case ast.ExecForm(argv):
             test = ["CMD", *argv]
+        case _:
+            assert_never(node.command)
     settings: dict[str, object] = {"Test": test}
     settings |= {name: value for name, value in durations.items() if value}
     if retries:

@@ -1,8 +1,8 @@
-"""Mounts of a step without mounts: what is to be seen at a path is put there, and taken away after the step.
+"""Emulate a step's mounts where mount(2) is unavailable: place files at the targets, remove them afterwards.
 
-What the image has there is set aside meanwhile. A cache's entries are moved into the root and back; a
-journal in the session's folder names where they are, so that the sweep after a kill brings them home.
-What is mounted read-only is a copy, and is compared afterwards, as root of a step can write to it.
+The image's own entry at a target is set aside meanwhile. The entries of a cache are moved into the root and
+back. A journal in the session's directory names their location, so that the sweep after a kill moves them
+back. A read-only mount is a copy, and is compared afterwards: root of a step can write to it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def placed(
 
 @contextlib.contextmanager
 def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]:
-    """One mount, at its target, links followed inside the root."""
+    """Place one mount at its target. Symlinks are resolved inside the root."""
     is_folder = mount["kind"] != "file" and not _is_file(store, mount)
     with contextlib.ExitStack() as stack:
         folder, name, is_there = _target(root, mount["target"], is_folder, stack)
@@ -62,12 +62,12 @@ def _at(store: Store, root: int, aside: str, mount: MountSpec) -> Iterator[None]
                 kept.take_back()
                 remove_tree(os.fsdecode(name), dir_fd=folder)
                 if is_there:
-                    with contextlib.suppress(FileNotFoundError):  # the step has removed the folder it was in
+                    with contextlib.suppress(FileNotFoundError):  # the step has removed its directory
                         os.rename(spare, name, dst_dir_fd=folder)
 
 
 class _Placed:
-    """What stands at a target: how to see that it was left alone, and how it is taken from there."""
+    """An entry at a target: checks that the step left it in place, and removes it."""
 
     def __init__(self, folder: int, name: bytes, mount: MountSpec) -> None:
         self.fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -104,7 +104,7 @@ class _Placed:
 
 
 class _Moved(_Placed):
-    """Entries of a folder of the store, which are there alone while a step has them."""
+    """The entries of a directory of the store, moved to a target while a step uses them."""
 
     def __init__(self, folder: int, name: bytes, mount: MountSpec, store: Store, home: str) -> None:
         super().__init__(folder, name, mount)
@@ -143,7 +143,7 @@ def _file(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Placed:
 
 
 class _Replaceable(_Placed):
-    """A small file, of which nothing is kept: a step may do with it what it likes."""
+    """A small file that is discarded: a step may change or move it."""
 
     def check(self) -> None:
         pass
@@ -164,7 +164,7 @@ def _of_store(store: Store, folder: int, name: bytes, mount: MountSpec) -> _Plac
     os.mkdir(name, 0o700, dir_fd=folder)
     os.chown(name, found.st_uid, found.st_gid, dir_fd=folder)
     os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=folder)
-    if mount["read_only"]:  # root of a step could write to it all the same
+    if mount["read_only"]:  # a copy, as root of a step can write to it
         with _opened(folder, name) as place:
             apply_layer(home, f"/proc/self/fd/{place}/.")
         return _Placed(folder, name, mount)
@@ -184,7 +184,7 @@ _MAKERS = {"file": _file, "tmpfs": _made_folder, "store": _of_store}
 
 
 def _source(store: Store, mount: MountSpec) -> str:
-    """The file or folder of the store that *mount* shows; links in it stay inside."""
+    """Return the file or directory of the store that *mount* shows. Symlinks in it are resolved inside."""
     top = os.open(store.path(os.fsdecode(mount["path"])), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         place = open_in_root(top, mount["source"], os.O_PATH)
@@ -203,16 +203,16 @@ def _is_file(store: Store, mount: MountSpec) -> bool:
 
 
 def _target(root: int, path: bytes, is_folder: bool, stack: contextlib.ExitStack) -> tuple[int, bytes, bool]:
-    """Where *path* leads: a folder, by a descriptor, the name in it, and whether there is something.
+    """Resolve *path*: return a descriptor of the directory, the name in it, and True if that exists.
 
-    Folders that are missing are made, and taken back by *stack* if they are empty then.
+    Missing directories are made; *stack* removes them if they are empty at its end.
     """
     try:
         place = open_in_root(root, path, os.O_PATH)
     except FileNotFoundError:
         above, _, name = path.rstrip(b"/").rpartition(b"/")
         folder = _open_or_make(root, above, stack)
-        try:  # a link to nowhere is a place itself
+        try:  # the target can be a dangling symlink
             os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return folder, name, False
@@ -235,7 +235,7 @@ def _target(root: int, path: bytes, is_folder: bool, stack: contextlib.ExitStack
 
 
 def _open_or_make(root: int, path: bytes, stack: contextlib.ExitStack) -> int:
-    """A descriptor of the folder *path*, links followed inside the root."""
+    """Return a descriptor of the directory *path*. Symlinks are resolved inside the root."""
     try:
         folder = open_in_root(root, path or b"/", os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -256,7 +256,7 @@ def _remove_empty(folder: int, name: bytes) -> None:
 
 @contextlib.contextmanager
 def _undated(folder: int) -> Iterator[None]:
-    """Leave the folder the times that it has."""
+    """Restore the times of the directory after the block."""
     before = os.fstat(folder)
     try:
         yield
