@@ -44,7 +44,7 @@ def enter_isolation(options: argparse.Namespace) -> Isolation:
     if wanted == CHROOT:
         if missing := probe.missing_for_chroot():
             raise BuildError(
-                f"--isolation=chroot cannot be had here: {missing}", _no_isolation_hint(missing), code=_CODE
+                f"--isolation=chroot is unavailable here: {missing}", _no_isolation_hint(missing), code=_CODE
             )
         return CHROOT
     if is_real_root():
@@ -96,9 +96,9 @@ def _wanted(options: argparse.Namespace) -> str:
 
 
 def _falls_back(wanted: str, required: bool) -> bool:
-    """Return True if containers are chroots because namespaces cannot be had.
+    """Return True if containers are chroots because namespaces are unavailable.
 
-    With *required*, raise BuildError where chroots cannot be had either.
+    With *required*, raise BuildError if chroots are unavailable too.
     """
     from builder.runtime import probe
 
@@ -107,7 +107,7 @@ def _falls_back(wanted: str, required: bool) -> bool:
     missing = probe.missing_for_chroot()
     if missing and required:
         raise BuildError(
-            f"this place allows neither namespaces nor what stands in for them: {missing}",
+            f"neither namespaces nor chroots are available here: {missing}",
             _no_isolation_hint(missing),
             code=_CODE,
         )
@@ -117,7 +117,7 @@ def _falls_back(wanted: str, required: bool) -> bool:
 def _no_isolation_hint(missing: str) -> str:
     """What to change where containers cannot even be chroots."""
     if "CAP_" not in missing:
-        return "pybuild doctor says what this place allows, and docs/containers.md what to change"
+        return "run pybuild doctor to see what is missing; docs/containers.md says what to change"
     return (
         "give root of the container the capabilities CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID and "
         "SYS_CHROOT, as docker and podman do, or user namespaces (a pod with hostUsers: false); "

@@ -9,7 +9,7 @@ ContainerError          root
 
 
 class ContainerError(Exception):
-    """Something that a container needs cannot be had."""
+    """Something that a container needs is unavailable."""
 
 
 class RootlessError(ContainerError):

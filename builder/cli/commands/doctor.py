@@ -81,8 +81,8 @@ def _isolation(real: bool) -> Check:
     return Check(
         "isolation",
         _LESS,
-        "namespaces, with the /proc of this container, parts of which are masked",
-        "for a /proc of their own: podman run --security-opt unmask=ALL, docker run --security-opt "
+        "namespaces, with the partly masked /proc of this container",
+        "give steps a /proc of their own: podman run --security-opt unmask=ALL, docker run --security-opt "
         "systempaths=unconfined, procMount: Unmasked in a pod with hostUsers: false",
     )
 
@@ -144,17 +144,17 @@ def _identity(real: bool, one: bool) -> Check:
         return Check(
             "user",
             _LESS,
-            f"a user with one id; the {ranges} more are not mapped ({why}): what steps chown keeps its owner",
-            "give it one, as by: useradd --uid N NAME" if nameless
-            else "newuidmap and newgidmap have to be setuid root, and the ranges to be this user's alone",
+            f"a user with one id; the {ranges} more are not mapped ({why}): chown in steps has no effect",
+            "add an entry: useradd --uid N NAME" if nameless
+            else "make newuidmap and newgidmap setuid root, and give no other user the same ranges",
         )  # fmt: skip
     what = "newuidmap and newgidmap are missing" if ranges else "no more ids in /etc/subuid and /etc/subgid"
     user = os.environ.get("USER") or str(os.geteuid())
     return Check(
         "user",
         _LESS,
-        f"a user with one id ({what}): what steps chown keeps its owner",
-        "install uidmap, and as root: usermod --add-subuids 100000-165535 "
+        f"a user with one id ({what}): chown in steps has no effect",
+        "install uidmap, and run as root: usermod --add-subuids 100000-165535 "
         f"--add-subgids 100000-165535 {user}",
     )
 
@@ -195,8 +195,8 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
                 "overlayfs",
                 lambda: probe.in_container(lambda: probe.mount_overlay(folder), True),
                 f"on the file system of {place}",
-                "steps have plain copies of their roots; faster is a --root on ext4, xfs, btrfs or tmpfs, in "
-                "a container on a volume, with Linux 5.11 or newer",
+                "use a --root on ext4, xfs, btrfs or tmpfs (in a container, on a volume) and Linux 5.11 or "
+                "newer: without overlayfs each step copies its root, which is slow",
                 _LESS,
             )
     except OSError as error:
@@ -206,7 +206,7 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
         "a /sys for steps",
         lambda: probe.in_container(probe.mount_sysfs, not shifted),
         "a new one can be mounted",
-        "the container that this runs in hides parts of its own; steps get that one, read-only",
+        "run pybuild outside a container for a full /sys: steps get this container's, read-only",
         _LESS,
     )
     yield from _network(shifted)
@@ -219,7 +219,7 @@ def _inside(root: str, real: bool) -> Iterator[Check]:
     yield _landlock()
     yield _tried(
         "FUSE", lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), "/dev/fuse can be opened",
-        "only a step with --device /dev/fuse would need it", _LESS,
+        "nothing to do, unless a step uses --device /dev/fuse", _LESS,
     )  # fmt: skip
     yield from _programs()
 
@@ -231,13 +231,13 @@ def _landlock() -> Check:
     return Check(
         "Landlock",
         _LESS,
-        "not on: unpacking is guarded by path resolution alone",
-        "boot with landlock among the lsm= modules, on a kernel of 5.19 or newer",
+        "unavailable: only path resolution protects unpacking",
+        "boot Linux 5.19 or newer with landlock among the lsm= modules",
     )
 
 
 def _programs() -> Iterator[Check]:
-    for name, why in (("git", "for ADD and contexts of repositories"), ("ssh", "for git over ssh")):
+    for name, why in (("git", "needed for git repositories"), ("ssh", "needed for git over ssh")):
         path = shutil.which(name)
         advice = "" if path else f"install {name}"
         yield Check(name, _GOOD if path else _LESS, path or f"not installed: {why}", advice)
@@ -245,13 +245,13 @@ def _programs() -> Iterator[Check]:
 
 def _mapped_mounts(able: bool, place: str) -> Check:
     if able:
-        found = f"on the file system of {place}: steps have ids of their own, nobody else's"
+        found = f"on the file system of {place}: steps have ids that no user has"
         return Check("mounts with mapped ids", _GOOD, found)
     return Check(
         "mounts with mapped ids",
         _LESS,
         f"not on the file system of {place}: root of a step is this machine's own root",
-        "use a --root on ext4, xfs, btrfs or tmpfs, and a kernel of 5.12 or newer",
+        "use a --root on ext4, xfs, btrfs or tmpfs, and Linux 5.12 or newer",
     )
 
 
@@ -275,7 +275,7 @@ def _network(real: bool) -> Iterator[Check]:
         "network",
         _LESS,
         "neither pasta nor slirp4netns, or no /dev/net/tun: steps share this machine's network",
-        "install passt, and see that /dev/net/tun can be opened",
+        "install passt, and make /dev/net/tun accessible",
     )
 
 
@@ -310,7 +310,7 @@ def _limits() -> Check:
         "limits",
         _LESS,
         f"can be set: {found}",
-        "run it in a cgroup that is delegated to this user, as by systemd-run --user --scope -p Delegate=yes",
+        "run it in a cgroup delegated to this user: systemd-run --user --scope -p Delegate=yes pybuild",
     )
 
 
