@@ -288,7 +288,7 @@ def test_emulator_that_the_kernel_does_not_hold(pybuild: Pybuild, emulator: None
     context = pybuild.context(FOREIGN, {"sh": foreign_program()})
     (context / "sh").chmod(0o755)
     said = pybuild(NONE, f"--platform={OTHER}", "--no-cache", context).failed().err
-    assert "registered without the F flag" in said and "Dockerfile:3" in said
+    assert "with the F flag" in said and "looks for qemu in the image" in said and "Dockerfile:3" in said
 
 
 def test_not_emulated(pybuild: Pybuild) -> None:
@@ -297,7 +297,9 @@ def test_not_emulated(pybuild: Pybuild) -> None:
     (context / "sh").chmod(0o755)
     said = pybuild(NONE, f"--platform={OTHER}", "--no-cache", context).failed().err
     assert (
-        f"does not run programs for {ARCH}" in said and "qemu-user-static" in said and "Dockerfile:3" in said
+        f"register qemu for {ARCH}, whose programs" in said
+        and "qemu-user-static" in said
+        and "Dockerfile:3" in said
     )
 
 
