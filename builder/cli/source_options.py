@@ -84,7 +84,10 @@ def named_context(item: str) -> tuple[str, NamedContext]:
 
 def secret(text: str) -> tuple[str, Secret]:
     """Return ID and source of a ``--secret``; the default is a variable or file named like the ID."""
-    fields = parse_fields(text, "--secret")
+    try:
+        fields = parse_fields(text, "--secret")
+    except UsageError:
+        fields = {}  # the error below shows the form
     name, kind = fields.pop("id", ""), fields.pop("type", "")
     file = fields.pop("src", "") or fields.pop("source", "")
     variable = fields.pop("env", "")

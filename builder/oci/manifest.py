@@ -87,6 +87,12 @@ class Manifest:
         text = self.value.get("artifactType")
         return text if isinstance(text, str) else None
 
+    @property
+    def config_type(self) -> str:
+        """The media type of the config as the manifest states it, unchecked; empty where it states none."""
+        config = self.value.get("config")
+        return str(config.get("mediaType", "")) if isinstance(config, dict) else ""
+
     def config(self) -> Descriptor:
         """Return the descriptor of the config. Raises BuildError where it is malformed."""
         return parse_descriptor(self.value.get("config"), "the config")

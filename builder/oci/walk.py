@@ -98,7 +98,6 @@ def by_rank(index: Index, wanted: Platform | None) -> list[Entry]:
 
 def _serves(manifest: Manifest, walk: _Walk, wanted: Platform) -> bool:
     """Return whether the config of an image without a stated platform runs on *wanted*."""
-    config = manifest.config()
-    if not media_types.is_image_config(config.media_type):
+    if not media_types.is_image_config(manifest.config_type):
         return False
-    return rank(walk.source.config(config).platform.to_json(), wanted) > 0
+    return rank(walk.source.config(manifest.config()).platform.to_json(), wanted) > 0

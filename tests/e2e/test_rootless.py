@@ -155,11 +155,11 @@ def test_cached_without_a_namespace(users: tuple[Rootless, Rootless]) -> None:
 
 IN_A_NAMESPACE = """
 import os, sys
-from builder.runtime import probe, syscalls
+from builder.runtime import id_maps, syscalls
 ready, go = os.pipe()
 pid, _pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER)
 if pid:
-    probe.write_maps(pid, True)
+    id_maps.write_maps(pid, id_maps.own_maps())
     os.write(go, b"1")
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 os.read(ready, 1)
