@@ -22,9 +22,9 @@ def test_generated_files_are_up_to_date() -> None:
 @pytest.mark.parametrize(
     ("shell", "file"),
     [
-        ("bash", "share/bash-completion/completions/pybuild"),
-        ("zsh", "share/zsh/site-functions/_pybuild"),
-        ("fish", "share/fish/vendor_completions.d/pybuild.fish"),
+        ("bash", "scripts/share/bash-completion/completions/pybuild"),
+        ("zsh", "scripts/share/zsh/site-functions/_pybuild"),
+        ("fish", "scripts/share/fish/vendor_completions.d/pybuild.fish"),
     ],
 )
 def test_completions_are_valid(shell: str, file: str) -> None:
@@ -46,7 +46,7 @@ def test_completions_are_valid(shell: str, file: str) -> None:
 def test_bash_completes(line: str, expected: str, tmp_path: Path) -> None:
     words = line.split(" ")
     script = (
-        f"source {ROOT}/share/bash-completion/completions/pybuild; COMP_WORDS=({line}); "
+        f"source {ROOT}/scripts/share/bash-completion/completions/pybuild; COMP_WORDS=({line}); "
         f'COMP_CWORD={len(words) - 1}; _pybuild; echo "${{COMPREPLY[@]}}"'
     )
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
