@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from builder.errors import Cancelled
 from builder.plan.graph import Step
 
+_TICK = 0.25  # seconds after which the main thread looks whether a signal has come
 _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 
 
@@ -41,7 +42,9 @@ class Schedule:
             self._hire(len(self._ready))
             try:
                 while self._threads:
-                    self._changed.wait()
+                    # A signal that comes just before a wait does not end it: without a limit the wait
+                    # could last as long as the step.
+                    self._changed.wait(_TICK)
             except BaseException:  # Ctrl-C arrives here, in the main thread
                 self._fail(Cancelled())
                 # Steps end at once; a thread that waits for a silent server ends with this process.

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+_TICK = 0.25  # seconds after which a wait looks whether a signal has come
+
 
 def each(work: Callable[[_T], object], items: Iterable[_T], at_once: int) -> None:
     """Call *work* on every item, in at most *at_once* threads.
@@ -14,11 +16,13 @@ def each(work: Callable[[_T], object], items: Iterable[_T], at_once: int) -> Non
     Raises the first error, and Ctrl-C, at once: items that are not started are dropped, and running calls
     are not waited for.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     pool = ThreadPoolExecutor(at_once)
     try:
         for job in [pool.submit(work, item) for item in items]:
+            while not job.done():  # a signal that comes just before a wait does not end it
+                wait([job], _TICK)
             job.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
