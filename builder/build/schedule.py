@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from builder.errors import Cancelled
 from builder.plan.graph import Step
+from cache.waits import SIGNAL_TICK
 
-_TICK = 0.25  # seconds after which the main thread looks whether a signal has come
 _PATIENCE = 1.0  # seconds that a cancelled build waits for what is going on
 
 
@@ -42,9 +42,7 @@ class Schedule:
             self._hire(len(self._ready))
             try:
                 while self._threads:
-                    # A signal that comes just before a wait does not end it: without a limit the wait
-                    # could last as long as the step.
-                    self._changed.wait(_TICK)
+                    self._changed.wait(SIGNAL_TICK)
             except BaseException:  # Ctrl-C arrives here, in the main thread
                 self._fail(Cancelled())
                 # Steps end at once; a thread that waits for a silent server ends with this process.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-_T = TypeVar("_T")
+from cache.waits import SIGNAL_TICK
 
-_TICK = 0.25  # seconds after which a wait looks whether a signal has come
+_T = TypeVar("_T")
 
 
 def each(work: Callable[[_T], object], items: Iterable[_T], at_once: int) -> None:
@@ -21,8 +21,8 @@ def each(work: Callable[[_T], object], items: Iterable[_T], at_once: int) -> Non
     pool = ThreadPoolExecutor(at_once)
     try:
         for job in [pool.submit(work, item) for item in items]:
-            while not job.done():  # a signal that comes just before a wait does not end it
-                wait([job], _TICK)
+            while not job.done():
+                wait([job], SIGNAL_TICK)
             job.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)

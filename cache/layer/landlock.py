@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cache.kernel import landlock_allow, landlock_restrict, landlock_ruleset, landlock_version
+from cache.waits import SIGNAL_TICK
 
 _T = TypeVar("_T")
 
@@ -54,7 +55,8 @@ def confined(places: Sequence[str], work: Callable[[], _T]) -> _T:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(SIGNAL_TICK)
     except BaseException:  # Ctrl-C, in the main thread; unfinished work is in a draft
         thread.join(_PATIENCE)
         raise

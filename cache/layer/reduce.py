@@ -1,7 +1,7 @@
 """Turn an upper directory that a step wrote into a layer that stands on its own.
 
 What overlayfs leaves is reduced to what really changed, as BuildKit's differ does (T77, T79, T80).
-Whiteouts of nothing are removed, and so are copied-up files and directories that did not change
+Whiteouts that hide nothing are removed, and so are copied-up files and directories that did not change
 (cache.layer.same). Opaque directories become explicit whiteouts. The rest can be packed without reading
 any other layer.
 """

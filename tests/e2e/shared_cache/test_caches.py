@@ -157,7 +157,7 @@ def test_caches_of_many_who_share_a_step(fresh: Pybuild, empty: Pybuild, tmp_pat
 
 
 def test_no_cache(fresh: Pybuild, tmp_path: Path) -> None:
-    """--no-cache asks no cache, and what comes out is what the shared one has then."""
+    """--no-cache reads no cache. The new results replace those in the shared cache."""
     context, cache = fresh.context(TEXT, FILES), f"{tmp_path}/cache"
     fresh(NONE, f"--cache-to=type=local,dest={cache},mode=max", context).ok()
     options = (f"--cache-from=type=local,src={cache}", f"--cache-to=type=local,dest={cache},mode=max")
